@@ -1,0 +1,233 @@
+"""Model YAML (the YOLOv5/YOLOv7 form) -> Detector: modules numbered in file order, `model.N`, run in that order.
+
+A row is `[from, number, module, args]`: from = -1 (the row before), another relative or absolute row number, or a list of them; number = how often
+the module is repeated (times depth_multiple); channel arguments are scaled by width_multiple and rounded up to a multiple of 8.
+Words in args (nc, anchors, None, nn.LeakyReLU(0.1), ...) are looked up, never evaluated.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from models import csp, layers
+from models.head import Detect, Head, IDetect, Part
+from models.loss import Criterion, LossSettings
+
+Build = Callable[..., nn.Module]
+
+_NAMED: tuple[Build, ...] = (
+    layers.Conv, layers.DWConv, layers.Concat, layers.Shortcut, layers.MP, layers.SP, layers.ReOrg, layers.Contract, layers.Focus, layers.DownC,
+    layers.Stem, layers.RepConv, layers.CBAM, csp.Bottleneck, csp.C3, csp.BottleneckCSP, csp.BottleneckCSPA, csp.BottleneckCSPB, csp.BottleneckCSPC,
+    csp.ResCSPA, csp.ResCSPB, csp.ResCSPC, csp.ResXCSPA, csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, Detect, IDetect,
+)  # fmt: skip
+LAYERS: dict[str, Build] = {
+    **{cast(type, build).__name__: build for build in _NAMED},
+    "nn.Upsample": layers.Upsample,
+    "nn.MaxPool2d": layers.MaxPool2d,
+    "nn.ZeroPad2d": layers.ZeroPad2d,
+}
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    name: getattr(nn, name) for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
+}
+REFUSED = {
+    "IAuxDetect": "auxiliary heads are not supported; use the same model's deploy form, whose last row is Detect",
+    "MultiHeadDetect": "switch several heads on with --heads N --head-config FILE",
+    "MultiHeadDetectAttn": "switch several heads on with --heads N --head-config FILE",
+}
+
+
+class GraphError(ValueError):
+    """A model YAML that cannot be built; the message names the row."""
+
+
+class Row(NamedTuple):
+    """One line of the module table."""
+
+    index: int
+    source: tuple[int, ...]
+    module: str
+    params: int
+    shape: tuple[int, ...]  # output [C,H,W] at the size asked for; the detector has one entry per level in `levels`
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Smallest multiple of `divisor` that is not below `channels`."""
+    return int(-(-channels // divisor) * divisor)
+
+
+def parse_word(word: Any, known: Mapping[str, Any]) -> Any:
+    """One YAML argument: numbers and lists as they are, words looked up among `known`, None/True/False and activations."""
+    if isinstance(word, list):
+        return [parse_word(w, known) for w in word]
+    if not isinstance(word, str):
+        return word
+    constants = {"None": None, "True": True, "False": False, **known}
+    if word in constants:
+        return constants[word]
+    if match := re.fullmatch(r"nn\.(\w+)\(([\w., =-]*)\)", word.strip()):
+        return parse_activation(match[1], match[2])
+    return word
+
+
+def parse_activation(name: str, text: str) -> nn.Module:
+    """`LeakyReLU`, `0.1, inplace=True` -> the module. `inplace` is dropped: it changes memory, not numbers."""
+    if name not in ACTIVATIONS:
+        raise GraphError(f"unknown activation nn.{name}; known: {', '.join(ACTIVATIONS)}")
+    positional = [float(part) for part in re.split(r"\s*,\s*", text) if part and "=" not in part]
+    named = dict(part.split("=") for part in re.split(r"\s*,\s*", text) if "=" in part)
+    options = {key.strip(): float(value) for key, value in named.items() if key.strip() != "inplace"}
+    return ACTIVATIONS[name](*positional, **options)
+
+
+class Detector(nn.Module):
+    """Runs the modules in order; the last one is the head. `tap(N)` adds the output of module N to out["feat"]."""
+
+    def __init__(self, spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build] = LAYERS, channels: int = 3) -> None:
+        """spec: the model YAML. nc: classes of the data, which replace the YAML's own. channels: of the input image."""
+        super().__init__()
+        self.nc, self.in_channels = nc, channels
+        self.sources: list[tuple[int, ...]] = []
+        self.kinds: list[str] = []
+        self.feat: set[int] = set()
+        rows = [*check_rows(spec, "backbone"), *check_rows(spec, "head")]
+        self.sections = sections(len(spec["backbone"]), len(rows))
+        default_act = parse_word(spec["activation"], {}) if "activation" in spec else None
+        modules: list[nn.Module] = []
+        outputs = [channels]  # outputs[i + 1] = channels of module i
+        for i, (source, number, kind, args) in enumerate(rows):
+            absolute = tuple(i + s if s < 0 else s for s in (source if isinstance(source, list) else [source]))
+            if any(s >= i or s < -1 for s in absolute):
+                raise GraphError(f"row {i} ({kind}): from {source} points outside of rows 0..{i - 1}")
+            c1 = [outputs[s + 1] for s in absolute]
+            try:
+                module = build_row(spec, nc, builders, kind, number, args, c1 if isinstance(source, list) else c1[0])
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise GraphError(f"row {i} ({kind} {args}): {error}") from None
+            if default_act is not None:
+                replace_activation(module, default_act)
+            modules.append(module)
+            outputs.append(int(cast(int, module.out_channels)))
+            self.sources.append(absolute)
+            self.kinds.append(kind)
+        self.model = nn.ModuleList(modules)
+        if not hasattr(modules[-1], "decode"):
+            raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
+        self.kept = {s for i, source in enumerate(self.sources) for s in source if s != i - 1}
+        self.head.attach([128 // shape[-1] for shape in self.shapes(128)[-1]])
+
+    @property
+    def head(self) -> Head:
+        return cast(Head, self.model[-1])
+
+    @property
+    def stride(self) -> Tensor:
+        return self.head.stride
+
+    @property
+    def groups(self) -> list[list[int]]:
+        return self.head.groups
+
+    @property
+    def group_names(self) -> list[str]:
+        return self.head.group_names
+
+    def criterion(self, settings: LossSettings) -> Criterion:
+        return self.head.criterion(settings)
+
+    def decode(self, det: Any) -> list[Part]:
+        return self.head.decode(det)
+
+    def tap(self, index: int) -> int:
+        """Expose module `index` in out["feat"]; returns its channels."""
+        self.feat.add(index)
+        return int(cast(int, self.model[index].out_channels))
+
+    def forward(self, image: Tensor) -> dict[str, Any]:
+        """image [B,3,H,W] float 0..1 -> {"det": raw output of the head, "feat": {N: [B,C,H,W]}}."""
+        kept: dict[int, Any] = {-1: image}
+        x: Any = image
+        for i, module in enumerate(self.model):
+            source = self.sources[i]
+            if source != (i - 1,) or isinstance(module, layers.Concat):
+                inputs = [x if s == i - 1 else kept[s] for s in source]
+                x = module(inputs) if len(inputs) > 1 or isinstance(module, layers.Concat) else module(inputs[0])
+            else:
+                x = module(x)
+            if i in self.kept or i in self.feat:
+                kept[i] = x
+        return {"det": x, "feat": {i: kept[i] for i in self.feat}}
+
+    def shapes(self, size: int) -> list[Any]:
+        """Output shape (C,H,W) of every module for a square input; for the head, the list of its input shapes. Costs no arithmetic."""
+        shapes: dict[int, Any] = {}
+
+        def note(index: int, inputs: Any, out: Any) -> None:
+            last = index == len(self.model) - 1
+            levels = inputs[0] if isinstance(inputs[0], list) else [inputs[0]]
+            shapes[index] = [tuple(t.shape[1:]) for t in levels] if last else tuple(out.shape[1:])
+
+        hooks = [
+            module.register_forward_hook(lambda _m, inputs, out, i=i: note(i, inputs, out)) for i, module in enumerate(self.model)
+        ]
+        was_training = self.training
+        state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
+        with torch.no_grad():
+            torch.func.functional_call(self.eval(), state, torch.zeros(1, self.in_channels, size, size, device="meta"))
+        self.train(was_training)
+        for hook in hooks:
+            hook.remove()
+        return [shapes[i] for i in range(len(self.model))]
+
+    def table(self, size: int) -> list[Row]:
+        """The module table for a square input of `size` pixels."""
+        shapes = self.shapes(size)
+        return [
+            Row(i, self.sources[i], self.kinds[i], sum(p.numel() for p in module.parameters()), shapes[i])
+            for i, module in enumerate(self.model)
+        ]
+
+
+def check_rows(spec: Mapping[str, Any], part: str) -> list[Any]:
+    """The rows of `backbone` or `head`, each checked to be [from, number, module, args]."""
+    rows = spec.get(part)
+    if not isinstance(rows, list) or not rows:
+        raise GraphError(f"model YAML has no list `{part}` of rows [from, number, module, args]")
+    for i, row in enumerate(rows):
+        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
+            raise GraphError(f"{part} row {i}: {row} is not [from, number, module, args]")
+    return rows
+
+
+def sections(backbone: int, total: int) -> dict[str, range]:
+    """Named parts as module ranges: backbone (the YAML's list), neck (everything between), head (the detector)."""
+    return {"backbone": range(backbone), "neck": range(backbone, total - 1), "head": range(total - 1, total)}
+
+
+def build_row(spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build], kind: str, number: int, args: list[Any], c1: Any) -> nn.Module:
+    """One row -> one module. c1: input channels (a list where the row joins several inputs)."""
+    build = builders.get(kind)
+    if build is None:
+        raise ValueError(f"unknown module; {REFUSED.get(kind, 'known: ' + ', '.join(sorted(builders)))}")
+    words = [parse_word(a, {"nc": nc, "anchors": spec.get("anchors")}) for a in args]
+    if getattr(build, "scales_width", False):
+        words[0] = make_divisible(words[0] * spec.get("width_multiple", 1.0))
+    n = max(round(number * spec.get("depth_multiple", 1.0)), 1) if number > 1 else number
+    if getattr(build, "takes_repeats", False):
+        return build(c1, words[0], n, *words[1:])
+    if n == 1:
+        return build(c1, *words)
+    copies = [build(c1, *words)]
+    copies += [build(copies[-1].out_channels, *words) for _ in range(n - 1)]
+    stack = nn.Sequential(*copies)
+    stack.out_channels = copies[-1].out_channels  # type: ignore[assignment]
+    return stack
+
+
+def replace_activation(module: nn.Module, act: nn.Module) -> None:
+    """YOLOv5's top-level `activation:` key: stands for the default SiLU everywhere."""
+    for child in module.modules():
+        if isinstance(getattr(child, "act", None), nn.SiLU):
+            child.act = act

@@ -1,0 +1,154 @@
+"""Detection heads: output layout, decoding, and the protocol by which the rest asks for both and for the loss.
+
+Raw output of one level: [B,A,H,W,5+C] logits (x, y, w, h, objectness, classes); levels are listed from fine to coarse.
+Decoding (YOLOv5/YOLOv7): centre = (2 sigmoid(xy) - 0.5 + cell) * stride, size = (2 sigmoid(wh))^2 * anchor, in input pixels.
+A head owns its loss and its decoding, so nobody asks for its class.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import ImplicitA, ImplicitM
+from models.loss import Criterion, DetectionLoss, LossSettings
+
+
+class Part(NamedTuple):
+    """Decoded predictions of one head."""
+
+    pred: Tensor  # [B,M,5+n] cx, cy, w, h in input pixels, objectness, class probabilities
+    classes: Tensor  # [n] long, global class id of each class column
+
+
+class Head(Protocol):
+    """What the trainer and the evaluator ask of a head."""
+
+    groups: list[list[int]]  # global class ids of each part
+    group_names: list[str]
+    stride: Tensor  # [L] input pixels per cell
+    anchors: Tensor  # [L,A,2] in cells
+
+    def attach(self, stride: Sequence[int]) -> None: ...
+    def criterion(self, settings: LossSettings) -> Criterion: ...
+    def decode(self, det: Any) -> list[Part]: ...
+
+
+class AnchorHead(nn.Module):
+    """Anchors, strides and decoding shared by all heads.
+
+    `anchors` (buffer) is [L,A,2] in cells of its level. Errors: ValueError when the anchors do not fit the inputs.
+    """
+
+    anchors: Tensor
+    stride: Tensor
+    stores_anchor_grid = False  # YOLOv7's checkpoints carry the anchors a second time, in pixels
+
+    def __init__(self, c1: Sequence[int], nc: int, anchors: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        if len(anchors) != len(c1) or any(len(a) % 2 or not len(a) for a in anchors):
+            raise ValueError(f"the detector joins {len(c1)} levels, but anchors are {anchors}: give w,h pairs per level")
+        self.nc, self.levels, self.anchors_per_cell = nc, len(c1), len(anchors[0]) // 2
+        self.groups, self.group_names = [list(range(nc))], ["all"]
+        pixels = torch.tensor(anchors, dtype=torch.float32).view(self.levels, -1, 2)
+        self.register_buffer("anchors", pixels)
+        if self.stores_anchor_grid:
+            self.register_buffer("anchor_grid", pixels.clone().view(self.levels, 1, -1, 1, 1, 2))
+        self.register_buffer("stride", torch.ones(self.levels), persistent=False)
+        self.out_channels = 0
+
+    def attach(self, stride: Sequence[int]) -> None:
+        """Called once by the graph when the strides are known (input pixels per cell of each level)."""
+        step = torch.tensor(stride, dtype=torch.float32, device=self.anchors.device)
+        pixels = self.anchors
+        area = pixels.prod(-1).mean(-1)  # [L]
+        if pixels.device.type != "meta" and (area[-1] - area[0]) * (step[-1] - step[0]) < 0:
+            pixels = pixels.flip(0)  # a YAML that lists anchors coarse level first
+        self.stride = step
+        self.anchors = pixels / step.view(-1, 1, 1)
+        if self.stores_anchor_grid:
+            self.anchor_grid = pixels.clone().view(self.levels, 1, -1, 1, 1, 2)
+
+    def decode_level(self, raw: Tensor, level: int) -> Tensor:
+        """[B,A,H,W,5+C] logits -> [B,A*H*W,5+C], boxes in input pixels, the rest as probabilities, in the type of `raw`."""
+        b, a, h, w, no = raw.shape
+        y = raw.sigmoid()
+        x_cell = torch.arange(w, device=raw.device, dtype=raw.dtype).view(1, 1, 1, w)
+        y_cell = torch.arange(h, device=raw.device, dtype=raw.dtype).view(1, 1, h, 1)
+        step = self.stride[level].to(raw.dtype)
+        size = (self.anchors[level].to(raw.dtype) * step).view(1, a, 1, 1, 2)
+        cx = (y[..., 0] * 2 - 0.5 + x_cell) * step
+        cy = (y[..., 1] * 2 - 0.5 + y_cell) * step
+        wh = (y[..., 2:4] * 2) ** 2 * size
+        return torch.cat((cx[..., None], cy[..., None], wh, y[..., 4:]), -1).view(b, a * h * w, no)
+
+
+def prior_biases(bias: Tensor, per_anchor: int, stride: float, classes: int) -> None:
+    """In place: objectness as if 8 objects lay in a 640 px image, classes as if 0.6 of them were shared out evenly.
+
+    The focal-loss prior (arXiv:1708.02002, section 3.3). bias [A*per_anchor].
+    """
+    with torch.no_grad():
+        view = bias.view(-1, per_anchor)
+        view[:, 4] += math.log(8 / (640 / stride) ** 2)
+        view[:, 5 : 5 + classes] += math.log(0.6 / (classes - 0.99))
+
+
+class Detect(AnchorHead):
+    """The plain head: one 1x1 convolution per level. List of [B,c,H,W] -> list of [B,A,H,W,5+nc]."""
+
+    def __init__(self, c1: Sequence[int], nc: int, anchors: Sequence[Sequence[float]]) -> None:
+        super().__init__(c1, nc, anchors)
+        self.m = nn.ModuleList(nn.Conv2d(c, self.anchors_per_cell * (5 + nc), 1) for c in c1)
+
+    def attach(self, stride: Sequence[int]) -> None:
+        super().attach(stride)
+        for conv, step in zip(self.m, stride, strict=True):
+            if isinstance(conv, nn.Conv2d) and conv.bias is not None:
+                prior_biases(conv.bias, 5 + self.nc, step, self.nc)
+
+    def level(self, x: Tensor, i: int) -> Tensor:
+        y: Tensor = self.m[i](x)
+        return y
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        out = []
+        for i, x in enumerate(xs):
+            y = self.level(x, i)  # [B,A*(5+nc),H,W]
+            out.append(y.unflatten(1, (self.anchors_per_cell, 5 + self.nc)).permute(0, 1, 3, 4, 2))
+        return out
+
+    def criterion(self, settings: LossSettings) -> Criterion:
+        return DetectionLoss(self.nc, self.anchors, settings, self.stride)
+
+    def decode(self, det: list[Tensor]) -> list[Part]:
+        pred = torch.cat([self.decode_level(raw, i) for i, raw in enumerate(det)], 1)
+        return [Part(pred, torch.arange(self.nc, device=pred.device))]
+
+
+class IDetect(Detect):
+    """Detect with YOLOR's implicit knowledge: a learned constant added before and one multiplied after each convolution."""
+
+    stores_anchor_grid = True
+
+    def __init__(self, c1: Sequence[int], nc: int, anchors: Sequence[Sequence[float]]) -> None:
+        super().__init__(c1, nc, anchors)
+        self.ia = nn.ModuleList(ImplicitA(c) for c in c1)
+        self.im = nn.ModuleList(ImplicitM(self.anchors_per_cell * (5 + nc)) for _ in c1)
+
+    def level(self, x: Tensor, i: int) -> Tensor:
+        y: Tensor = self.im[i](self.m[i](self.ia[i](x)))
+        return y
+
+
+def folded_rows(conv: nn.Conv2d, add: ImplicitA | None, mul: ImplicitM | None) -> tuple[Tensor, Tensor]:
+    """Weight [O,c,1,1] and bias [O] of the one convolution that equals mul * conv(x + add)."""
+    weight, bias = conv.weight.detach(), conv.bias.detach() if conv.bias is not None else torch.zeros(conv.out_channels)
+    if add is not None:
+        bias = bias + (weight.flatten(1) @ add.implicit.detach().flatten())
+    if mul is not None:
+        factor = mul.implicit.detach().flatten()
+        weight, bias = weight * factor.view(-1, 1, 1, 1), bias * factor
+    return weight, bias

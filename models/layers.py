@@ -1,0 +1,314 @@
+"""Building blocks of the YOLOv5 and YOLOv7 families: convolutions, CSP blocks, pooling pyramids.
+
+Tensors are [B,C,H,W]. A block is built as `Block(c_in, *args)` where c_in is a channel count or, for blocks that join several inputs, a list of them;
+each states its `out_channels`. Two class attributes tell the YAML parser what it may do with a row's numbers:
+  scales_width    the first argument is an output channel count that `width_multiple` scales
+  takes_repeats   the row's repeat count goes into the block (as its second argument) instead of stacking copies of it
+Attribute names (cv1, rbr_dense, ...) are those of published checkpoints, so that their tensors fit by name.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BN_EPS, BN_MOMENTUM = 1e-3, 0.03
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """BatchNorm with the constants of both families (PyTorch's own are 1e-5 and 0.1)."""
+    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+
+
+def auto_pad(kernel: int, padding: int | None) -> int:
+    """Padding that keeps the size at stride 1, unless given."""
+    return kernel // 2 if padding is None else padding
+
+
+def activation(act: bool | nn.Module | None) -> nn.Module:
+    """True -> SiLU, a module -> itself, False or None -> identity."""
+    if isinstance(act, nn.Module):
+        return act
+    return nn.SiLU() if act else nn.Identity()
+
+
+class Conv(nn.Module):
+    """Convolution, BatchNorm, activation. [B,c1,H,W] -> [B,c2,H/s,W/s]"""
+
+    scales_width = True
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int = 1,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        act: bool | nn.Module | None = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c1, c2, k, s, auto_pad(k, p), groups=g, bias=False)
+        self.bn: nn.Module = batch_norm(c2)  # models.fuse replaces it by Identity
+        self.act = activation(act)
+        self.out_channels = c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.bn(self.conv(x)))
+        return y
+
+
+class DWConv(Conv):
+    """Depth-wise convolution: as many groups as both channel counts allow."""
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, act: bool | nn.Module | None = True
+    ) -> None:
+        super().__init__(c1, c2, k, s, p, math.gcd(c1, c2), act)
+
+
+class Concat(nn.Module):
+    """Joins its inputs along a dimension (channels by default)."""
+
+    def __init__(self, c1: Sequence[int], dimension: int = 1) -> None:
+        super().__init__()
+        self.dimension = dimension
+        self.out_channels = sum(c1)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        return torch.cat(xs, self.dimension)
+
+
+class Shortcut(nn.Module):
+    """Adds two inputs of equal shape."""
+
+    def __init__(self, c1: Sequence[int], dimension: int = 0) -> None:
+        super().__init__()
+        self.out_channels = c1[0]
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        return xs[0] + xs[1]
+
+
+class Upsample(nn.Upsample):
+    """nn.Upsample(size, scale_factor, mode), as rows `[None, 2, 'nearest']` spell it."""
+
+    def __init__(self, c1: int, size: int | None = None, scale_factor: float | None = None, mode: str = "nearest") -> None:
+        super().__init__(size, scale_factor, mode)
+        self.out_channels = c1
+
+
+class MP(nn.MaxPool2d):
+    """Max pooling with stride = kernel; halves the size by default."""
+
+    def __init__(self, c1: int, k: int = 2) -> None:
+        super().__init__(k, k)
+        self.out_channels = c1
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """nn.MaxPool2d(kernel, stride, padding)."""
+
+    def __init__(self, c1: int, k: int, s: int | None = None, p: int = 0) -> None:
+        super().__init__(k, s, p)
+        self.out_channels = c1
+
+
+class ZeroPad2d(nn.ZeroPad2d):
+    """nn.ZeroPad2d(padding)."""
+
+    def __init__(self, c1: int, padding: list[int]) -> None:
+        super().__init__(tuple(padding))  # type: ignore[arg-type]
+        self.out_channels = c1
+
+
+class SP(nn.MaxPool2d):
+    """Max pooling that keeps the size (stride 1, half padding)."""
+
+    def __init__(self, c1: int, k: int = 3, s: int = 1) -> None:
+        super().__init__(k, s, k // 2)
+        self.out_channels = c1
+
+
+class ReOrg(nn.Module):
+    """Space to depth: [B,C,H,W] -> [B,4C,H/2,W/2], in the order (even,even) (odd,even) (even,odd) (odd,odd) of (row,column)."""
+
+    def __init__(self, c1: int) -> None:
+        super().__init__()
+        self.out_channels = 4 * c1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[..., i::2, j::2] for j in (0, 1) for i in (0, 1)], 1)
+
+
+class Contract(nn.Module):
+    """Space to depth by a factor: [B,C,H,W] -> [B,C*g*g,H/g,W/g]."""
+
+    def __init__(self, c1: int, gain: int = 2) -> None:
+        super().__init__()
+        self.gain, self.out_channels = gain, c1 * gain**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        g = self.gain
+        return x.view(b, c, h // g, g, w // g, g).permute(0, 3, 5, 1, 2, 4).reshape(b, c * g * g, h // g, w // g)
+
+
+class Focus(nn.Module):
+    """Space to depth followed by a convolution (stem of YOLOv5 before 6.0)."""
+
+    scales_width = True
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1) -> None:
+        super().__init__()
+        self.reorg = ReOrg(c1)
+        self.conv = Conv(4 * c1, c2, k, s, p, g)
+        self.out_channels = c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(self.reorg(x))
+        return y
+
+
+class DownC(nn.Module):
+    """Halving by two parallel paths, strided convolution and max pooling, each giving half the channels."""
+
+    scales_width = True
+
+    def __init__(self, c1: int, c2: int, n: int = 1, k: int = 2) -> None:
+        super().__init__()
+        self.cv1 = Conv(c1, c1, 1, 1)
+        self.cv2 = Conv(c1, c2 // 2, 3, k)
+        self.cv3 = Conv(c1, c2 // 2, 1, 1)
+        self.mp = nn.MaxPool2d(k, k)
+        self.out_channels = c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.cv2(self.cv1(x)), self.cv3(self.mp(x))), 1)
+
+
+class Stem(nn.Module):
+    """Input stem of the ResNet-CSP models: quarter size through a strided convolution and two parallel halvings."""
+
+    scales_width = True
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1) -> None:
+        super().__init__()
+        half = c2 // 2
+        self.cv1 = Conv(c1, half, 3, 2)
+        self.cv2 = Conv(half, half, 1, 1)
+        self.cv3 = Conv(half, half, 3, 2)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.cv4 = Conv(2 * half, c2, 1, 1)
+        self.out_channels = c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        y: Tensor = self.cv4(torch.cat((self.cv3(self.cv2(x)), self.pool(x)), 1))
+        return y
+
+
+class RepConv(nn.Module):
+    """Three parallel branches, 3x3, 1x1 and identity, each with its BatchNorm, summed (RepVGG, arXiv:2101.03697).
+
+    models.fuse turns them into one 3x3 convolution `rbr_reparam`.
+    """
+
+    scales_width = True
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int = 3,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        act: bool | nn.Module | None = True,
+    ) -> None:
+        super().__init__()
+        if k != 3:
+            raise ValueError(f"RepConv needs a 3x3 kernel, got {k}")
+        self.act = activation(act)
+        pad = auto_pad(k, p)
+        self.rbr_identity: nn.Module | None = batch_norm(c1) if c1 == c2 and s == 1 else None
+        self.rbr_dense: nn.Module | None = nn.Sequential(
+            nn.Conv2d(c1, c2, k, s, pad, groups=g, bias=False), batch_norm(c2)
+        )
+        self.rbr_1x1: nn.Module | None = nn.Sequential(
+            nn.Conv2d(c1, c2, 1, s, pad - k // 2, groups=g, bias=False), batch_norm(c2)
+        )
+        self.out_channels = c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = (self.rbr_dense, self.rbr_1x1, self.rbr_identity)
+        y: Tensor = self.act(torch.stack([b(x) for b in branches if b is not None]).sum(0))
+        return y
+
+
+class ImplicitA(nn.Module):
+    """Learned constant added to every position (YOLOR, arXiv:2105.04206). Starts near 0."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.implicit = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        nn.init.normal_(self.implicit, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.implicit + x
+
+
+class ImplicitM(nn.Module):
+    """Learned constant multiplied into every position. Starts near 1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.implicit = nn.Parameter(torch.ones(1, channels, 1, 1))
+        nn.init.normal_(self.implicit, mean=1.0, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.implicit * x
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze by average and by max pooling, a shared two-layer net, sigmoid gate per channel (CBAM, arXiv:1807.06521)."""
+
+    def __init__(self, channels: int, ratio: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // ratio, 1)
+        self.fc = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = self.fc(F.adaptive_avg_pool2d(x, 1)) + self.fc(F.adaptive_max_pool2d(x, 1))  # [B,C,1,1]
+        return x * squeezed.sigmoid()
+
+
+class SpatialAttention(nn.Module):
+    """Mean and max over channels, a 7x7 convolution, sigmoid gate per position (CBAM, arXiv:1807.06521)."""
+
+    def __init__(self, kernel: int = 7) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)  # [B,2,H,W]
+        gate: Tensor = self.conv(pooled).sigmoid()
+        return x * gate
+
+
+class CBAM(nn.Module):
+    """Channel attention, then spatial attention."""
+
+    def __init__(self, c1: int, ratio: int = 16, kernel: int = 7) -> None:
+        super().__init__()
+        self.channel_attention = ChannelAttention(c1, ratio)
+        self.spatial_attention = SpatialAttention(kernel)
+        self.out_channels = c1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.spatial_attention(self.channel_attention(x))
+        return y

@@ -1,0 +1,256 @@
+"""Run configuration: one frozen dataclass, filled from defaults < --hyp YAML < command line.
+
+Nothing downstream edits it; derived numbers are properties. A field marked `hyp` is a hyper-parameter: a key of the --hyp file (YOLOv7's names) and a
+flag of its own. Unknown keys, wrong types and values out of range are errors that name the key.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from models.loss import LossSettings
+from utils.errors import UserError
+
+NOMINAL_BATCH = 64  # images per optimizer step that gains, decay and rates are meant for
+
+
+def opt(default: Any, help: str, **meta: Any) -> Any:
+    """A dataclass field that carries its own command-line help; meta: hyp, nargs, choices, low, high, hidden, alias."""
+    return field(default=default, metadata={"help": help, **meta})
+
+
+def hyp(default: float, help: str, low: float = 0.0, high: float = math.inf) -> Any:
+    """A hyper-parameter with its allowed range."""
+    return opt(default, help, hyp=True, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of train.py."""
+
+    # what to train
+    weights: str = opt("", "start a new stage from this checkpoint (empty: from scratch)")
+    cfg: str = opt("", "model YAML (default: the one stored in --weights)")
+    data: str = opt("data/coco.yaml", "data YAML")
+    hyp: str = opt("data/hyp.scratch.p5.yaml", "hyper-parameter YAML; single keys can be overridden by flags")
+    resume: str = opt("", "continue a run: its last.pt or folder; without a value the newest run", nargs="?", const="auto")
+    # budget
+    epochs: int = opt(300, "epochs", low=1)
+    batch_size: int = opt(16, "images per step, all devices together", low=1, alias="--batch")
+    test_batch_size: int = opt(0, "batch of the validation passes (default: twice the batch size)", low=0)
+    img_size: tuple[int, ...] = opt((640, 640), "training and validation size, pixels (one value: both)", nargs="+", alias="--img")
+    # data
+    rect: bool = opt(False, "rectangular training batches (no mosaic)")
+    cache_images: bool = opt(False, "keep the images in RAM, shared by the workers", alias="--cache")
+    image_weights: bool = opt(False, "draw training images by how badly their classes are found")
+    multi_scale: bool = opt(False, "vary the training size by +-50 %%")
+    single_cls: bool = opt(False, "treat all classes as one")
+    quad: bool = opt(False, "collate four images into one of twice the size, now and then")
+    workers: int = opt(8, "data loader processes", low=0)
+    on_bad_data: str = opt("error", "broken images and labels: stop, or skip and count them", choices=("error", "skip"))
+    noautoanchor: bool = opt(False, "do not adapt the anchors to the data")
+    # optimisation
+    adam: bool = opt(False, "Adam instead of SGD")
+    linear_lr: bool = opt(False, "linear instead of cosine decay")
+    auto_lr: bool = opt(False, "lr0 *= sqrt(batch / 64) above 64; warm-up of 5 epochs from batch 128 on")
+    sync_bn: bool = opt(False, "BatchNorm statistics over all devices")
+    label_smoothing: float = opt(0.0, "share of the class target spread over the classes", low=0, high=1)
+    warmup_share: float = opt(0.1, "largest share of the run that warm-up may take", low=0, high=1)
+    compat: str = opt(
+        "none",
+        "repeat the originals' quirks: warm-up of at least 1,000 (v7) or 100 (v5) steps with uncapped bias rate, rates one epoch late, OTA's square boxes",
+        choices=("none", "v5", "v7"),
+    )
+    amp: bool = opt(True, "mixed precision on CUDA", negatable=True)
+    # evaluation and outputs
+    notest: bool = opt(False, "evaluate after the last epoch only")
+    nosave: bool = opt(False, "write checkpoints after the last epoch only")
+    save_period: int = opt(-1, "also keep a checkpoint every so many epochs", low=-1)
+    v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP")
+    match: str = opt("coco", "rule that matches detections to boxes", choices=("coco", "v7", "v5"))
+    project: str = opt("runs/train", "parent folder of runs")
+    name: str = opt("exp", "run name")
+    exist_ok: bool = opt(False, "write into an existing run folder (its files are replaced)")
+    device: str = opt("", "cuda device number(s), cpu or mps (default: the best there is)")
+    seed: int = opt(0, "random seed", low=0)
+    # hyper-parameters
+    lr0: float = hyp(0.01, "peak learning rate", low=1e-12)
+    lrf: float = hyp(0.1, "final learning rate = lr0 * lrf")
+    momentum: float = hyp(0.937, "SGD momentum or Adam beta1", high=1)
+    weight_decay: float = hyp(0.0005, "L2 on weights, at 64 images per step")
+    warmup_epochs: float = hyp(3.0, "warm-up, epochs")
+    warmup_momentum: float = hyp(0.8, "momentum at the start of warm-up", high=1)
+    warmup_bias_lr: float = hyp(0.1, "learning rate of biases at the start of warm-up")
+    box: float = hyp(0.05, "box loss gain, for 3 levels")
+    cls: float = hyp(0.3, "class loss gain, for 80 classes and 3 levels")
+    cls_pw: float = hyp(1.0, "weight of positive class targets")
+    obj: float = hyp(0.7, "objectness loss gain, for 640 px and 3 levels")
+    obj_pw: float = hyp(1.0, "weight of positive objectness targets")
+    iou_t: float = hyp(0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", high=1)
+    anchor_t: float = hyp(4.0, "largest side ratio between a box and its anchor", low=1)
+    fl_gamma: float = hyp(0.0, "focal loss exponent")
+    hsv_h: float = hyp(0.015, "hue jitter, share", high=1)
+    hsv_s: float = hyp(0.7, "saturation jitter, share", high=1)
+    hsv_v: float = hyp(0.4, "value jitter, share", high=1)
+    degrees: float = hyp(0.0, "rotation, +- degrees", high=180)
+    translate: float = hyp(0.2, "translation, +- share", high=1)
+    scale: float = hyp(0.9, "scaling, +- share", high=1)
+    shear: float = hyp(0.0, "shear, +- degrees", high=90)
+    perspective: float = hyp(0.0, "perspective, +- share", high=0.001)
+    flipud: float = hyp(0.0, "probability of flipping up and down", high=1)
+    fliplr: float = hyp(0.5, "probability of flipping left and right", high=1)
+    mosaic: float = hyp(1.0, "probability of mosaic", high=1)
+    mixup: float = hyp(0.15, "probability of mixup", high=1)
+    copy_paste: float = hyp(0.0, "probability of copy-paste (needs polygons)", high=1)
+    paste_in: float = hyp(0.15, "probability of pasting in cut-out objects", high=1)
+    loss_ota: float = hyp(1.0, "1: OTA assignment, 0: plain", high=1)
+
+    def __post_init__(self) -> None:
+        if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
+            raise UserError(f"--img-size takes one or two sizes of at least 32 px, got {self.img_size}")
+        for f in dataclasses.fields(self):
+            check_range(f, getattr(self, f.name))
+
+    @property
+    def train_size(self) -> int:
+        return self.img_size[0]
+
+    @property
+    def test_size(self) -> int:
+        return self.img_size[-1]
+
+    @property
+    def val_batch(self) -> int:
+        return self.test_batch_size or 2 * self.batch_size
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per optimizer step after warm-up."""
+        return max(round(NOMINAL_BATCH / self.batch_size), 1)
+
+    @property
+    def scaled_decay(self) -> float:
+        return self.weight_decay * self.batch_size * self.accumulate / NOMINAL_BATCH
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr0 * (math.sqrt(self.batch_size / NOMINAL_BATCH) if self.auto_lr and self.batch_size > NOMINAL_BATCH else 1.0)
+
+    @property
+    def warmup(self) -> float:
+        """Warm-up epochs asked for (before the cap by warmup_share)."""
+        return max(self.warmup_epochs, 5.0) if self.auto_lr and self.batch_size >= 128 else self.warmup_epochs
+
+    @property
+    def loss(self) -> LossSettings:
+        """Settings of the criterion, gains as in the hyp file."""
+        return LossSettings(
+            box=self.box,
+            obj=self.obj,
+            cls=self.cls,
+            cls_pw=self.cls_pw,
+            obj_pw=self.obj_pw,
+            anchor_t=self.anchor_t,
+            fl_gamma=self.fl_gamma,
+            label_smoothing=self.label_smoothing,
+            ota=self.loss_ota > 0,
+            square_ota=self.compat == "v7",
+        )
+
+
+HYP_KEYS = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("hyp"))
+
+
+def check_range(f: dataclasses.Field[Any], value: Any) -> None:
+    low, high = f.metadata.get("low", -math.inf), f.metadata.get("high", math.inf)
+    if isinstance(value, (int, float)) and not low <= value <= high:
+        raise UserError(f"{f.name} must lie in {low:g}..{high:g}, got {value}")
+    choices = f.metadata.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def add_flags(parser: argparse.ArgumentParser, schema: type, title: str) -> None:
+    """One flag per dataclass field, spelt with - and with _; absent flags stay absent, so that a YAML value can win over the default."""
+    group, hints = parser.add_argument_group(title), get_type_hints(schema)
+    for f in dataclasses.fields(schema):
+        meta, kind = f.metadata, hints[f.name]
+        if meta.get("hidden"):
+            continue
+        names = list(dict.fromkeys(["--" + f.name.replace("_", "-"), "--" + f.name]))
+        names += [meta["alias"]] if "alias" in meta else []
+        shared: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": meta["help"]}
+        if kind is bool:
+            action: Any = argparse.BooleanOptionalAction if meta.get("negatable") else "store_true"
+            group.add_argument(*names, action=action, **shared)
+            continue
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        extra = {k: meta[k] for k in ("nargs", "const", "choices") if k in meta}
+        shared["help"] += "" if f.default in ("", None) else f" (default: {show(f.default)})"
+        metavar = None if "choices" in meta else f.name.upper() if kind is str else kind.__name__.upper()
+        group.add_argument(*names, type=kind, metavar=metavar, **extra, **shared)
+
+
+def show(value: Any) -> str:
+    return " ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
+
+
+def read_hyp(path: str) -> dict[str, float]:
+    """Hyper-parameters of a YAML file, checked: every key known, every value a number."""
+    values = read_yaml(path, "--hyp")
+    for key, value in values.items():
+        if key not in HYP_KEYS:
+            raise UserError(f"{path}: unknown hyper-parameter {key!r}; known: {', '.join(HYP_KEYS)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{path}: {key} must be a number, got {value!r}")
+    for f in dataclasses.fields(Config):
+        if f.name in values:
+            try:
+                check_range(f, values[f.name])
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+    return {key: float(value) for key, value in values.items()}
+
+
+def read_yaml(path: str | Path, flag: str) -> dict[str, Any]:
+    """A YAML mapping; a missing file, bad syntax or another type is an error that names the flag and the file."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{flag}: there is no file {str(path)!r}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{flag}: {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{flag}: {path} must hold `key: value` lines, got {type(values).__name__}")
+    return values
+
+
+def make_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """Abbreviations are off: a misspelt flag stops the run."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def parse(argv: Sequence[str], patches: Mapping[str, type], epilog: str = "") -> tuple[Config, dict[str, Any]]:
+    """argv -> (base configuration, {patch: its flags}). patches: {name: Flags class} of the active ones."""
+    parser = make_parser("train.py", "Train a detector.", epilog)
+    add_flags(parser, Config, "base")
+    for name, schema in patches.items():
+        add_flags(parser, schema, f"patches/{name}.py")
+    given = vars(parser.parse_args(list(argv)))
+    values = {**read_hyp(given.get("hyp", Config.hyp)), **given}
+
+    def fill(schema: type) -> Any:
+        own = {f.name: values[f.name] for f in dataclasses.fields(schema) if f.name in values}
+        return schema(**{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()})
+
+    return fill(Config), {name: fill(schema) for name, schema in patches.items()}

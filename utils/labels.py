@@ -1,0 +1,126 @@
+"""Labels in YOLO's text form, parsed and checked.
+
+One object per line, coordinates as fractions of the image (0..1):
+    class cx cy w h                     a box
+    class x1 y1 x2 y2 ... xk yk         a polygon, k >= 3; its box is min/max, the polygon is kept
+
+`parse` knows only the text. What depends on the data set (number of classes) is checked by `checked`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+SLACK = 1e-6  # a coordinate may leave 0..1 by this much: rounding in the writer, clipped here
+
+
+class Problem(NamedTuple):
+    """One unusable line (line 0: the file as a whole)."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Objects of one image. boxes float32 [n,5]: class, cx, cy, w, h in 0..1; polygons[i]: [k,2] in 0..1 or None."""
+
+    boxes: Floats
+    polygons: tuple[Floats | None, ...]
+    lines: npt.NDArray[np.int32]  # [n], line number of each object in the file
+    duplicates: int = 0
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+EMPTY = Labels(np.zeros((0, 5), np.float32), (), np.zeros(0, np.int32))
+
+
+def parse(text: str, name: str) -> tuple[Labels, list[Problem]]:
+    """Label text -> (objects, unusable lines). `name` is the file, for messages. Repeated objects are dropped and counted."""
+    rows: list[list[float]] = []
+    polygons: list[Floats | None] = []
+    lines: list[int] = []
+    problems: list[Problem] = []
+    seen: set[tuple[float, ...]] = set()
+    duplicates = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        try:
+            row, polygon = _object(tokens)
+        except ValueError as error:
+            problems.append(Problem(name, number, str(error)))
+            continue
+        if tuple(row) in seen:
+            duplicates += 1
+            continue
+        seen.add(tuple(row))
+        rows.append(row)
+        polygons.append(polygon)
+        lines.append(number)
+    if not rows:
+        return EMPTY, problems
+    return Labels(np.array(rows, np.float32), tuple(polygons), np.array(lines, np.int32), duplicates), problems
+
+
+def _object(tokens: list[str]) -> tuple[list[float], Floats | None]:
+    """One line -> ([class, cx, cy, w, h], polygon or None). ValueError says what is wrong with it."""
+    try:
+        values = [float(token) for token in tokens]
+    except ValueError:
+        bad = next(t for t in tokens if not _is_number(t))
+        raise ValueError(f"{bad!r} is not a number") from None
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"{tokens[[math.isfinite(v) for v in values].index(False)]!r} is not a finite number")
+    label, coordinates = values[0], values[1:]
+    if label != int(label) or label < 0:
+        raise ValueError(f"class {tokens[0]} is not a whole number of at least 0")
+    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+        raise ValueError(
+            f"{len(values)} values; expected 5 (class cx cy w h) or a polygon (class x1 y1 ... xk yk, k at least 3)"
+        )
+    for token, value in zip(tokens[1:], coordinates, strict=True):
+        if not -SLACK <= value <= 1 + SLACK:
+            raise ValueError(f"coordinate {token} is outside 0..1 (coordinates are fractions of the image)")
+    if len(values) == 5:
+        cx, cy, w, h = (min(max(v, 0.0), 1.0) for v in coordinates)
+        polygon = None
+    else:
+        polygon = np.array(coordinates, np.float32).reshape(-1, 2).clip(0, 1)
+        (x0, y0), (x1, y1) = polygon.min(0).tolist(), polygon.max(0).tolist()
+        cx, cy, w, h = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+    if w <= 0 or h <= 0:
+        raise ValueError(f"the box has width {w:g} and height {h:g}; both must be above 0")
+    return [label, cx, cy, w, h], polygon
+
+
+def _is_number(token: str) -> bool:
+    try:
+        float(token)
+    except ValueError:
+        return False
+    return True
+
+
+def checked(labels: Labels, nc: int, name: str) -> tuple[Labels, list[Problem]]:
+    """Drop objects whose class is not below `nc`; each is returned as a problem with its line."""
+    good = labels.boxes[:, 0] < nc
+    if good.all():
+        return labels, []
+    problems = [
+        Problem(name, int(line), f"class {int(label)} but there are {nc} classes (0..{nc - 1})")
+        for line, label in zip(labels.lines[~good], labels.boxes[~good, 0], strict=True)
+    ]
+    polygons = tuple(p for p, keep in zip(labels.polygons, good, strict=True) if keep)
+    return Labels(labels.boxes[good], polygons, labels.lines[good], labels.duplicates), problems

@@ -1,0 +1,241 @@
+"""Reads and checks every image and label of a split once, and remembers the result in a checked cache.
+
+A cache file lies beside the label folder (`labels/train.thaw.cache`): an .npz of numbers and JSON, no pickles. An entry counts
+only while path, size and modification time of image and label are as they were; so a changed, new or deleted file is
+noticed and only that one is read again. Where the folder cannot be written, the scan works without a cache.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.labels import EMPTY, Labels, Problem, checked, parse
+from utils.spec import DataSpec, label_path
+
+VERSION = 1  # raise it when parsing or the layout of the cache changes
+END_MARK = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}  # a file that lacks it was cut off
+Stamp = tuple[int, int]  # size in bytes, modification time in ns; (-1, -1) for a file that is not there
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one image: `size` native (h, w) after EXIF rotation, (0, 0) when the image is unusable."""
+
+    stamps: tuple[Stamp, Stamp]  # image, label
+    sha256: str  # of the label file, "" without one
+    size: tuple[int, int]
+    labels: Labels
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One split, ready for a data set: parallel lists over the usable images, and what was found on the way."""
+
+    files: list[Path]
+    labels: list[Labels]
+    sizes: npt.NDArray[np.int64]  # [n,2] native (h, w)
+    problems: list[Problem]
+    duplicates: int
+    background: int  # images without an object
+    sha256: str  # over names and contents of all labels and sizes of all images
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8] | None:
+    """RGB uint8 [H,W,3], EXIF rotation applied; None when it cannot be read or decoded."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
+    return decode(data)
+
+
+def decode(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+    if not data.size:
+        return None
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image).astype(np.uint8, copy=False)
+
+
+def scan_split(
+    spec: DataSpec, split: str, *, on_bad_data: str = "error", single_cls: bool = False, progress: bool = True
+) -> Scan:
+    """Check a split. on_bad_data "error": any unusable image or line is a UserError naming file and line; "skip": such
+    lines and images are left out, counted and listed in `problems`. single_cls: every class becomes 0."""
+    if on_bad_data not in ("error", "skip"):
+        raise ValueError(f"on_bad_data: expected 'error' or 'skip', got {on_bad_data!r}")
+    images = spec.images(split)
+    entries = _entries(images, f"checking {split}", progress)
+    problems: list[Problem] = []
+    files, labels, sizes, digest = [], [], [], hashlib.sha256()
+    for path, entry in zip(images, entries, strict=True):
+        kept, foreign = checked(entry.labels, spec.nc, str(label_path(path)))
+        problems += [*entry.problems, *foreign]
+        digest.update(f"{path.name} {entry.stamps[0][0]} {entry.sha256}\n".encode())
+        if entry.size != (0, 0):
+            files.append(path)
+            labels.append(_one_class(kept) if single_cls else kept)
+            sizes.append(entry.size)
+    if problems and on_bad_data == "error":
+        more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(
+            f"{spec.source}: {split}: {len(problems)} unusable images or label lines"
+            " (mend them, or leave them out with --on-bad-data skip):\n  "
+            + "\n  ".join(map(str, problems[:10]))
+            + more
+        )
+    if not files:
+        raise UserError(f"{spec.source}: {split}: none of the {len(images)} images can be used:\n  {problems[0]}")
+    return Scan(
+        files,
+        labels,
+        np.array(sizes, np.int64).reshape(-1, 2),
+        problems,
+        sum(x.duplicates for x in labels),
+        sum(not len(x) for x in labels),
+        digest.hexdigest(),
+    )
+
+
+def fingerprint(spec: DataSpec) -> str:
+    """SHA-256 of what a run was trained on: class names, image names and sizes, contents of all label files."""
+    digest = hashlib.sha256("\0".join(spec.names).encode())
+    for split in ("train", "val"):
+        digest.update(scan_split(spec, split, on_bad_data="skip", progress=False).sha256.encode())
+    return digest.hexdigest()
+
+
+def _one_class(labels: Labels) -> Labels:
+    boxes = labels.boxes.copy()
+    boxes[:, 0] = 0
+    return replace(labels, boxes=boxes)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _entries(images: Sequence[Path], what: str, progress: bool) -> list[Entry]:
+    """An entry per image, from the caches where they still hold, else read; caches are brought up to date."""
+    stamps = [(_stamp(path), _stamp(label_path(path))) for path in images]
+    folders = sorted({label_path(path).parent for path in images})
+    caches = {folder: _load(folder) for folder in folders}
+    found: dict[int, Entry] = {}
+    for i, path in enumerate(images):
+        entry = caches[label_path(path).parent].get(path.name)
+        if entry is not None and entry.stamps == stamps[i]:
+            found[i] = entry
+    missing = [i for i in range(len(images)) if i not in found]
+    if missing:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            fresh: Iterable[Entry] = pool.map(lambda i: _read(images[i], stamps[i]), missing)
+            bar = tqdm(fresh, what, len(missing), unit="image", disable=not progress, dynamic_ncols=True)
+            found.update(zip(missing, bar, strict=True))
+    for folder in folders:
+        mine = {images[i].name: found[i] for i in missing if label_path(images[i]).parent == folder}
+        if mine:
+            _save(folder, caches[folder] | mine)
+    return [found[i] for i in range(len(images))]
+
+
+def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
+    """Read and check one image and its label from disk. A missing label is an image without objects."""
+    problems: list[Problem] = []
+    size = (0, 0)
+    if stamps[0][0] < 0:
+        problems.append(Problem(str(image), 0, "the image does not exist"))
+    else:
+        try:
+            data = np.fromfile(image, np.uint8)
+        except OSError as error:
+            data = np.zeros(0, np.uint8)
+            problems.append(Problem(str(image), 0, f"cannot be read: {error.strerror}"))
+        else:
+            mark = END_MARK.get(image.suffix.lower(), b"")
+            pixels = decode(data) if mark in data[-4096:].tobytes() else None
+            if pixels is None:
+                problems.append(Problem(str(image), 0, "the image is corrupt or cut off (it cannot be decoded)"))
+            else:
+                size = (pixels.shape[0], pixels.shape[1])
+    labels, sha = EMPTY, ""
+    if stamps[1][0] >= 0:
+        name = label_path(image)
+        try:
+            content = name.read_bytes()
+            labels, bad = parse(content.decode("utf-8"), str(name))
+            sha = hashlib.sha256(content).hexdigest()
+            problems += bad
+        except UnicodeDecodeError:
+            problems.append(Problem(str(name), 0, "the label is no text"))
+        except OSError as error:
+            problems.append(Problem(str(name), 0, f"cannot be read: {error.strerror}"))
+    return Entry(stamps, sha, size, labels, tuple(problems))
+
+
+def _cache_file(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".thaw.cache")
+
+
+def _save(folder: Path, entries: dict[str, Entry]) -> None:
+    """Write a folder's cache by way of a temporary file; a folder that cannot be written simply has none."""
+    names = sorted(entries)
+    rows = [entries[name] for name in names]
+    points = [p if p is not None else np.zeros((0, 2), np.float32) for e in rows for p in e.labels.polygons]
+    meta = [
+        [n, *e.stamps, e.sha256, e.size, len(e.labels), e.labels.duplicates, e.problems]
+        for n, e in zip(names, rows, strict=True)
+    ]
+    text = json.dumps({"version": VERSION, "images": meta}).encode()
+    target = _cache_file(folder)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                meta=np.frombuffer(text, np.uint8),
+                boxes=np.concatenate([EMPTY.boxes, *(e.labels.boxes for e in rows)]),
+                lines=np.concatenate([EMPTY.lines, *(e.labels.lines for e in rows)]),
+                points=np.concatenate([np.zeros((0, 2), np.float32), *points]),
+                counts=np.array([len(p) for p in points], np.int64),
+            )
+        temporary.replace(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(folder: Path) -> dict[str, Entry]:
+    """A folder's cache as {image name: entry}; empty when there is none or when it is not to be trusted."""
+    try:
+        with np.load(_cache_file(folder), allow_pickle=False) as arrays:
+            content: dict[str, Any] = json.loads(arrays["meta"].tobytes())
+            if content["version"] != VERSION:
+                return {}
+            boxes, lines = arrays["boxes"], arrays["lines"]
+            polygons = np.split(arrays["points"], np.cumsum(arrays["counts"]))[:-1]
+    except (OSError, ValueError, KeyError, EOFError):
+        return {}
+    entries, start = {}, 0
+    for name, image, label, sha, size, count, duplicates, problems in content["images"]:
+        part = slice(start, start + count)
+        shapes = tuple(p if len(p) else None for p in polygons[part])
+        labels = Labels(boxes[part], shapes, lines[part], duplicates) if count else replace(EMPTY, duplicates=duplicates)
+        stamps = ((image[0], image[1]), (label[0], label[1]))
+        entries[name] = Entry(stamps, sha, (size[0], size[1]), labels, tuple(Problem(*p) for p in problems))
+        start += count
+    return entries

@@ -1,0 +1,174 @@
+"""The places where a patch may touch training. Nothing else in the base knows that patches exist.
+
+Build time, once each, in this order:   layers -> load_weights -> on_model_built -> param_groups -> wrap_dataset
+Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights] -> on_epoch_end
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.graph import Build, Detector
+from utils.errors import UserError
+
+Batch = dict[str, Any]  # "image" [B,3,H,W] float 0..1, "target" [N,6] image,class,cx,cy,w,h in 0..1, + what a patch's dataset adds
+Output = dict[str, Any]  # "det": raw output of the head, "feat": {N: [B,C,H,W]} of the tapped modules
+Terms = dict[str, Tensor]  # named scalar losses
+Groups = list[dict[str, Any]]  # optimizer groups, each with its name and lr_scale
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is; read-only."""
+
+    epoch: int
+    epochs: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint a new stage starts from."""
+
+    path: str
+    state: State  # its tensors, `model.N....`
+    meta: Mapping[str, Any]
+
+
+F = TypeVar("F")
+
+
+class Patch(nn.Module, Generic[F]):
+    """A feature added from outside. Override only the seams you need; the defaults change nothing.
+
+    It is a Module: its parameters are optimised and its state_dict is checkpointed under its file's name.
+    A patch file defines `Flags`, a frozen dataclass of its options, and `patch`, its class.
+    """
+
+    terms: tuple[str, ...] = ()  # names this patch adds to the loss
+
+    def __init__(self, flags: F) -> None:
+        super().__init__()
+        self.flags = flags
+
+    def record(self) -> dict[str, Any]:
+        """Plain values from which Flags(**record) makes the same patch without the files it once read."""
+        return dataclasses.asdict(self.flags)  # type: ignore[call-overload,no-any-return]
+
+    def layers(self) -> Mapping[str, Build]:
+        return {}
+
+    def load_weights(self, state: State, model: Detector, source: Source) -> State:
+        return state
+
+    def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None: ...
+
+    def param_groups(self, groups: Groups, model: Detector) -> Groups:
+        return groups
+
+    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+        return dataset
+
+    def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None: ...
+
+    def loss_terms(self, batch: Batch, out: Output, model: Detector) -> Terms:
+        return {}
+
+    def loss_weights(self, terms: Terms, model: Detector) -> Mapping[str, float | Tensor]:
+        return {}
+
+    def on_epoch_end(self, model: Detector, at: Progress) -> dict[str, float]:
+        return {}
+
+
+SEAMS = tuple(k for k, v in vars(Patch).items() if callable(v) and not k.startswith("_") and k != "record")
+
+
+class Patches(nn.ModuleDict):
+    """The active patches, in the order of patches.TABLE. Each method combines one seam over all of them."""
+
+    def fold(self, seam: str, value: Any, *args: Any) -> Any:
+        for patch in self.values():
+            value = getattr(patch, seam)(value, *args)
+        return value
+
+    def each(self, seam: str, *args: Any) -> None:
+        for patch in self.values():
+            getattr(patch, seam)(*args)
+
+    def merge(self, seam: str, *args: Any) -> dict[str, Any]:
+        """Union of what the patches return; two patches giving one key is an error, not a silent win."""
+        merged: dict[str, Any] = {}
+        for name, patch in self.items():
+            new = getattr(patch, seam)(*args)
+            if clash := merged.keys() & new.keys():
+                raise UserError(f"patches/{name}.py: {seam} redefines {sorted(clash)}")
+            merged |= new
+        return merged
+
+    def names(self, base: tuple[str, ...]) -> tuple[str, ...]:
+        """All loss-term names, base first; known before training, so that logs and weights have fixed columns."""
+        names = base + tuple(t for p in self.values() if isinstance(p, Patch) for t in p.terms)
+        if len(set(names)) != len(names):
+            raise UserError(f"a loss term is declared twice: {names}")
+        return names
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """{patch: plain values}, for run.yaml and the checkpoint."""
+        return {name: patch.record() for name, patch in self.items() if isinstance(patch, Patch)}
+
+    def show(self) -> str:
+        """Which patch sits on which seam."""
+
+        def users(seam: str) -> str:
+            return ", ".join(n for n, p in self.items() if seam in vars(type(p)))
+
+        return "\n".join(f"  {seam:15} {users(seam)}" for seam in SEAMS if users(seam))
+
+
+def table() -> dict[str, str]:
+    """{flag: patch file}. Empty where patches/ is absent: the base runs alone."""
+    if importlib.util.find_spec("patches") is None:
+        return {}
+    return dict(importlib.import_module("patches").TABLE)
+
+
+def kinds(names: Iterable[str]) -> dict[str, ModuleType]:
+    """The modules of these patch files, in TABLE order."""
+    wanted = set(names)
+    known = dict.fromkeys(table().values())
+    if missing := wanted - known.keys():
+        raise UserError(f"this run needs the patches {sorted(missing)}, which are not in patches/")
+    return {name: importlib.import_module(f"patches.{name}") for name in known if name in wanted}
+
+
+def active(given: Iterable[str]) -> dict[str, ModuleType]:
+    """Patches switched on by a flag on the command line."""
+    flags = {g.split("=")[0].removeprefix("--").replace("_", "-") for g in given if g.startswith("--")}
+    return kinds(name for flag, name in table().items() if flag in flags)
+
+
+def revive(records: Mapping[str, Mapping[str, Any]]) -> Patches:
+    """The patches of a checkpoint, built from what it recorded about them."""
+    modules = kinds(records)
+    return Patches({name: module.patch(module.Flags(**plain(records[name]))) for name, module in modules.items()})
+
+
+def plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML gives lists where flags hold tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+
+
+def weighted_sum(terms: Terms, weights: Mapping[str, float | Tensor]) -> Tensor:
+    """Sum of the terms, each times its weight (1 unless given)."""
+    if unknown := weights.keys() - terms.keys():
+        raise UserError(f"weights for unknown loss terms {sorted(unknown)}")
+    return torch.stack([term * weights.get(name, 1.0) for name, term in terms.items()]).sum()

@@ -1,0 +1,176 @@
+"""A data YAML read into a `DataSpec`: which images, which classes.
+
+    path: ../datasets/mine      # optional; relative to this file
+    train: images/train         # a folder, a .txt list of images, or a list of such entries; the same for val and test
+    val: images/val
+    nc: 3                       # optional when names are given
+    names: [cat, dog, cow]      # or {0: cat, 1: dog, 2: cow}
+    generator: shapes           # optional: the folder is rendered on first use, see utils/shapes.py
+
+The label of `.../images/x/y.jpg` is `.../labels/x/y.txt`: the last `images` folder of the path is exchanged.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils import shapes
+from utils.errors import UserError
+
+SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+SPLITS = ("train", "val", "test")
+KEYS = ("path", *SPLITS, "nc", "names", "generator", "images", "seed")
+GENERATORS: dict[str, Callable[[Path, dict[str, Any]], None]] = {"shapes": shapes.ensure}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """One data set. Image paths are as found; `absent` says, per optional split, why it has no images."""
+
+    root: Path
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    test: tuple[Path, ...]
+    nc: int
+    names: tuple[str, ...]
+    source: Path  # the YAML file
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def images(self, split: str) -> tuple[Path, ...]:
+        """Images of "train", "val" or "test"; UserError when the YAML does not offer that split."""
+        files: tuple[Path, ...] = getattr(self, split)
+        if not files:
+            raise UserError(f"{self.source}: {self.absent.get(split, f'no images for {split!r}')}")
+        return files
+
+
+def label_path(image: Path) -> Path:
+    """Where the label of an image is: last `images` folder -> `labels`, suffix -> .txt; beside the image without one."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError when the file is missing, malformed or no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
+    return content
+
+
+def read_data(path: str | Path) -> DataSpec:
+    """Read and check a data YAML. Every image is listed, none opened. UserError names file, key and what would be right."""
+    source = Path(path)
+    content = load_yaml(source)
+    for key in map(str, content):
+        close = difflib.get_close_matches(key, KEYS, 1, cutoff=0.75) if key not in KEYS else []
+        if close:
+            raise UserError(f"{source}: unknown key {key!r}; did you mean {close[0]!r}?")
+    for key in ("train", "val", "names"):
+        if content.get(key) in (None, "", [], {}):
+            raise UserError(f"{source}: key {key!r} is missing; train, val and names are needed")
+    names = _names(source, content["names"])
+    nc = content.get("nc", len(names))
+    if isinstance(nc, bool) or not isinstance(nc, int) or nc < 1:
+        raise UserError(f"{source}: nc: expected a whole number of at least 1, found {nc!r}")
+    if nc != len(names):
+        raise UserError(f"{source}: nc is {nc} but names holds {len(names)} classes; make them agree")
+
+    root = _resolve(source, "path", content["path"]) if content.get("path") else source.parent
+    if (name := content.get("generator")) is not None:
+        if name not in GENERATORS:
+            raise UserError(f"{source}: generator: unknown {name!r}; there are: {', '.join(GENERATORS)}")
+        GENERATORS[name](root, {key: content[key] for key in ("images", "seed") if key in content})
+    elif not root.is_dir():
+        raise UserError(f"{source}: path: folder {root} does not exist (path is relative to the YAML's own folder)")
+
+    found: dict[str, tuple[Path, ...]] = {"test": ()}
+    absent = {"test": "key 'test' is missing"}
+    for split in SPLITS:
+        if content.get(split) in (None, "", []):
+            continue
+        try:
+            found[split] = _images(source, split, content[split], root)
+        except UserError as error:
+            if split != "test":
+                raise
+            absent["test"] = str(error).removeprefix(f"{source}: ")  # matters only to who asks for the test split
+    return DataSpec(root, found["train"], found["val"], found["test"], nc, names, source, absent)
+
+
+def _names(source: Path, names: Any) -> tuple[str, ...]:
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise UserError(f"{source}: names: the ids must be 0..{len(names) - 1}, each once; found {list(names)}")
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list):
+        raise UserError(f"{source}: names: expected a list or a map {{id: name}}, found {names!r}")
+    if doubled := {str(n) for n in names if names.count(n) > 1}:
+        raise UserError(f"{source}: names: {', '.join(sorted(doubled))} given more than once")
+    return tuple(str(name) for name in names)
+
+
+def _resolve(source: Path, key: str, entry: Any, bases: Sequence[Path] = ()) -> Path:
+    """First existing one of base/entry, the YAML's folder / entry, working folder / entry; else the first candidate."""
+    if not isinstance(entry, str):
+        raise UserError(f"{source}: {key}: expected a path, found {entry!r}")
+    candidates = [base / Path(entry).expanduser() for base in (*bases, source.parent, Path())]
+    return next((c for c in candidates if c.exists()), candidates[0])
+
+
+def _images(source: Path, split: str, entries: Any, root: Path) -> tuple[Path, ...]:
+    files: list[Path] = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        where = _resolve(source, split, entry, [root])
+        if where.is_dir():
+            files += _folder(source, split, where)
+        elif where.is_file() and where.suffix == ".txt":
+            files += _listed(where, root)
+        elif where.is_file():
+            raise UserError(f"{source}: {split}: {where} is neither a folder nor a .txt list of images")
+        else:
+            raise UserError(f"{source}: {split}: {where} does not exist")
+    return tuple(files)
+
+
+def _folder(source: Path, split: str, folder: Path) -> list[Path]:
+    inside = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    images = [p for p in inside if p.suffix.lower() in SUFFIXES]
+    if not images:
+        other = ", ".join(sorted({p.suffix or p.name for p in inside})[:5])
+        raise UserError(
+            f"{source}: {split}: folder {folder} holds no image ({' '.join(sorted(SUFFIXES))})"
+            + (f"; it holds {other}" if other else "; it is empty")
+        )
+    return images
+
+
+def _listed(listing: Path, root: Path) -> list[Path]:
+    """Images named in a .txt list, one per line, relative to the list's folder, the data root or the working folder."""
+    bases, files = [listing.parent, root, Path()], []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        if not (name := line.strip()):
+            continue
+        if Path(name).suffix.lower() not in SUFFIXES:
+            raise UserError(f"{listing}:{number}: {name!r} has no image suffix ({' '.join(sorted(SUFFIXES))})")
+        hit = next((base for base in bases if (base / name).exists()), None)
+        if hit is not None and hit is not bases[0]:
+            bases.remove(hit)
+            bases.insert(0, hit)  # where one image was found the next one will be
+        files.append((hit or listing.parent) / name)
+    if not files:
+        raise UserError(f"{listing}: the list is empty; one image path per line is expected")
+    return files

@@ -1,0 +1,134 @@
+"""Every shipped model file builds, with the published numbers of parameters and tensors and the published keys and shapes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from models.graph import Detector
+from tests.shared import ROOT, shared
+
+# name: modules, parameters, state tensors (80 classes, unfused)
+PUBLISHED = {
+    "yolov7-tiny": (78, 6_228_762, 344),
+    "yolov7-tiny-320": (78, 6_228_762, 344),
+    "yolov7": (106, 37_622_682, 566),
+    "yolov7x": (122, 71_347_394, 644),
+    "yolov5n": (25, 1_872_157, 349),
+    "yolov5s": (25, 7_235_389, 349),
+    "yolov5m": (25, 21_190_557, 481),
+    "yolov5l": (25, 46_563_709, 613),
+    "yolov5x": (25, 86_749_405, 745),
+}
+# several heads on one trunk: the plain model it is made from
+MULTI = {
+    "yolov7-tiny-1b4h": "yolov7-tiny",
+    "yolov7-tiny-1b4h-attn": "yolov7-tiny",
+    "yolov7-tiny-1b4h-320": "yolov7-tiny-320",
+    "yolov5n-1b4h": "yolov5n",
+    "yolov5s-1b4h": "yolov5s",
+    "demo-1b4h": "demo",
+}
+DETECTORS = {"yolov7-tiny-1b4h-attn": "MultiHeadDetectAttn"}
+
+
+def spec(name: str) -> dict[str, Any]:
+    parsed = yaml.safe_load((ROOT / f"cfg/training/{name}.yaml").read_text())
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+def build(name: str) -> Detector:
+    """On the meta device: shapes without memory. (`model.0` then exists with all its sizes, and no number is drawn.)"""
+    with torch.device("meta"):
+        return Detector(spec(name), spec(name)["nc"])
+
+
+def reference(kind: str, name: str) -> Any:
+    """An entry of golden/models/*_<kind>.json."""
+    for family in ("yolov7", "yolov5"):
+        for suffix in ("", "_more"):
+            path = Path(f"golden/models/{family}_{kind}{suffix}.json")
+            if suffix and (kind, family) != ("info", "yolov7"):
+                continue
+            table = json.loads(shared(str(path)).read_text())
+            table = table.get("models", table)
+            if name in table:
+                return table[name]
+    pytest.fail(f"no reference for {name}")
+
+
+def test_every_model_file_is_covered_by_this_test() -> None:
+    assert {f.stem for f in (ROOT / "cfg/training").glob("*.yaml")} == {*PUBLISHED, *MULTI, "demo"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_modules_parameters_and_tensors_are_as_published(name: str) -> None:
+    model = build(name)
+    modules, params, tensors = PUBLISHED[name]
+    assert len(model.model) == modules
+    assert sum(p.numel() for p in model.parameters()) == params
+    assert len(model.state_dict()) == tensors
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if not n.endswith("-320")])
+def test_layer_table_equals_the_original_programs(name: str) -> None:
+    info = reference("info", name)
+    model = build(name)
+    rows = [row for part in ("backbone", "head") for row in spec(name)[part]]
+    ours = [
+        [i, row[0], row[2].removeprefix("nn."), sum(p.numel() for p in module.parameters())]
+        for i, (row, module) in enumerate(zip(rows, model.model, strict=True))
+    ]
+    assert ours == info["layer_table"]
+    assert [128 / shape[-1] for shape in model.shapes(128)[-1]] == info["strides"]
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if n not in ("yolov7x", "yolov7-tiny-320")])
+def test_state_keys_shapes_and_types_equal_the_original_programs(name: str) -> None:
+    wanted = reference("state_dict", name)
+    ours = {k: [list(t.shape), str(t.dtype).removeprefix("torch.")] for k, t in build(name).state_dict().items()}
+    assert ours == wanted
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if not n.endswith("-320")])
+def test_anchors_equal_the_original_programs(name: str) -> None:
+    pixels = torch.tensor(spec(name)["anchors"], dtype=torch.float32).view(3, -1, 2)
+    info = reference("info", name)
+    stride = torch.tensor(info["strides"]).view(3, 1, 1)
+    assert torch.equal(pixels / stride, torch.tensor(info["anchors_grid_units"]))
+
+
+def test_anchors_for_320_px_inputs_are_the_documented_ones() -> None:
+    wanted = [[5, 8, 13, 12, 14, 32], [33, 27, 35, 59, 73, 49], [69, 123, 161, 105, 222, 188]]
+    assert spec("yolov7-tiny-320")["anchors"] == wanted
+    assert spec("yolov7-tiny-1b4h-320")["anchors"] == wanted
+
+
+@pytest.mark.parametrize("name", MULTI)
+def test_several_heads_share_the_plain_models_trunk(name: str) -> None:
+    ours, plain = spec(name), spec(MULTI[name])
+    last, plain_last = ours["head"].pop(), plain["head"].pop()
+    assert ours == plain
+    assert last[:2] + last[3:] == plain_last[:2] + plain_last[3:]
+    assert last[2] == DETECTORS.get(name, "MultiHeadDetect")
+
+
+def test_demo_is_small_and_has_the_freeze_points_of_yolov7_tiny() -> None:
+    model, tiny = build("demo"), spec("yolov7-tiny")
+    params = sum(p.numel() for p in model.parameters())
+    assert 300_000 < params < 500_000
+    assert [row[:3] for row in spec("demo")["backbone"]] == [row[:3] for row in tiny["backbone"]]
+    assert [row[:3] for row in spec("demo")["head"]] == [row[:3] for row in tiny["head"]]
+    assert all(out % 8 == 0 for row in spec("demo")["backbone"] if row[2] == "Conv" for out in row[3][:1])
+
+
+def test_strides_come_from_the_rows_and_not_from_the_parameters_alone() -> None:
+    """Kernel sizes and channels leave no trace of strides; output shapes do."""
+    for name, at in {"yolov7-tiny": {14: 80, 21: 40, 28: 20}, "yolov7": {3: 160, 24: 80, 37: 40, 50: 20}}.items():
+        shapes = build(name).shapes(640)
+        assert {i: shapes[i][-1] for i in at} == at
+        assert [s[-1] for s in shapes[-1]] == [80, 40, 20]

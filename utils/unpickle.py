@@ -9,12 +9,13 @@ imported. `Reader.find_class` answers from three sources and nothing else:
 Before a byte is executed, `check_program` walks the opcodes: only the usual ones, no memo index beyond the program.
 """
 
+import io
 import pickle
 import pickletools
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -25,7 +26,20 @@ MAX_PICKLE = 64 << 20  # bytes of program; published checkpoints have well under
 BAD_PICKLE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
 # text forms of protocol 0 are fine; what reaches copyreg's registry, out-of-band buffers or old instances is not
 FORBIDDEN_OPCODES = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEXT_BUFFER", "READONLY_BUFFER"}
-HIDDEN = {"os", "sys", "nt", "posix", "subprocess", "shutil", "socket", "builtins", "importlib", "runpy", "ctypes", "pty"}
+HIDDEN = {
+    "os",
+    "sys",
+    "nt",
+    "posix",
+    "subprocess",
+    "shutil",
+    "socket",
+    "builtins",
+    "importlib",
+    "runpy",
+    "ctypes",
+    "pty",
+}
 STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -50,14 +64,15 @@ class Inert:
 
 
 class Node(Inert):
-    """Stand-in for an object of a foreign class. `args` of its construction, `state` as set by the pickle."""
+    """Stand-in for an object of a foreign class: keeps the attributes that the pickle sets, ignores all else."""
 
-    __slots__ = ("args", "items", "state")
+    __slots__ = ("state",)
     name = ""  # "module.Class", set on each stand-in class
+    state: Any
 
     def __new__(cls, *args: object, **kwargs: object) -> "Node":
         node = super().__new__(cls)
-        node.args, node.state, node.items = args, {}, {}
+        node.state = {}
         return node
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -66,10 +81,10 @@ class Node(Inert):
     def __setstate__(self, state: object) -> None:
         if isinstance(state, tuple) and len(state) == 2:  # (attributes, slots)
             state = {**(state[0] or {}), **(state[1] or {})}
-        self.state: Any = state
+        self.state = state
 
-    def __setitem__(self, key: Any, value: object) -> None:
-        self.items[key] = value
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
 
     def get(self, key: str) -> Any:
         """An attribute that the pickle stored, or None."""
@@ -231,8 +246,11 @@ OPS: dict[str, Inert] = {
             (["_codecs.encode"], _encode),
             (_names("numpy.core.multiarray numpy._core.multiarray", "scalar"), _scalar),
             (_names("numpy.core.multiarray numpy._core.multiarray", "_reconstruct"), _reconstruct),
-            (["numpy.dtype"], NumpyType),
-            (_names("pathlib pathlib._local", "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"), _text),
+            (["numpy.dtype"], NumpyType),  # an Op: the class itself stays out of reach
+            (
+                _names("pathlib pathlib._local", "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"),
+                _text,
+            ),
         )
         for name in names
     },
@@ -265,34 +283,70 @@ def stand_in(module: str, name: str) -> type[Node]:
     return type("Node", (Node,), {"__slots__": (), "name": full})
 
 
+def answer(module: str, name: str) -> Any:
+    """What a pickle gets for `module.name`. Nothing is looked up outside of this file."""
+    return OPS.get(f"{module}.{name}") or stand_in(module, name)
+
+
 class Reader(pickle.Unpickler):
     """Runs one checked program. Every name it asks for is answered by OPS, a stand-in or a refusal."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        return OPS[full] if full in OPS else stand_in(module, name)
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream, encoding="latin1")  # texts of Python 2 files, too
+        self.storages: dict[str, Storage] = {}
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """torch names a storage by ("storage", kind, key, device, elements), in old files with a view at the end."""
+    def find_class(self, module: str, name: str) -> Any:
+        return answer(module, name)
+
+    def persistent_load(self, pid: Any) -> object:
+        """torch names a storage by ("storage", kind, key, device, elements), in old files with a view at the end;
+
+        old files also name a class together with its source text, which is ignored: ("module", class, file, text).
+        """
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], type):
+            return pid[1]
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or (pid[5:] and pid[5]):
             raise pickle.UnpicklingError(f"an unknown persistent id {str(pid)[:60]}")
         _, kind, key, _, numel = pid[:5]
-        if not isinstance(kind, StorageKind) or type(key) is not str or type(numel) is not int or not 0 <= numel < 1 << 62:
+        if (
+            not isinstance(kind, StorageKind)
+            or type(key) is not str
+            or type(numel) is not int
+            or not 0 <= numel < 1 << 62
+        ):
             raise pickle.UnpicklingError("a storage without kind, key and length")
-        return Storage(key, kind.dtype, numel)
+        storage = Storage(key, kind.dtype, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {key[:40]} is declared twice and differently")
+        return storage
 
 
-def check_program(program: bytes, start: int = 0) -> int:
-    """Walk the opcodes without running them; -> index after STOP. Raises one of BAD_PICKLE or a UserError."""
-    window = _Window(program, start)
-    for opcode, arg, _ in pickletools.genops(window):
+def check_program(stream: BinaryIO) -> None:
+    """Walk the opcodes up to STOP without running them. Raises one of BAD_PICKLE or a UserError."""
+    puts = 0
+    for opcode, arg, _ in pickletools.genops(stream):
         if opcode.name in FORBIDDEN_OPCODES:
             raise pickle.UnpicklingError(f"opcode {opcode.name}, which torch does not write")
-        if opcode.name in ("GLOBAL",) and isinstance(arg, str):
+        if opcode.name == "GLOBAL" and isinstance(arg, str):
             module, _, name = arg.partition(" ")
-            if f"{module}.{name}" not in OPS:
-                stand_in(module, name)
+            answer(module, name)
         # the reader allots its memo by the largest index: one short opcode could ask for gigabytes
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (not isinstance(arg, int) or not 0 <= arg <= len(program)):
-            raise pickle.UnpicklingError(f"memo index {arg} in a program of {len(program)} bytes")
-    return window.at
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            puts += 1
+            if not isinstance(arg, int) or not 0 <= arg <= puts:
+                raise pickle.UnpicklingError(f"memo index {arg} after {puts} entries")
+
+
+def run_program(stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """Check one pickle, then read it -> (its value, the storages it refers to). The stream is left behind its STOP.
+
+    Raises one of BAD_PICKLE or a UserError.
+    """
+    start = stream.tell()
+    check_program(stream)
+    end = stream.tell()
+    stream.seek(start)
+    if end - start > MAX_PICKLE:
+        raise pickle.UnpicklingError(f"a pickle of {end - start} bytes (limit {MAX_PICKLE})")
+    reader = Reader(io.BytesIO(stream.read(end - start)))
+    return reader.load(), reader.storages

@@ -1,4 +1,4 @@
-"""Every shipped model file builds, with the published numbers of parameters and tensors and the published keys and shapes."""
+"""Every shipped model file builds, with the published numbers, keys and shapes."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from models.iou import pairwise_iou
 
-OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))  # subtracted: centre, left, up, right, down cell
+OFFSETS = (
+    (0.0, 0.0),
+    (0.5, 0.0),
+    (0.0, 0.5),
+    (-0.5, 0.0),
+    (0.0, -0.5),
+)  # subtracted: centre, left, up, right, down cell
 TOP_IOUS = 10  # OTA: a box gets as many predictions as its best ten overlaps add up to
 IOU_COST = 3.0
 

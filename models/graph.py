@@ -30,7 +30,8 @@ LAYERS: dict[str, Build] = {
     "nn.ZeroPad2d": layers.ZeroPad2d,
 }
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
-    name: getattr(nn, name) for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
+    name: getattr(nn, name)
+    for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
 }
 REFUSED = {
     "IAuxDetect": "auxiliary heads are not supported; use the same model's deploy form, whose last row is Detect",
@@ -85,7 +86,9 @@ def parse_activation(name: str, text: str) -> nn.Module:
 class Detector(nn.Module):
     """Runs the modules in order; the last one is the head. `tap(N)` adds the output of module N to out["feat"]."""
 
-    def __init__(self, spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build] = LAYERS, channels: int = 3) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build] = LAYERS, channels: int = 3
+    ) -> None:
         """spec: the model YAML. nc: classes of the data, which replace the YAML's own. channels: of the input image."""
         super().__init__()
         self.nc, self.in_channels = nc, channels
@@ -170,7 +173,8 @@ class Detector(nn.Module):
             shapes[index] = [tuple(t.shape[1:]) for t in levels] if last else tuple(out.shape[1:])
 
         hooks = [
-            module.register_forward_hook(lambda _m, inputs, out, i=i: note(i, inputs, out)) for i, module in enumerate(self.model)
+            module.register_forward_hook(lambda _m, inputs, out, i=i: note(i, inputs, out))
+            for i, module in enumerate(self.model)
         ]
         was_training = self.training
         state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
@@ -206,7 +210,9 @@ def sections(backbone: int, total: int) -> dict[str, range]:
     return {"backbone": range(backbone), "neck": range(backbone, total - 1), "head": range(total - 1, total)}
 
 
-def build_row(spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build], kind: str, number: int, args: list[Any], c1: Any) -> nn.Module:
+def build_row(
+    spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build], kind: str, number: int, args: list[Any], c1: Any
+) -> nn.Module:
     """One row -> one module. c1: input channels (a list where the row joins several inputs)."""
     build = builders.get(kind)
     if build is None:

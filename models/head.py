@@ -49,7 +49,9 @@ class AnchorHead(nn.Module):
     def __init__(self, c1: Sequence[int], nc: int, anchors: Sequence[Sequence[float]]) -> None:
         super().__init__()
         if len(anchors) != len(c1) or any(len(a) % 2 or not len(a) for a in anchors):
-            raise ValueError(f"the detector joins {len(c1)} levels, but anchors are {anchors}: give w,h pairs per level")
+            raise ValueError(
+                f"the detector joins {len(c1)} levels, but anchors are {anchors}: give w,h pairs per level"
+            )
         self.nc, self.levels, self.anchors_per_cell = nc, len(c1), len(anchors[0]) // 2
         self.groups, self.group_names = [list(range(nc))], ["all"]
         pixels = torch.tensor(anchors, dtype=torch.float32).view(self.levels, -1, 2)

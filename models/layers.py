@@ -95,7 +95,9 @@ class Shortcut(nn.Module):
 class Upsample(nn.Upsample):
     """nn.Upsample(size, scale_factor, mode), as rows `[None, 2, 'nearest']` spell it."""
 
-    def __init__(self, c1: int, size: int | None = None, scale_factor: float | None = None, mode: str = "nearest") -> None:
+    def __init__(
+        self, c1: int, size: int | None = None, scale_factor: float | None = None, mode: str = "nearest"
+    ) -> None:
         super().__init__(size, scale_factor, mode)
         self.out_channels = c1
 

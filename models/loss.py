@@ -1,7 +1,7 @@
 """Detection loss: named terms box, obj and cls from an assignment.
 
-  box = mean over rows of 1 - CIoU;  obj = BCE of every cell's objectness against its row's IoU, levels weighted 4, 1, 0.4;
-  cls = mean over rows and classes of BCE;  each times its gain (YOLOv5/YOLOv7). The trainer multiplies the sum by the batch size.
+box = mean over rows of 1 - CIoU;  obj = BCE of every cell's objectness against its row's IoU, levels weighted 4, 1, 0.4;
+cls = mean over rows and classes of BCE;  each times its gain (YOLOv5/YOLOv7). The trainer multiplies the sum by the batch size.
 """
 
 from collections.abc import Sequence
@@ -57,11 +57,17 @@ def raw_levels(det: Any, levels: int, anchors: int, channels: int) -> list[Tenso
     fits = (
         isinstance(raw, (list, tuple))
         and len(raw) == levels
-        and all(isinstance(r, Tensor) and r.dim() == 5 and r.shape[1] == anchors and r.shape[4] == channels for r in raw)
+        and all(
+            isinstance(r, Tensor) and r.dim() == 5 and r.shape[1] == anchors and r.shape[4] == channels for r in raw
+        )
         and len({r.shape[0] for r in raw}) == 1
     )
     if not fits:
-        got = [tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__ for r in raw] if isinstance(raw, (list, tuple)) else type(raw).__name__
+        got = (
+            [tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__ for r in raw]
+            if isinstance(raw, (list, tuple))
+            else type(raw).__name__
+        )
         raise ValueError(f"the loss needs {levels} raw levels of shape [B,{anchors},H,W,{channels}], got {got}")
     return list(raw)
 
@@ -78,16 +84,19 @@ def bce(logit: Tensor, target: Tensor, pos_weight: float, gamma: float) -> Tenso
     return loss
 
 
-def last_row_map(rows: Rows, value: Tensor, shape: Sequence[int]) -> Tensor:
-    """[B,A,H,W] zeros with value [R] at the rows' cells; of several rows at one cell the last one counts. Order-free on every device."""
-    _, a, h, w = shape
-    cells = int(torch.Size(shape).numel())
-    cell = ((rows.image * a + rows.anchor) * h + rows.gy) * w + rows.gx  # [R]
-    rank = torch.arange(1, len(cell) + 1, device=cell.device) * (rows.weight > 0)
+def last_row_map(cell: Tensor, weight: Tensor, value: Tensor, cells: int) -> Tensor:
+    """[cells] zeros with value [R] at cell [R] (long); of several rows of weight > 0 at one cell the last counts. Order-free on every device."""
+    rank = torch.arange(1, len(cell) + 1, device=cell.device) * (weight > 0)
     last = torch.zeros(cells, dtype=torch.long, device=cell.device).scatter_reduce(0, cell, rank, "amax")
     wins = (rank > 0) & (last[cell] == rank)
     out = torch.zeros(cells + 1, device=cell.device, dtype=value.dtype)  # the extra place takes what lost
-    return out.index_put((cell.where(wins, cells),), value)[:cells].view(*shape)
+    return out.index_put((cell.where(wins, cells),), value)[:cells]
+
+
+def flat_cell(rows: Rows, raw: Tensor) -> Tensor:
+    """Position [R] of each row's cell in raw [B,A,H,W,...] flattened over its first four dimensions."""
+    _, a, h, w = raw.shape[:4]
+    return ((rows.image * a + rows.anchor) * h + rows.gy) * w + rows.gx
 
 
 class DetectionLoss(Criterion):
@@ -119,7 +128,9 @@ class DetectionLoss(Criterion):
             return raws[level][rows.image, rows.anchor, rows.gy, rows.gx]
 
         grids = [(raw.shape[2], raw.shape[3]) for raw in raws]
-        levels = assign(target, grids, self.anchors, self.stride, s, read, group=target[:, 0].long(), groups=len(raws[0]))
+        levels = assign(
+            target, grids, self.anchors, self.stride, s, read, group=target[:, 0].long(), groups=len(raws[0])
+        )
         box = obj = cls = raws[0].new_zeros((), dtype=torch.float32)
         for i, (raw, rows, (h, w)) in enumerate(zip(raws, levels, grids, strict=True)):
             pred = read(i, rows).float()  # [R,5+nc]
@@ -128,9 +139,12 @@ class DetectionLoss(Criterion):
             box = box + (rows.weight * (1 - overlap)).sum() / total
             if self.nc > 1:
                 want = one_hot(target[rows.target, 1].long(), self.nc, s.label_smoothing)
-                cls = cls + (rows.weight[:, None] * bce(pred[:, 5:], want, s.cls_pw, s.fl_gamma)).sum() / (total * self.nc)
+                cls = cls + (rows.weight[:, None] * bce(pred[:, 5:], want, s.cls_pw, s.fl_gamma)).sum() / (
+                    total * self.nc
+                )
             quality = (1 - s.gr) + s.gr * overlap.detach().clamp(min=0)
-            want_obj = last_row_map(rows, quality, raw.shape[:4])
+            cells = raw[..., 4].numel()
+            want_obj = last_row_map(flat_cell(rows, raw), rows.weight, quality, cells).view(raw.shape[:4])
             obj = obj + bce(raw[..., 4], want_obj, s.obj_pw, s.fl_gamma).mean() * self.balance[i]
         return {"box": box * s.box, "obj": obj * s.obj, "cls": cls * s.cls}
 
@@ -146,12 +160,12 @@ def assign(
     groups: int,
 ) -> list[Rows]:
     """Rows per level by the plain rule or, with settings.ota, by OTA among them (see models.assign)."""
-    levels = [
-        drop_idle(plain_rows(target, anchors[i], h, w, settings.anchor_t)) for i, (h, w) in enumerate(grids)
-    ]
+    levels = [drop_idle(plain_rows(target, anchors[i], h, w, settings.anchor_t)) for i, (h, w) in enumerate(grids)]
     if not settings.ota:
         return levels
-    height, width = (round(side * float(stride_0)) for side, stride_0 in zip(grids[0], (stride[0], stride[0]), strict=True))
+    height, width = (
+        round(side * float(stride_0)) for side, stride_0 in zip(grids[0], (stride[0], stride[0]), strict=True)
+    )
     size = (height, height if settings.square_ota else width)
     return [drop_idle(rows) for rows in ota_rows(levels, read, target, group, groups, anchors, stride, size)]
 

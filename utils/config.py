@@ -25,7 +25,7 @@ def opt(default: Any, help: str, **meta: Any) -> Any:
     return field(default=default, metadata={"help": help, **meta})
 
 
-def hyp(default: float, help: str, low: float = 0.0, high: float = math.inf) -> Any:
+def hyper(default: float, help: str, low: float = 0.0, high: float = math.inf) -> Any:
     """A hyper-parameter with its allowed range."""
     return opt(default, help, hyp=True, low=low, high=high)
 
@@ -39,12 +39,16 @@ class Config:
     cfg: str = opt("", "model YAML (default: the one stored in --weights)")
     data: str = opt("data/coco.yaml", "data YAML")
     hyp: str = opt("data/hyp.scratch.p5.yaml", "hyper-parameter YAML; single keys can be overridden by flags")
-    resume: str = opt("", "continue a run: its last.pt or folder; without a value the newest run", nargs="?", const="auto")
+    resume: str = opt(
+        "", "continue a run: its last.pt or folder; without a value the newest run", nargs="?", const="auto"
+    )
     # budget
     epochs: int = opt(300, "epochs", low=1)
     batch_size: int = opt(16, "images per step, all devices together", low=1, alias="--batch")
     test_batch_size: int = opt(0, "batch of the validation passes (default: twice the batch size)", low=0)
-    img_size: tuple[int, ...] = opt((640, 640), "training and validation size, pixels (one value: both)", nargs="+", alias="--img")
+    img_size: tuple[int, ...] = opt(
+        (640, 640), "training and validation size, pixels (one value: both)", nargs="+", alias="--img"
+    )
     # data
     rect: bool = opt(False, "rectangular training batches (no mosaic)")
     cache_images: bool = opt(False, "keep the images in RAM, shared by the workers", alias="--cache")
@@ -62,6 +66,11 @@ class Config:
     sync_bn: bool = opt(False, "BatchNorm statistics over all devices")
     label_smoothing: float = opt(0.0, "share of the class target spread over the classes", low=0, high=1)
     warmup_share: float = opt(0.1, "largest share of the run that warm-up may take", low=0, high=1)
+    freeze_bn: str = opt(
+        "eval",
+        "BatchNorm of frozen modules: eval = nothing moves; train = statistics drift (YOLOv5/YOLOv7)",
+        choices=("eval", "train"),
+    )
     compat: str = opt(
         "none",
         "repeat the originals' quirks: warm-up of at least 1,000 (v7) or 100 (v5) steps with uncapped bias rate, rates one epoch late, OTA's square boxes",
@@ -80,36 +89,36 @@ class Config:
     device: str = opt("", "cuda device number(s), cpu or mps (default: the best there is)")
     seed: int = opt(0, "random seed", low=0)
     # hyper-parameters
-    lr0: float = hyp(0.01, "peak learning rate", low=1e-12)
-    lrf: float = hyp(0.1, "final learning rate = lr0 * lrf")
-    momentum: float = hyp(0.937, "SGD momentum or Adam beta1", high=1)
-    weight_decay: float = hyp(0.0005, "L2 on weights, at 64 images per step")
-    warmup_epochs: float = hyp(3.0, "warm-up, epochs")
-    warmup_momentum: float = hyp(0.8, "momentum at the start of warm-up", high=1)
-    warmup_bias_lr: float = hyp(0.1, "learning rate of biases at the start of warm-up")
-    box: float = hyp(0.05, "box loss gain, for 3 levels")
-    cls: float = hyp(0.3, "class loss gain, for 80 classes and 3 levels")
-    cls_pw: float = hyp(1.0, "weight of positive class targets")
-    obj: float = hyp(0.7, "objectness loss gain, for 640 px and 3 levels")
-    obj_pw: float = hyp(1.0, "weight of positive objectness targets")
-    iou_t: float = hyp(0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", high=1)
-    anchor_t: float = hyp(4.0, "largest side ratio between a box and its anchor", low=1)
-    fl_gamma: float = hyp(0.0, "focal loss exponent")
-    hsv_h: float = hyp(0.015, "hue jitter, share", high=1)
-    hsv_s: float = hyp(0.7, "saturation jitter, share", high=1)
-    hsv_v: float = hyp(0.4, "value jitter, share", high=1)
-    degrees: float = hyp(0.0, "rotation, +- degrees", high=180)
-    translate: float = hyp(0.2, "translation, +- share", high=1)
-    scale: float = hyp(0.9, "scaling, +- share", high=1)
-    shear: float = hyp(0.0, "shear, +- degrees", high=90)
-    perspective: float = hyp(0.0, "perspective, +- share", high=0.001)
-    flipud: float = hyp(0.0, "probability of flipping up and down", high=1)
-    fliplr: float = hyp(0.5, "probability of flipping left and right", high=1)
-    mosaic: float = hyp(1.0, "probability of mosaic", high=1)
-    mixup: float = hyp(0.15, "probability of mixup", high=1)
-    copy_paste: float = hyp(0.0, "probability of copy-paste (needs polygons)", high=1)
-    paste_in: float = hyp(0.15, "probability of pasting in cut-out objects", high=1)
-    loss_ota: float = hyp(1.0, "1: OTA assignment, 0: plain", high=1)
+    lr0: float = hyper(0.01, "peak learning rate", low=1e-12)
+    lrf: float = hyper(0.1, "final learning rate = lr0 * lrf")
+    momentum: float = hyper(0.937, "SGD momentum or Adam beta1", high=1)
+    weight_decay: float = hyper(0.0005, "L2 on weights, at 64 images per step")
+    warmup_epochs: float = hyper(3.0, "warm-up, epochs")
+    warmup_momentum: float = hyper(0.8, "momentum at the start of warm-up", high=1)
+    warmup_bias_lr: float = hyper(0.1, "learning rate of biases at the start of warm-up")
+    box: float = hyper(0.05, "box loss gain, for 3 levels")
+    cls: float = hyper(0.3, "class loss gain, for 80 classes and 3 levels")
+    cls_pw: float = hyper(1.0, "weight of positive class targets")
+    obj: float = hyper(0.7, "objectness loss gain, for 640 px and 3 levels")
+    obj_pw: float = hyper(1.0, "weight of positive objectness targets")
+    iou_t: float = hyper(0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", high=1)
+    anchor_t: float = hyper(4.0, "largest side ratio between a box and its anchor", low=1)
+    fl_gamma: float = hyper(0.0, "focal loss exponent")
+    hsv_h: float = hyper(0.015, "hue jitter, share", high=1)
+    hsv_s: float = hyper(0.7, "saturation jitter, share", high=1)
+    hsv_v: float = hyper(0.4, "value jitter, share", high=1)
+    degrees: float = hyper(0.0, "rotation, +- degrees", high=180)
+    translate: float = hyper(0.2, "translation, +- share", high=1)
+    scale: float = hyper(0.9, "scaling, +- share", high=1)
+    shear: float = hyper(0.0, "shear, +- degrees", high=90)
+    perspective: float = hyper(0.0, "perspective, +- share", high=0.001)
+    flipud: float = hyper(0.0, "probability of flipping up and down", high=1)
+    fliplr: float = hyper(0.5, "probability of flipping left and right", high=1)
+    mosaic: float = hyper(1.0, "probability of mosaic", high=1)
+    mixup: float = hyper(0.15, "probability of mixup", high=1)
+    copy_paste: float = hyper(0.0, "probability of copy-paste (needs polygons)", high=1)
+    paste_in: float = hyper(0.15, "probability of pasting in cut-out objects", high=1)
+    loss_ota: float = hyper(1.0, "1: OTA assignment, 0: plain", high=1)
 
     def __post_init__(self) -> None:
         if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
@@ -140,7 +149,9 @@ class Config:
 
     @property
     def peak_lr(self) -> float:
-        return self.lr0 * (math.sqrt(self.batch_size / NOMINAL_BATCH) if self.auto_lr and self.batch_size > NOMINAL_BATCH else 1.0)
+        return self.lr0 * (
+            math.sqrt(self.batch_size / NOMINAL_BATCH) if self.auto_lr and self.batch_size > NOMINAL_BATCH else 1.0
+        )
 
     @property
     def warmup(self) -> float:
@@ -236,7 +247,11 @@ def read_yaml(path: str | Path, flag: str) -> dict[str, Any]:
 def make_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """Abbreviations are off: a misspelt flag stops the run."""
     return argparse.ArgumentParser(
-        prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

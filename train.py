@@ -1,0 +1,187 @@
+"""Train a detector.
+
+  python train.py --data data/shapes.yaml --cfg cfg/training/demo.yaml --hyp data/hyp.demo.yaml --img 160 --epochs 40 --name base
+  python train.py ... --weights runs/train/base/weights/best.pt --transfer-weights --freeze 50 --name stage1
+  python train.py --resume runs/train/stage1
+
+Read top to bottom: setup() builds the parts, fit() is the loop, main() joins them. Features from outside enter only through the seams of
+utils/seams.py (search for `patches.`); the module table of a model is printed at the start, and by --help together with --cfg.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from models.graph import Detector
+from models.loss import scale_gains
+from utils import checkpoint, data, optim, plots, record, report, seams
+from utils.anchors import fit_anchors
+from utils.config import Config, parse, read_yaml
+from utils.device import select_device
+from utils.errors import UserError, run_main
+from utils.evaluate import Result, evaluate
+from utils.run import Run, line, restore, save, write_rows
+from utils.step import LossStep
+
+
+def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, Any] | None) -> Run:
+    torch.manual_seed(cfg.seed)
+    device = select_device(cfg.device)
+    spec = data.read_data(cfg.data)
+    nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
+
+    # model
+    source = checkpoint.read_source(cfg.weights) if cfg.weights and not resumed else None
+    graph = resumed["meta"]["spec"] if resumed else read_yaml(cfg.cfg, "--cfg") if cfg.cfg else source.meta.get("spec") if source else None
+    if graph is None:
+        raise UserError("--cfg MODEL.yaml is needed: there is no model YAML in --weights")
+    model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights)
+    if source:
+        checkpoint.load_into(model, patches.fold("load_weights", source.state, model, source), source.path)
+        checkpoint.check_groups(model, source)
+
+    # data
+    size, test_size = data.check_size(cfg.train_size, model.stride), data.check_size(cfg.test_size, model.stride)
+    stride = int(model.stride.max())
+    train_set = data.make_dataset(
+        spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=data.AugmentParams.of(cfg), rect=cfg.rect, pad=0.0,
+        cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed, quad=cfg.quad,
+    )  # fmt: skip
+    val_set = data.make_dataset(
+        spec, "val", img_size=test_size, stride=stride, batch_size=cfg.val_batch, augment=None, rect=True, pad=0.5,
+        cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed,
+    )  # fmt: skip
+    train_set, val_set = patches.fold("wrap_dataset", train_set, "train"), patches.fold("wrap_dataset", val_set, "val")
+    train = data.make_loader(train_set, batch_size=cfg.batch_size, workers=cfg.workers, shuffle=True, seed=cfg.seed, quad=cfg.quad)
+    val = data.make_loader(val_set, batch_size=cfg.val_batch, workers=cfg.workers, shuffle=False, seed=cfg.seed)
+    if not (cfg.noautoanchor or source or resumed):
+        print(fit_anchors(model, train_set.box_sizes(), cfg.anchor_t, cfg.seed))
+
+    # what is optimised, and how
+    criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), nc, size))
+    with torch.random.fork_rng(devices=[]):  # a patch must not shift the random numbers of the base
+        patches.each("on_model_built", model, patches.names(criterion.terms))
+    loss_step = LossStep(model, criterion, patches).to(device)
+    groups = patches.fold("param_groups", optim.param_groups(loss_step, cfg.scaled_decay), model)
+    optim.check_partition(groups, loss_step)
+    schedule = optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights))
+    settings = {"config": dataclasses.asdict(cfg), "patches": patches.records()}
+    meta = {**settings, "spec": graph, "nc": nc, "names": names, "groups": model.groups, "group_names": model.group_names, "img_size": size}
+    run = Run(
+        cfg, folder, device, meta, model, patches, loss_step, optim.Ema(model), optim.make_optimizer(groups, cfg, device), schedule,
+        torch.amp.GradScaler(enabled=device.type == "cuda" and cfg.amp), train, val, record.Results(folder, resumed["meta"]["epoch"] + 1 if resumed else 0),
+    )  # fmt: skip
+    if resumed:
+        restore(run, resumed)
+
+    optim.train_mode(loss_step, cfg.freeze_bn)
+    print(report.module_table(model, size), report.parameter_summary(loss_step), schedule.describe(cfg), sep="\n")
+    print(f"frozen BatchNorm: {cfg.freeze_bn}; match rule of mAP: {cfg.match}; device {device}")
+    print(f"patches by seam:\n{patches.show()}" if patches else "no patches")
+    if source:
+        print(report.inheritance(source.meta, settings, source.path))
+    if not resumed:
+        record.write_run_yaml(folder / "run.yaml", {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}, "device": str(device)})
+        plots.plot_labels(train_set.shapes_and_labels(), names, folder / "labels.png")
+    return run
+
+
+def fit(run: Run) -> None:
+    """The loop: epochs of training, evaluation of the average, files."""
+    while run.epoch < run.cfg.epochs:
+        at = seams.Progress(run.epoch, run.cfg.epochs, run.step)
+        run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, at)
+        run.train.sampler.set_epoch(run.epoch)
+        optim.train_mode(run.loss_step, run.cfg.freeze_bn)
+        start = time.perf_counter()
+        losses = train_epoch(run)
+        last = run.epoch == run.cfg.epochs - 1
+        result = validate(run, run.ema.model) if last or not run.cfg.notest else None
+        extra = run.patches.merge("on_epoch_end", run.model, at)
+        save(run, result)
+        write_rows(run, losses, result, extra, time.perf_counter() - start)
+        if run.cfg.image_weights and result:
+            run.train.sampler.set_class_weights(result.ap)
+        run.epoch += 1
+
+
+def train_epoch(run: Run) -> dict[str, float]:
+    """One pass over the data; returns the mean of each loss term, and `labels` and `size` of the last batch."""
+    cfg, sums = run.cfg, {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
+    bar = tqdm(run.train, desc=f"epoch {run.epoch + 1}/{cfg.epochs}", unit="batch", dynamic_ncols=True, mininterval=1.0)
+    run.optimizer.zero_grad(set_to_none=True)
+    for batch in bar:
+        optim.set_rates(run.optimizer, run.schedule, run.step)
+        batch = data.to_device(batch, run.device)
+        if cfg.multi_scale:
+            batch["image"] = data.multiscale(batch["image"], cfg.train_size, int(run.model.stride.max()), cfg.seed, run.step)
+        with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
+            loss, terms = run.loss_step(batch)
+        run.scaler.scale(loss).backward()
+        run.pending += 1
+        if run.schedule.due(run.step, run.pending):
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.optimizer.zero_grad(set_to_none=True)
+            run.ema.update()
+            run.pending = 0
+        run.step += 1
+        for name, value in terms.items():
+            sums[name] += value
+        if run.step % 10 == 0 or run.step == 1:
+            bar.set_postfix({k: f"{v:.4f}" for k, v in record.sums_by_kind({n: float(t) for n, t in terms.items()}).items()})
+    means = {name: float(total) / len(run.train) for name, total in sums.items()}
+    if bad := [name for name, mean in means.items() if not torch.isfinite(torch.tensor(mean))]:
+        raise UserError(f"epoch {run.epoch}: loss terms {bad} are not finite; {run.dir / 'weights/last.pt'} is from before")
+    return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1]}
+
+
+def validate(run: Run, model: Detector) -> Result:
+    return evaluate(
+        model, run.val, run.device, names=run.meta["names"], criterion=run.loss_step.criterion, match=run.cfg.match,
+        v5_metric=run.cfg.v5_metric, autocast=run.autocast, single_cls=run.cfg.single_cls,
+    )  # fmt: skip
+
+
+def finish(run: Run) -> None:
+    """Evaluate best.pt once more, draw the pictures, say where everything is."""
+    best = run.dir / "weights" / "best.pt"
+    plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+    plots.plot_train_batch(run.train.dataset, run.meta["names"], run.dir / "train_batch0.jpg")
+    if best.is_file():
+        run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
+        result = validate(run, run.ema.model)
+        plots.plot_evaluation(result, run.dir)
+        print(f"best.pt: {line(result)}")
+    print(f"results in {run.dir}")
+
+
+def main(argv: list[str]) -> Run:
+    if any(a in ("-h", "--help") for a in argv):
+        return help_text(argv)
+    kinds = seams.active(argv)
+    cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
+    resumed = None
+    if cfg.resume:  # the run's own settings; only --resume itself is taken from the command line
+        path = checkpoint.find_last(cfg.resume, cfg.project)
+        resumed, folder = checkpoint.read_checkpoint(path), path.parent.parent
+        cfg = Config(**seams.plain(resumed["meta"]["config"]))
+        patches = seams.revive(resumed["meta"]["patches"])
+    else:
+        with torch.random.fork_rng(devices=[]):
+            patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
+        named = any(a.split("=")[0] == "--name" for a in argv)
+        folder = record.run_folder(cfg.project, cfg.name, named, cfg.exist_ok)
+    run = setup(cfg, patches, folder, resumed)
+    fit(run)
+    finish(run)
+    return run
+
+
+if __name__ == "__main__":
+    run_main(main)

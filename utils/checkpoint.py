@@ -1,0 +1,159 @@
+"""Checkpoints: tensors, numbers and one JSON text; loading never runs code (weights_only=True).
+
+Keys: format, meta (JSON: model YAML, names, patches, configuration, progress), ema (the weights to use); a resumable one also has
+model, optimizer, patches, scaler. Foreign files are read by utils.foreign, which builds no foreign object.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.graph import LAYERS, Detector, GraphError
+from utils import foreign, seams
+from utils.config import read_yaml
+from utils.errors import UserError
+
+FORMAT = "thaw-1"
+
+
+def save_checkpoint(
+    path: Path, *, state: Mapping[str, Tensor], meta: Mapping[str, Any], training: Mapping[str, Any] | None = None
+) -> None:
+    """state: the weights to use. training: everything the next step depends on (absent: not resumable). Written aside, flushed, then renamed."""
+    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": dict(state), **(training or {})}
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as f:
+            torch.save(content, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """One of our own checkpoints, meta parsed; UserError for anything else."""
+    content = try_own(path)
+    if content is None:
+        raise UserError(
+            f"{path} is not a checkpoint of this program (convert it: python -m utils.convert {path} OUT.pt)"
+        )
+    return content
+
+
+def try_own(path: str | Path) -> dict[str, Any] | None:
+    """Our own format, or None where the file is something else. A missing file is an error."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"there is no checkpoint {str(path)!r}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError):
+        return None  # whatever is wrong with it, utils.foreign reads it again with its own checks and says what
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    return {**content, "meta": json.loads(content["meta"])}
+
+
+def find_last(resume: str, project: str) -> Path:
+    """The last.pt that --resume means: a file, a run folder, or, for `auto`, the newest below `project`."""
+    if resume == "auto":
+        found = sorted(Path(project).glob("**/weights/last.pt"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise UserError(f"--resume: there is no weights/last.pt below {project}")
+        return found[-1]
+    path = Path(resume)
+    path = path / "weights" / "last.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"--resume {resume}: there is no checkpoint {path}")
+    return path
+
+
+def read_source(path: str | Path) -> seams.Source:
+    """The weights of any supported file, ours or foreign, and what it says about itself."""
+    own = try_own(path)
+    if own is not None:
+        return seams.Source(str(path), own["ema"], own["meta"])
+    found = foreign.read_foreign(path)
+    meta = {"spec": found.yaml, "nc": found.nc, "names": found.names, "from": found.source}
+    return seams.Source(str(path), found.state, {k: v for k, v in meta.items() if v is not None})
+
+
+def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
+    """Strict: every tensor of the model from the file and the reverse, else a UserError that lists what does not fit.
+
+    `anchor_grid`, which is anchors * stride, may be absent or left over.
+    """
+    own = model.state_dict()
+    derived = {k for k in {**own, **state} if k.endswith(".anchor_grid")}
+    missing = [k for k in own if k not in state and k not in derived]
+    extra = [k for k in state if k not in own and k not in derived]
+    shapes = [
+        f"{k}: {list(state[k].shape)} in the file, {list(v.shape)} in the model"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if missing or extra or shapes:
+        lines = [*(f"missing in the file: {k}" for k in missing), *(f"not in the model: {k}" for k in extra), *shapes]
+        more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+        raise UserError(
+            f"--weights {path} does not fit the model (take what fits with --transfer-weights):\n  "
+            + "\n  ".join(lines[:20])
+            + more
+        )
+    fitting = {k: v for k, v in state.items() if k in own and k not in derived}
+    model.load_state_dict(fitting, strict=False)
+    for k in derived & own.keys():
+        anchors = own[k.removesuffix("anchor_grid") + "anchors"]
+        own[k].copy_((anchors * model.stride.view(-1, 1, 1).to(anchors)).view(own[k].shape))
+
+
+def check_groups(model: Detector, source: seams.Source) -> None:
+    """Equal counts are not equal classes: another grouping over the heads is refused."""
+    theirs = source.meta.get("groups")
+    if theirs is not None and len(theirs) > 1 and theirs != model.groups:
+        moved = [c for mine, other in zip(model.groups, theirs, strict=False) for c in mine if c not in other]
+        raise UserError(
+            f"{source.path} was trained with another grouping of the classes over the heads (differing classes: {moved[:10]})"
+        )
+
+
+def build_detector(spec: Mapping[str, Any], nc: int, patches: seams.Patches, where: str) -> Detector:
+    """Model YAML -> Detector with the layers that patches add; errors name the file."""
+    try:
+        return Detector(spec, nc, {**LAYERS, **patches.merge("layers")})
+    except GraphError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, Any]]:
+    """A trained detector in eval mode, on the CPU, and its meta (nc, names, spec, patches, img_size, ... as far as the file says).
+
+    cfg: model YAML, for files that do not carry one.
+    """
+    source = read_source(path)
+    meta = dict(source.meta)
+    spec = read_yaml(cfg, "--cfg") if cfg else meta.get("spec")
+    if spec is None:
+        raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
+    patches = seams.revive(layer_patches(meta))
+    nc = int(meta.get("nc") or spec["nc"])
+    model = build_detector(spec, nc, patches, cfg or str(path))
+    load_into(model, source.state, str(path))
+    check_groups(model, source)
+    meta |= {"nc": nc, "names": list(meta.get("names") or [str(i) for i in range(nc)]), "spec": spec}
+    return model.eval(), meta
+
+
+def layer_patches(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Records of those patches that add layer types: the others matter to training alone."""
+    records: dict[str, Any] = dict(meta.get("patches") or {})
+    modules = seams.kinds(records)
+    return {k: v for k, v in records.items() if "layers" in vars(modules[k].patch)}

@@ -1,0 +1,42 @@
+"""Which device to use: CUDA where it is present, else the CPU, or Apple's MPS on request."""
+
+import torch
+
+from utils.errors import UserError
+
+
+def select_device(name: str) -> torch.device:
+    """'' -> the best there is; '0', 'cuda:0', 'cpu', 'mps'. A device that is not there is an error that says what is."""
+    name = name.strip().lower()
+    if name in ("", "auto"):
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(f"--device mps: not on this machine; there is: {present()}")
+        return torch.device("mps")
+    number = name.removeprefix("cuda").removeprefix(":") or "0"
+    if "," in number:
+        raise UserError(f"--device {name}: one process drives one device; give one number; there is: {present()}")
+    if not number.isdigit():
+        raise UserError(f"--device {name}: expected a CUDA number, cpu or mps; there is: {present()}")
+    if not torch.cuda.is_available() or int(number) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there is no CUDA device {number}; there is: {present()}")
+    return torch.device(f"cuda:{number}")
+
+
+def present() -> str:
+    """The devices of this machine, for messages."""
+    cuda = (
+        [f"{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ", ".join([*cuda, *mps, "cpu"])
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest memory held on the device so far, GiB; 0 where it is not counted."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

@@ -1,0 +1,201 @@
+"""Parameter groups, rates as pure functions of the step, train mode with frozen norms, moving average.
+
+A step is one micro-batch (ni in the originals). Rates follow the recipe of YOLOv5/YOLOv7: linear warm-up, in which the biases' rate comes from above,
+then a cosine or linear decay that is constant within an epoch.
+"""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.graph import Detector
+from utils.config import NOMINAL_BATCH, Config
+from utils.seams import Groups
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rates, momentum and accumulation at any step; nothing else decides them."""
+
+    batches: int  # steps per epoch
+    epochs: int
+    peak: float  # rate at factor 1
+    lrf: float
+    linear: bool
+    warmup: int  # steps
+    bias_start: float  # rate of the biases at step 0
+    momentum: float
+    momentum_start: float
+    batch_size: int
+    compat: str = "none"
+
+    @classmethod
+    def of(cls, cfg: Config, batches: int, from_weights: bool) -> "Schedule":
+        """from_weights: a later stage, whose biases must not start above its own rate."""
+        asked = round(cfg.warmup * batches)
+        floor = {"none": 0, "v5": 100, "v7": 1000}[cfg.compat]
+        limit = int(cfg.warmup_share * cfg.epochs * batches) if cfg.compat == "none" else max(asked, floor)
+        capped = min(cfg.warmup_bias_lr, cfg.peak_lr) if from_weights and cfg.compat == "none" else cfg.warmup_bias_lr
+        return cls(
+            batches,
+            cfg.epochs,
+            cfg.peak_lr,
+            cfg.lrf,
+            cfg.linear_lr,
+            min(max(asked, floor), limit),
+            capped,
+            cfg.momentum,
+            cfg.warmup_momentum,
+            cfg.batch_size,
+            cfg.compat,
+        )
+
+    def describe(self, cfg: Config) -> str:
+        """One line for the log: what warm-up does, and what was capped."""
+        asked = round(cfg.warmup * self.batches)
+        capped = f" (asked {asked}, at most {cfg.warmup_share:.0%} of the run)" if self.warmup < asked else ""
+        bias = f", capped from {cfg.warmup_bias_lr:g}" if self.bias_start < cfg.warmup_bias_lr else ""
+        return f"warm-up {self.warmup} steps{capped}; biases start at {self.bias_start:g}{bias}; peak rate {self.peak:g}, last {self.peak * self.lrf:g}"
+
+    def factor(self, epoch: int) -> float:
+        """Decay factor of an epoch, 1 at epoch 0."""
+        if self.linear:
+            span = self.epochs if self.compat == "v5" else max(self.epochs - 1, 1)
+            return (1 - epoch / span) * (1.0 - self.lrf) + self.lrf
+        return ((1 - math.cos(epoch * math.pi / self.epochs)) / 2) * (self.lrf - 1) + 1
+
+    def lr(self, step: int, bias: bool = False) -> float:
+        """Rate of a group with lr_scale 1 at this step."""
+        epoch = step // self.batches
+        if self.warming(step):
+            return interpolate(step, self.warmup, self.bias_start if bias else 0.0, self.peak * self.factor(epoch))
+        late = (
+            1 if self.compat != "none" else 0
+        )  # the originals step their scheduler at the end of each epoch, after warm-up's own rule
+        return self.peak * self.factor(max(epoch - late, 0))
+
+    def warming(self, step: int) -> bool:
+        return step <= self.warmup and self.warmup > 0
+
+    def momentum_at(self, step: int) -> float:
+        return (
+            interpolate(step, self.warmup, self.momentum_start, self.momentum) if self.warming(step) else self.momentum
+        )
+
+    def accumulate(self, step: int) -> int:
+        """Micro-batches that one optimizer step gathers; grows from 1 to nominal batch / batch during warm-up."""
+        full = NOMINAL_BATCH / self.batch_size
+        value = interpolate(step, self.warmup, 1.0, full) if self.warming(step) else full
+        return max(round(value), 1)
+
+    def due(self, step: int, pending: int) -> bool:
+        """Whether the optimizer steps after this micro-batch, `pending` of which have gathered gradients (this one included).
+
+        The last batch of an epoch always steps, so that no gradient is dropped; the originals drop it.
+        """
+        if self.compat == "v7":
+            return step % self.accumulate(step) == 0
+        last = self.compat == "none" and (step + 1) % self.batches == 0
+        return last or pending >= self.accumulate(step)
+
+
+def interpolate(step: int, steps: int, start: float, end: float) -> float:
+    """Linear from start (step 0) to end (step = steps), by NumPy's rule, so that values agree to the bit."""
+    return end if step >= steps else (end - start) / steps * step + start
+
+
+def param_groups(module: nn.Module, decay: float) -> Groups:
+    """Three groups: norms and implicit constants, weights (decayed), biases. Frozen parameters are included: an optimizer skips what has no gradient."""
+    norm, weight, bias = [], [], []
+    for name, p in module.named_parameters():
+        kind = (
+            bias if name.rsplit(".", 1)[-1] == "bias" else norm if p.ndim <= 1 or name.endswith("implicit") else weight
+        )
+        kind.append(p)
+    groups = [("norm", norm, 0.0), ("weight", weight, decay), ("bias", bias, 0.0)]
+    return [
+        {"params": params, "weight_decay": wd, "name": name, "lr_scale": 1.0} for name, params, wd in groups if params
+    ]
+
+
+def check_partition(groups: Groups, module: nn.Module) -> None:
+    """Every parameter in exactly one group."""
+    seen = [id(p) for g in groups for p in g["params"]]
+    known = set(seen)
+    missing = [n for n, p in module.named_parameters() if id(p) not in known]
+    if missing or len(seen) != len(known):
+        raise ValueError(f"optimizer groups: missing {missing}, {len(seen) - len(known)} parameters twice")
+
+
+def make_optimizer(groups: Groups, cfg: Config, device: torch.device) -> torch.optim.Optimizer:
+    fused = device.type in ("cpu", "cuda")  # one kernel for all tensors: 4x faster than a loop
+    if cfg.adam:
+        return torch.optim.Adam(groups, lr=cfg.peak_lr, betas=(cfg.momentum, 0.999), fused=fused)
+    return torch.optim.SGD(groups, lr=cfg.peak_lr, momentum=cfg.momentum, nesterov=True, fused=fused)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+    """Write the rates of this step into the groups: schedule times the group's own lr_scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.lr(step, bias=group["name"].startswith("bias")) * group["lr_scale"]
+        if "betas" in group:
+            group["betas"] = (schedule.momentum_at(step), group["betas"][1])
+        else:
+            group["momentum"] = schedule.momentum_at(step)
+
+
+def train_mode(module: nn.Module, freeze_bn: str = "eval") -> None:
+    """train(); with freeze_bn "eval", a norm layer whose parameters are all frozen stays in eval: statistics neither used nor moved."""
+    module.train()
+    for m in module.modules():
+        own = list(m.parameters(recurse=False))
+        norm = isinstance(m, nn.modules.batchnorm._BatchNorm)
+        if freeze_bn == "eval" and norm and own and not any(p.requires_grad for p in own):
+            m.eval()
+
+
+def norm_modes(module: nn.Module) -> tuple[int, int]:
+    """How many BatchNorm layers are in (train, eval) mode."""
+    modes = [m.training for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return sum(modes), len(modes) - sum(modes)
+
+
+class Ema:
+    """Moving average of the model, buffers included: decay 0.9999 (1 - exp(-updates / 2000)) (YOLOv5/YOLOv7).
+
+    lerp leaves a tensor that did not move bit-identical, so frozen tensors stay what they were. Integer buffers are copied.
+    """
+
+    def __init__(self, model: Detector, decay: float = 0.9999) -> None:
+        self.model, self.decay, self.updates = deepcopy(model).eval().requires_grad_(False), decay, 0
+        source, mine = model.state_dict(), self.model.state_dict()
+        moving = [k for k, v in mine.items() if v.is_floating_point()]
+        self.mine: list[Tensor] = [mine[k] for k in moving]
+        self.source: list[Tensor] = [source[k] for k in moving]
+        self.counters: list[tuple[Tensor, Tensor]] = [(mine[k], source[k]) for k in mine if k not in set(moving)]
+
+    def decay_at(self, updates: int) -> float:
+        return self.decay * (1 - math.exp(-updates / 2000))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        torch._foreach_lerp_(self.mine, self.source, 1 - self.decay_at(self.updates))
+        for mine, source in self.counters:
+            mine.copy_(source)
+
+
+def count_parameters(module: nn.Module) -> dict[str, Any]:
+    """trainable_params, frozen_params, bn_total, bn_eval, bn_train: printed at each stage."""
+    train, evaluating = norm_modes(module)
+    return {
+        "trainable_params": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "frozen_params": sum(p.numel() for p in module.parameters() if not p.requires_grad),
+        "bn_total": train + evaluating,
+        "bn_eval": evaluating,
+        "bn_train": train,
+    }

@@ -1,0 +1,128 @@
+"""What a run writes about itself: its folder, run.yaml, results.csv, results.txt (YOLOv7's columns), timing.csv."""
+
+import csv
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+
+from utils.errors import UserError
+
+VERSION = "0.1.0"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_folder(project: str, name: str, named: bool, exist_ok: bool) -> Path:
+    """Make project/name. The default name counts up (exp, exp2, ...); a name that was chosen must be free, or --exist-ok given."""
+    path = Path(project) / name
+    if not named and not exist_ok:
+        path = next(p for i in range(1, 10**6) if not (p := Path(project) / f"{name}{i if i > 1 else ''}").exists())
+    elif path.exists() and not exist_ok:
+        raise UserError(
+            f"run folder {path} exists: choose another --name, continue it with --resume {path}, or replace its files with --exist-ok"
+        )
+    try:
+        (path / "weights").mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        raise UserError(f"--project {project}: cannot make the run folder {path}: {error.strerror}") from None
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """Versions and code state that a run depends on."""
+    return {
+        "thaw": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "git": git_state(),
+    }
+
+
+def git_state() -> str:
+    """Commit, with -dirty where files differ from it; 'unknown' outside of a checkout."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return out.stdout.strip()
+
+
+def write_run_yaml(path: Path, sections: Mapping[str, Any]) -> None:
+    """run.yaml: command line, environment and the given sections (configuration, patches, data fingerprint, ...)."""
+    content = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "environment": environment(), **sections}
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+class Results:
+    """results.csv (every metric of every epoch, no clock in it), results.txt and timing.csv of a run folder."""
+
+    def __init__(self, folder: Path, keep_epochs: int) -> None:
+        """keep_epochs: rows of epochs from here on are dropped (a resumed run writes them again)."""
+        self.folder = folder
+        for file in (self.folder / "results.csv", self.folder / "timing.csv"):
+            if file.exists():
+                lines = file.read_text().splitlines(keepends=True)
+                kept = [line for line in lines[1:] if int(line.split(",")[0]) < keep_epochs]
+                file.write_text("".join(lines[:1] + kept) if kept else "")
+        text = self.folder / "results.txt"
+        if text.exists():
+            text.write_text("".join(text.read_text().splitlines(keepends=True)[:keep_epochs]))
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """One row of a CSV; the header is written with the first."""
+        file = self.folder / name
+        fresh = not file.exists() or file.stat().st_size == 0
+        with open(file, "a", newline="") as f:
+            writer = csv.DictWriter(f, list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def append_text(self, row: Mapping[str, Any]) -> None:
+        """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls: YOLOv7's order."""
+        losses = [row[k] for k in ("box", "obj", "cls", "total")]
+        metrics = [row[k] for k in ("P", "R", "mAP50", "mAP", "val_box", "val_obj", "val_cls")]
+        line = (
+            f"{row['at']:>10}{row['memory']:>10}"
+            + "%10.4g" * 4 % tuple(losses)
+            + "%10g" * 2 % (row["labels"], row["size"])
+        )
+        with open(self.folder / "results.txt", "a") as f:
+            f.write(line + "%10.4g" * 7 % tuple(metrics) + "\n")
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Rows of a CSV written by Results; empty where there is none."""
+    if not file.is_file():
+        return []
+    with open(file, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def sums_by_kind(terms: Mapping[str, float], kinds: Sequence[str] = ("box", "obj", "cls")) -> dict[str, float]:
+    """`box/head_0`, `box/head_1`, ... added up to `box`; other terms as they are."""
+    total = dict.fromkeys(kinds, 0.0)
+    for name, value in terms.items():
+        kind = name.split("/")[0]
+        total[kind] = total.get(kind, 0.0) + value
+    return total

@@ -1,0 +1,73 @@
+"""What train.py prints before it starts: module table, frozen share, patches, schedule, and what a stage inherits or changes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from models.graph import Detector
+from utils.optim import count_parameters
+
+PLACES = {
+    "weights",
+    "resume",
+    "project",
+    "name",
+    "exist_ok",
+    "device",
+    "workers",
+    "nosave",
+    "notest",
+    "save_period",
+    "cache_images",
+}
+
+
+def module_table(model: Detector, size: int) -> str:
+    """Index, from, module, output shape (C,H,W) at this square size, parameters, trainable or frozen."""
+    lines = [f"{'':>4} {'from':>14}  {'module':20} {'output':>18} {'parameters':>12}  state"]
+    for row in model.table(size):
+        params = list(model.model[row.index].parameters())
+        frozen = bool(params) and not any(p.requires_grad for p in params)
+        source = ",".join(str(s) for s in row.source)
+        shape = row.shape if isinstance(row.shape, tuple) else f"{len(row.shape)} levels"
+        text = "x".join(str(s) for s in shape) if isinstance(shape, tuple) else shape
+        state = "frozen" if frozen else "trains" if params else ""
+        lines.append(f"{row.index:>4} {source:>14}  {row.module:20} {text:>18} {row.params:>12,}  {state}")
+    return "\n".join(lines)
+
+
+def parameter_summary(module: nn.Module) -> str:
+    """One line: trainable and frozen parameters, BatchNorm layers by mode."""
+    counts = count_parameters(module)
+    total = counts["trainable_params"] + counts["frozen_params"]
+    share = counts["trainable_params"] / max(total, 1)
+    return f"parameters {total:,}, trainable share {share:.1%}; " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
+
+
+def inheritance(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> str:
+    """Setting by setting, what a stage keeps and what it changes against the checkpoint it starts from.
+
+    before, now: {"config": {...}, "patches": {...}} as stored in checkpoints.
+    """
+    if not before.get("config"):
+        return f"starts from {path}, which records no settings of its own training"
+    old, new = flatten(before), flatten(now)
+    same = [k for k in new if k in old and old[k] == new[k]]
+    changed = [f"  {k}: {old.get(k, '-')} -> {new[k]}" for k in new if old.get(k, "-") != new[k]]
+    gone = [f"  {k}: {old[k]} -> -" for k in old if k not in new]
+    head = f"starts from {path} (epoch {before.get('epoch', '?')}); inherits {len(same)} settings:"
+    kept = ", ".join(f"{k} {new[k]}" for k in same)
+    return "\n".join([head, f"  {kept}", f"changes {len(changed) + len(gone)}:", *changed, *gone])
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that matter to the outcome as one level of text; where files lie and how they are stored does not."""
+    flat = {k: show(v) for k, v in settings["config"].items() if k not in PLACES}
+    for name, flags in settings.get("patches", {}).items():
+        flat |= {f"{name}.{k}": show(v) for k, v in flags.items() if k != "head_table"}
+    return flat
+
+
+def show(value: Any) -> str:
+    return " ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)

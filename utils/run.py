@@ -1,0 +1,117 @@
+"""A training run: everything it is made of, and what it writes: checkpoints, results, pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.graph import Detector
+from utils import checkpoint, optim, record, seams
+from utils.config import Config
+from utils.device import peak_memory
+from utils.errors import UserError
+from utils.evaluate import Result
+from utils.step import LossStep
+
+
+@dataclass
+class Run:
+    """Everything one training run is made of."""
+
+    cfg: Config
+    dir: Path
+    device: torch.device
+    meta: dict[str, Any]  # what a checkpoint says about itself: model YAML, names, patches, configuration
+    model: Detector
+    patches: seams.Patches
+    loss_step: LossStep
+    ema: optim.Ema
+    optimizer: torch.optim.Optimizer
+    schedule: optim.Schedule
+    scaler: torch.amp.GradScaler
+    train: Any  # DataLoader of Batch
+    val: Any
+    results: record.Results
+    epoch: int = 0  # next epoch to run
+    step: int = 0  # micro-batches done
+    pending: int = 0  # micro-batches since the last optimizer step
+    best: float = -1.0  # fitness of the best epoch so far
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Type to compute in, None = float32."""
+        return torch.float16 if self.scaler.is_enabled() else None
+
+
+def restore(run: Run, ckpt: dict[str, Any]) -> None:
+    """Continue exactly where the checkpoint was written."""
+    if "optimizer" not in ckpt:
+        raise UserError("--resume needs a last.pt: best.pt holds weights only")
+    run.model.load_state_dict(ckpt["model"])
+    run.ema.model.load_state_dict(ckpt["ema"])
+    run.patches.load_state_dict(ckpt["patches"])
+    run.optimizer.load_state_dict(ckpt["optimizer"])
+    run.scaler.load_state_dict(ckpt["scaler"])
+    at = ckpt["meta"]
+    run.epoch, run.step, run.pending, run.best = at["epoch"] + 1, at["step"], at["pending"], at["best"]
+    run.ema.updates = at["ema_updates"]
+
+
+def save(run: Run, result: Result | None) -> None:
+    """last.pt (resumable), best.pt (weights) when this epoch is the best so far, a numbered copy every save_period epochs."""
+    better = result is not None and result.fitness > run.best
+    run.best = max(result.fitness if result else run.best, run.best)
+    if run.cfg.nosave and run.epoch < run.cfg.epochs - 1:
+        return
+    at = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best, "ema_updates": run.ema.updates}
+    found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
+    state, meta, weights = run.ema.model.state_dict(), {**run.meta, **at, **found}, run.dir / "weights"
+    training = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "patches": run.patches.state_dict(),
+        "scaler": run.scaler.state_dict(),
+    }
+    checkpoint.save_checkpoint(weights / "last.pt", state=state, meta=meta, training=training)
+    if better:
+        checkpoint.save_checkpoint(weights / "best.pt", state=state, meta=meta)
+    if run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0:
+        checkpoint.save_checkpoint(weights / f"epoch_{run.epoch + 1:03d}.pt", state=state, meta=meta)
+
+
+def metrics(result: Result) -> dict[str, float]:
+    """Columns of results.csv: means, validation loss terms, and mAP per head where there are several."""
+    row = {"P": result.mp, "R": result.mr, "F1": result.f1, "mAP50": result.map50, "mAP": result.map}
+    row |= {f"val_{name}": value for name, value in result.losses.items()}
+    if len(result.per_head) > 1:
+        row |= {f"mAP50/{name}": head.map50 for name, head in result.per_head.items()}
+        row |= {f"mAP/{name}": head.map for name, head in result.per_head.items()}
+    return row
+
+
+def line(result: Result) -> str:
+    """The means on one line, with the rule they were made by."""
+    heads = "".join(f"  {name} {h.map50:.3f}" for name, h in result.per_head.items()) if len(result.per_head) > 1 else ""
+    means = f"P {result.mp:.4f}  R {result.mr:.4f}  mAP@.5 {result.map50:.4f}  mAP@.5:.95 {result.map:.4f}"
+    return f"{means}{heads}  ({result.rule})"
+
+
+def write_rows(run: Run, losses: dict[str, float], result: Result | None, extra: dict[str, float], seconds: float) -> None:
+    """results.csv, results.txt and timing.csv, and the line on the screen. losses: mean terms, and `labels`, `size` of the last batch."""
+    labels, size = losses.pop("labels"), losses.pop("size")
+    rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
+    found = metrics(result) if result else {}
+    memory = peak_memory(run.device)
+    rule = {"match": result.match} if result else {}
+    run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **found, **rule, **extra})
+    run.results.append("timing.csv", {"epoch": run.epoch, "seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}"})
+    kinds = record.sums_by_kind(losses)
+    val = record.sums_by_kind(result.losses if result else {})
+    run.results.append_text(
+        {k: kinds[k] for k in ("box", "obj", "cls")}
+        | {"total": sum(kinds.values()), "at": f"{run.epoch}/{run.cfg.epochs - 1}", "memory": f"{memory:.3g}G"}
+        | {"labels": labels, "size": size, **{k: found.get(k, 0.0) for k in ("P", "R", "mAP50", "mAP")}}
+        | {f"val_{k}": val[k] for k in ("box", "obj", "cls")}
+    )
+    print(f"  loss {sum(kinds.values()):.4f}  " + (line(result) if result else "(not evaluated)"))

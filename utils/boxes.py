@@ -1,7 +1,7 @@
 """Boxes: conversions between forms, between the native image and the network's input, clipping, and the IoU matrix.
 
 Forms (last axis 4): `xyxy` = corners x1, y1, x2, y2; `xywh` = centre x, y, width, height. A trailing `n` means
-normalised to 0..1 of an image, otherwise pixels. Every conversion takes a tensor or an array and returns a new one of the same kind.
+normalised to 0..1 of an image, otherwise pixels. A conversion takes a tensor or an array and returns a new one.
 A letterbox is written `gain_pad` = (gain_x, gain_y, pad_x, pad_y):  input pixels = native pixels * gain + pad.
 IoU = intersection / union (Jaccard); boxes without any area have IoU 0 with everything.
 """
@@ -80,7 +80,7 @@ def polygons_to_xywh(polygons: Sequence[Floats]) -> Floats:
 
 
 def resample_polygon(points: Floats, n: int = 1000) -> Floats:
-    """[K, 2] -> [n, 2] float64: points at even steps of the index along the closed line; the last is the first again."""
+    """[K, 2] -> [n, 2] float64: points at even steps of the index along the closed line, which ends where it began."""
     ring = np.concatenate([points, points[:1]])
     at, old = np.linspace(0, len(points), n), np.arange(len(ring))
     return np.stack([np.interp(at, old, ring[:, 0]), np.interp(at, old, ring[:, 1])], 1)

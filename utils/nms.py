@@ -1,7 +1,7 @@
 """Non-maximum suppression of decoded predictions, part by part, without ever making a dense tensor over all classes.
 
-A candidate is a box with objectness above `conf_thres` and one of its classes with score above it; score = objectness * class.
-Of two boxes of one class in one image with IoU above `iou_thres` the one with the higher score stays (greedy, best first).
+A candidate is a box with objectness above `conf_thres` and one of its classes whose score = objectness * class is, too.
+Of two boxes of one class in one image with IoU above `iou_thres` the higher score stays (greedy, best first).
 Candidates are thinned first and only then turned to float32, so half-precision predictions are never copied as a whole.
 Nothing here is limited by time: a slow machine gives the same boxes.
 """
@@ -29,14 +29,17 @@ def nms(
     max_det: int = 300,
     max_nms: int = 30_000,
     single_class_conf: str = "obj",
+    offset: float | None = None,
 ) -> list[Tensor]:
     """Parts of B images -> B tensors [n, 6]: x1, y1, x2, y2 in input pixels, confidence, global class; best first.
 
     multi_label: every class above the threshold makes a candidate (evaluation), else only a box's best class (drawing).
     classes: keep these global ids only. agnostic: boxes of different classes suppress each other, too.
     max_nms: the most candidates of an image that take part; max_det: the most boxes of an image that are returned.
-    single_class_conf: score of a model with one part and one class; "obj" as YOLOv7, "product" as YOLOv5. A one-class part
-    beside others always uses the product: its scores must be comparable with theirs.
+    single_class_conf: score of a model with one part and one class; "obj" as YOLOv7, "product" as YOLOv5. A one-class
+    part beside others always uses the product: its scores must be comparable with theirs.
+    offset: None compares exact coordinates. A number repeats what the originals do (4096 YOLOv7, 7680 YOLOv5): boxes
+    are moved by class * offset in float32; the digits lost so decide a few IoUs near the threshold the other way.
     Equal scores keep their order: parts, then boxes, then classes as they come.
     """
     if single_class_conf not in ("obj", "product"):
@@ -50,7 +53,12 @@ def nms(
         if wanted is not None:
             rows = rows[torch.isin(rows[:, 5], wanted.to(rows.dtype))]
         rows = rows[rows[:, 4].argsort(descending=True, stable=True)[:max_nms]]
-        images.append(rows[keep(rows[:, :4], rows[:, 4], None if agnostic else rows[:, 5], iou_thres)[:max_det]])
+        if offset is None:
+            kept = keep(rows[:, :4], rows[:, 4], None if agnostic else rows[:, 5], iou_thres)
+        else:
+            moved = rows[:, :4] + rows[:, 5:6] * (0 if agnostic else offset)
+            kept = torchvision.ops.nms(moved, rows[:, 4], iou_thres)
+        images.append(rows[kept[:max_det]])
     return images
 
 
@@ -71,14 +79,15 @@ def _candidates(pred: Tensor, ids: Tensor, conf_thres: float, multi_label: bool,
 def keep(boxes: Tensor, scores: Tensor, cls: Tensor | None, iou_thres: float) -> Tensor:
     """Indices of the boxes that stay, in the order given. boxes [K, 4] corners, sorted by falling `scores` [K].
 
-    cls [K]: boxes of different classes never meet; None: all may. Few boxes: each class is moved to a place of its own and
-    all go in one call; many: one call per class. Coordinates are float64, where moving by a power of two is exact, so both
-    ways compare the same numbers and keep the same boxes.
+    cls [K]: boxes of different classes never meet; None: all may. Few boxes: each class is moved to a place of its own
+    and all go in one call; many: one call per class. Coordinates are float64, where moving by a power of two is exact,
+    so both ways compare the same numbers and keep the same boxes.
     """
     device = boxes.device
     if device.type == "mps":  # it has no float64
         boxes, scores, cls = boxes.cpu(), scores.cpu(), None if cls is None else cls.cpu()
     boxes = boxes.double()
+    kept: Tensor
     if cls is None or len(boxes) == 0:
         kept = torchvision.ops.nms(boxes, scores.double(), iou_thres)
     elif len(boxes) <= PER_CLASS_FROM:
@@ -86,7 +95,7 @@ def keep(boxes: Tensor, scores: Tensor, cls: Tensor | None, iou_thres: float) ->
         kept = torchvision.ops.nms(boxes + cls.double()[:, None] * step, scores.double(), iou_thres)
     else:
         stays = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-        for c in cls.unique().tolist():
+        for c in torch.unique(cls).tolist():
             mine = (cls == c).nonzero()[:, 0]
             stays[mine[torchvision.ops.nms(boxes[mine], scores[mine].double(), iou_thres)]] = True
         kept = stays.nonzero()[:, 0]

@@ -1,0 +1,243 @@
+"""Evaluation of a detector on labelled images; train.py calls it after each epoch, test.py by itself.
+
+    batch -> model -> decode -> nms -> native pixels -> pairs with the objects -> AP, P, R, F1, confusion matrix
+
+Works in inference mode, in the autocast type where one is given; of a batch nothing but its detections (at most
+`max_det` rows of six numbers per image) outlives it. Heads stay separate: no tensor over heads x all classes is made.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from models.graph import Detector
+from models.loss import Criterion
+from utils.ap import Curves, average_precision, fitness
+from utils.boxes import to_native, xywhn_to_xyxy
+from utils.confusion import image_confusion
+from utils.data import to_device
+from utils.errors import UserError
+from utils.matching import NMS_OFFSET, RULES, Pairs, coco_counted, image_iou, image_pairs, join, tp_table
+from utils.nms import nms
+
+Batch = dict[str, Any]
+Sink = Callable[[Batch, list[Tensor]], None]
+Floats = NDArray[np.float64]
+
+RULE_TEXT = {
+    "coco": "COCO matching, 101 points",
+    "v5": "YOLOv5 matching, 101 points",
+    "v7": "YOLOv7 matching, 101 points",
+}
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """Means over a head's classes that have objects (nan where none has), and its number of objects."""
+
+    map50: float
+    map: float
+    n_gt: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found. Arrays over classes have one entry per class, nan for one without objects."""
+
+    match: str  # coco | v7 | v5, see utils.matching
+    v5_metric: bool
+    names: list[str]
+    mp: float  # P, R and F1: mean over classes at the one confidence where the mean F1 peaks, IoU 0.5
+    mr: float
+    f1: float
+    map50: float
+    map: float  # mean over IoU 0.50, 0.55, ..., 0.95
+    ap50: Floats  # [nc]
+    ap: Floats  # [nc]
+    p: Floats  # [nc]
+    r: Floats  # [nc]
+    f1_per_class: Floats  # [nc]
+    n_gt: NDArray[np.int64]  # [nc]
+    best_conf: float
+    curves: Curves
+    confusion: NDArray[np.int64]  # [nc+1,nc+1] predicted x true, last = background
+    per_head: dict[str, HeadResult]
+    losses: dict[str, float]  # mean of each term over the images; empty without a criterion
+    seconds: dict[str, float]  # inference, nms, matching: all images together
+    images: int
+    paths: list[str] = field(repr=False)
+    detections: list[Tensor] = field(repr=False)  # per image [n,6] x1,y1,x2,y2 native pixels, confidence, class
+
+    @property
+    def fitness(self) -> float:
+        return fitness(self.map50, self.map)
+
+    @property
+    def rule(self) -> str:
+        """By which rule the numbers were made; to stand beside every mAP that is shown or stored."""
+        return RULE_TEXT[self.match] + (", recall to 1" if self.match == "v7" and self.v5_metric else "")
+
+
+def evaluate(
+    model: Detector,
+    loader: Iterable[Batch],
+    device: torch.device,
+    *,
+    names: list[str],
+    criterion: Criterion | None = None,
+    conf_thres: float = 0.001,
+    iou_thres: float = 0.65,
+    match: str = "coco",
+    v5_metric: bool = False,
+    autocast: torch.dtype | None = None,
+    single_cls: bool = False,
+    single_class_conf: str | None = None,
+    max_det: int = 300,
+    progress: bool = True,
+    first_batch_sink: Sink | None = None,
+) -> Result:
+    """Evaluate `model`, which is already on `device`; its training flags are as before afterwards.
+
+    names: one per class. criterion: also compute the loss terms, on the raw outputs. autocast: type to compute in.
+    single_cls: every class counts as one. single_class_conf: see utils.nms; None = "product" for match v5, else "obj".
+    first_batch_sink: called once with the first batch as loaded and its detections in input pixels, on the CPU.
+    Errors: UserError for an unknown rule and for a loader without images.
+    """
+    if match not in RULES:
+        raise UserError(f"--match {match}: unknown rule; choose one of {', '.join(RULES)}")
+    single_class_conf = single_class_conf or ("product" if match == "v5" else "obj")
+    nc = 1 if single_cls else model.nc
+    seconds = dict.fromkeys(("inference", "nms", "matching"), 0.0)
+    sums: dict[str, Tensor] = {}
+    found = _Found(nc, match)
+    with torch.inference_mode(), eval_mode(model):
+        for batch in tqdm(loader, desc="evaluate", disable=not progress):
+            with _timed(seconds, "inference", device):
+                moved = to_device(batch, device)
+                with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                    det = model(moved["image"])["det"]
+                    if criterion is not None:
+                        for name, value in criterion(det, moved["target"]).items():
+                            sums[name] = sums.get(name, 0) + value.detach().float() * len(batch["path"])
+                parts = model.decode(det)
+            with _timed(seconds, "nms", device):
+                dets = nms(parts, conf_thres, iou_thres, multi_label=True, agnostic=single_cls, max_det=max_det,
+                           single_class_conf=single_class_conf, offset=NMS_OFFSET[match])  # fmt: skip
+                del det, parts
+                dets = list(torch.split(torch.cat(dets).cpu(), [len(d) for d in dets]))
+            with _timed(seconds, "matching", device):
+                if first_batch_sink is not None and not found.paths:
+                    first_batch_sink(batch, dets)
+                found.add(batch, dets, single_cls)
+    if not found.paths:
+        raise UserError("there are no images to evaluate on")
+    started = time.perf_counter()
+    groups = {"all": [0]} if single_cls else dict(zip(model.group_names, model.groups, strict=True))
+    result = found.result(names, v5_metric, groups, {k: float(v) / len(found.paths) for k, v in sums.items()}, seconds)
+    seconds["matching"] += time.perf_counter() - started
+    return result
+
+
+class _Found:
+    """Detections and objects of the images seen so far."""
+
+    def __init__(self, nc: int, match: str) -> None:
+        self.nc, self.match = nc, match
+        self.paths: list[str] = []
+        self.dets: list[Tensor] = []  # native pixels
+        self.gts: list[Tensor] = []  # [m,5] class, corners in native pixels
+        self.pairs: list[Pairs] = []
+        self.n_det = self.n_gt = 0
+        self.confusion = np.zeros((nc + 1, nc + 1), np.int64)
+
+    def add(self, batch: Batch, dets: list[Tensor], single_cls: bool) -> None:
+        """One batch as loaded; dets: per image [n,6] in input pixels."""
+        height, width = batch["image"].shape[2:]
+        target: Tensor = batch["target"].cpu()
+        for i, det in enumerate(dets):
+            gain_pad, shape = batch["gain_pad"][i].tolist(), (int(batch["shape"][i][0]), int(batch["shape"][i][1]))
+            rows = target[target[:, 0] == i]
+            gt = torch.cat([rows[:, 1:2], to_native(xywhn_to_xyxy(rows[:, 2:6], width, height), gain_pad, shape)], 1)
+            det = torch.cat([to_native(det[:, :4], gain_pad, shape), det[:, 4:]], 1)
+            if single_cls:
+                det[:, 5], gt[:, 0] = 0, 0
+            pairs = image_pairs(image_iou(det[:, :4], gt[:, 1:], self.match), det[:, 5], gt[:, 0])
+            self.pairs.append(pairs.shifted(self.n_det, self.n_gt))
+            self.confusion += image_confusion(det, gt, self.nc, self.match)
+            self.n_det, self.n_gt = self.n_det + len(det), self.n_gt + len(gt)
+            self.paths.append(batch["path"][i])
+            self.dets.append(det)
+            self.gts.append(gt)
+
+    def result(
+        self,
+        names: list[str],
+        v5_metric: bool,
+        groups: dict[str, list[int]],
+        losses: dict[str, float],
+        seconds: dict[str, float],
+    ) -> Result:
+        dets, gt_cls = torch.cat(self.dets).numpy(), torch.cat(self.gts)[:, 0].numpy().astype(np.int64)
+        tp = tp_table(join(self.pairs), self.n_det, self.match)
+        conf, cls = dets[:, 4], dets[:, 5].astype(np.int64)
+        if self.match == "coco":
+            image = np.repeat(np.arange(len(self.dets)), [len(d) for d in self.dets])
+            counted = coco_counted(image, cls)
+            tp, conf, cls = tp[counted], conf[counted], cls[counted]
+        found = average_precision(tp, conf, cls, gt_cls, self.match, v5_metric)
+        n_gt = np.bincount(gt_cls, minlength=self.nc)
+
+        def spread(values: Floats) -> Floats:
+            out = np.full(self.nc, np.nan)
+            out[found.classes] = values
+            return out
+
+        ap50, ap = spread(found.ap[:, 0]), spread(found.ap.mean(1))
+        heads = {
+            k: HeadResult(_mean(ap50[ids], np.nan), _mean(ap[ids], np.nan), int(n_gt[ids].sum()))
+            for k, ids in groups.items()
+        }
+        return Result(
+            match=self.match, v5_metric=v5_metric, names=list(names)[: self.nc],
+            mp=_mean(found.p), mr=_mean(found.r), f1=_mean(found.f1), map50=_mean(ap50), map=_mean(ap),
+            ap50=ap50, ap=ap, p=spread(found.p), r=spread(found.r), f1_per_class=spread(found.f1), n_gt=n_gt,
+            best_conf=found.curves.best / (found.curves.f1.shape[1] - 1), curves=found.curves, confusion=self.confusion,
+            per_head=heads, losses=losses, seconds=seconds, images=len(self.paths), paths=self.paths,
+            detections=self.dets,
+        )  # fmt: skip
+
+
+def _mean(values: Floats, empty: float = 0.0) -> float:
+    """Mean over the classes that have objects."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else empty
+
+
+@contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """model.eval() for a while; afterwards every module has its own flag again (frozen norms stay in eval)."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    """Adds the time of the block; waits for the device, so that each part is charged with its own work."""
+    started = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds[name] += time.perf_counter() - started

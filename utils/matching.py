@@ -1,0 +1,141 @@
+"""Which detection found which object: the three rules in use, for all detections and all IoU thresholds at once.
+
+One image gives sparse `Pairs`: detection and object of one class with IoU >= 0.5. `tp_table` turns the pairs of a whole
+data set into true positives [N,T], T thresholds 0.50, 0.55, ..., 0.95. An image's detections come by falling score.
+
+coco  (default) per class and threshold, detections by falling score: each takes the free object of highest IoU that
+      reaches the threshold. Only the 100 best detections of a class in an image count. IoU in float64.
+v5    (YOLOv5) a detection looks at its object of highest IoU only; per threshold the first that reaches it gets it.
+v7    (YOLOv7) as v5, but an object's first detection with IoU > 0.5 owns it at all thresholds; IoU must exceed them.
+
+`coco` equals pycocotools to 1e-9 on the same boxes and scores. What remains different in practice: an annotation file
+has crowd regions and boxes of its own precision that YOLO labels do not have, and a result file has rounded boxes and
+scores; `utils.coco_eval` evaluates such files themselves.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from utils.boxes import box_iou
+
+RULES = ("coco", "v7", "v5")
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+COCO_MAX_DET = 100  # per image and class
+NMS_OFFSET = {
+    "coco": None,
+    "v7": 4096.0,
+    "v5": 7680.0,
+}  # see utils.nms: the originals' rounding belongs to their numbers
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P candidate matches: `det` [P] and `gt` [P] row numbers, `iou` [P]; sorted by `det`."""
+
+    det: Ints
+    gt: Ints
+    iou: Floats
+
+    def shifted(self, det: int, gt: int) -> "Pairs":
+        """The same pairs with row numbers that start at `det` and `gt`: to join images."""
+        return Pairs(self.det + det, self.gt + gt, self.iou)
+
+
+def join(pairs: list[Pairs]) -> Pairs:
+    """Pairs of several images (already shifted, in order) as one."""
+    if not pairs:
+        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    return Pairs(*(np.concatenate([getattr(p, name) for p in pairs]) for name in ("det", "gt", "iou")))
+
+
+def image_iou(det: torch.Tensor, gt: torch.Tensor, rule: str) -> torch.Tensor:
+    """Corners [n,4] and [m,4] in native pixels -> IoU [n,m], in the number type the rule is defined with."""
+    return box_iou(det.double(), gt.double()) if rule == "coco" else box_iou(det, gt)
+
+
+def image_pairs(iou: torch.Tensor, det_cls: torch.Tensor, gt_cls: torch.Tensor, floor: float = 0.5) -> Pairs:
+    """IoU [n,m] and classes [n], [m] of one image -> its pairs of one class with IoU >= floor."""
+    det, gt = ((iou >= floor) & (det_cls[:, None] == gt_cls)).nonzero(as_tuple=True)
+    return Pairs(det.numpy(), gt.numpy(), iou[det, gt].double().numpy())
+
+
+def tp_table(pairs: Pairs, n_det: int, rule: str) -> Bools:
+    """Pairs of any number of images (rows numbered through) -> true positives [n_det, T] by `rule`."""
+    if rule == "coco":
+        return _coco(pairs, n_det)
+    if rule in ("v5", "v7"):
+        return _best_only(pairs, n_det, rule)
+    raise ValueError(f"unknown match rule {rule!r}; known: {', '.join(RULES)}")
+
+
+def _best_only(pairs: Pairs, n_det: int, rule: str) -> Bools:
+    """v5 and v7: each detection keeps its best pair, then each object its first detection."""
+    order = np.lexsort((-pairs.iou, pairs.det))  # stable: of equal IoUs the first object
+    det, first = np.unique(pairs.det[order], return_index=True)
+    gt, iou = pairs.gt[order][first], pairs.iou[order][first]
+    thresholds = torch.linspace(0.5, 0.95, 10).double().numpy()  # the originals compare float32 numbers
+    tp = np.zeros((n_det, len(THRESHOLDS)), bool)
+    if rule == "v7":
+        over = iou > thresholds[0]
+        det, gt, iou = det[over], gt[over], iou[over]
+        owner = np.unique(gt, return_index=True)[1]
+        tp[det[owner]] = iou[owner, None] > thresholds
+        return tp
+    row, column = (iou[:, None] >= thresholds).nonzero()  # row-major: the best detection of an object comes first
+    winner = np.unique(gt[row] * len(thresholds) + column, return_index=True)[1]
+    tp[det[row[winner]], column[winner]] = True
+    return tp
+
+
+def _coco(pairs: Pairs, n_det: int) -> Bools:
+    """COCO's rule as offers in rounds: every free detection offers itself to its best object not yet tried, and each
+    object keeps the best-scored offer so far. As all objects prefer the higher score, this ends where serving the
+    detections one after the other would: in the one stable matching (Gale and Shapley 1962).
+    """
+    order = np.lexsort((-pairs.gt, -pairs.iou, pairs.det))  # of equal IoUs COCO takes the later object
+    det, gt, iou = pairs.det[order], pairs.gt[order], pairs.iou[order]
+    entry, level = (iou[:, None] >= np.minimum(THRESHOLDS, 1 - 1e-10)).nonzero()
+    order = np.lexsort((entry, level))  # by level, then detection, then preference
+    entry, level = entry[order], level[order]
+    who = level * n_det + det[entry]  # [E] one per detection and threshold
+    n_gt = int(gt.max(initial=-1)) + 1
+    what = level * n_gt + gt[entry]  # [E] one per object and threshold
+
+    offer = np.unique(who, return_index=True)[1]  # first entry of each detection
+    holder = np.full(
+        len(THRESHOLDS) * n_gt, len(who), np.int64
+    )  # entry each object holds; a lower entry of a level has a better score
+    while len(offer):
+        before = holder[what[offer]]
+        np.minimum.at(holder, what[offer], offer)
+        lost = np.concatenate(
+            [offer[holder[what[offer]] != offer], before[(before < len(who)) & (holder[what[offer]] != before)]]
+        )
+        lost = np.unique(lost)
+        nxt = lost + 1  # the next preference, if it is of the same detection and threshold
+        nxt = nxt[nxt < len(who)]
+        offer = nxt[who[nxt] == who[nxt - 1]]
+    tp = np.zeros((n_det, len(THRESHOLDS)), bool)
+    held = holder[holder < len(who)]
+    tp[det[entry[held]], level[held]] = True
+    return tp
+
+
+def coco_counted(image: Ints, cls: Ints) -> Bools:
+    """[N] image and class of detections ordered by falling score within each image -> [N], those COCO counts."""
+    if len(image) == 0:
+        return np.zeros(0, bool)
+    order = np.lexsort((cls, image))  # stable: the score order survives within an image and class
+    key = np.stack([image[order], cls[order]], 1)
+    new = np.concatenate([[True], (key[1:] != key[:-1]).any(1)])
+    start = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    counted = np.empty(len(order), bool)
+    counted[order] = np.arange(len(order)) - start < COCO_MAX_DET
+    return counted

@@ -46,7 +46,8 @@ EMPTY = Labels(np.zeros((0, 5), np.float32), (), np.zeros(0, np.int32))
 
 
 def parse(text: str, name: str) -> tuple[Labels, list[Problem]]:
-    """Label text -> (objects, unusable lines). `name` is the file, for messages. Repeated objects are dropped and counted."""
+    """Label text -> (objects, unusable lines). `name` is the file, for messages. Repeated objects are dropped and
+    counted."""
     rows: list[list[float]] = []
     polygons: list[Floats | None] = []
     lines: list[int] = []

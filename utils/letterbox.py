@@ -3,8 +3,8 @@
     input = native * ratio + pad        (pixels, x and y apart)
 
 `fit` computes the numbers from sizes alone; `letterbox` applies them to pixels. Both follow the convention of the YOLO
-programs: ratio = min over the axes, sizes rounded half to even, an odd margin gets its extra pixel at the bottom or right.
-Shapes: images uint8 [H,W,3]; sizes are (height, width); ratio and pad are (x, y).
+programs: ratio = min over the axes, sizes rounded half to even, an odd margin gets its extra pixel at the bottom or
+right. Shapes: images uint8 [H,W,3]; sizes are (height, width); ratio and pad are (x, y).
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def fit(
 def place(image: Image, placed: Fit) -> Image:
     """Resize (bilinear) and pad `image` [H,W,3] as `placed` says -> [*placed.outer, 3]."""
     if image.shape[:2] != placed.inner:
-        image = cv2.resize(image, placed.inner[::-1], interpolation=cv2.INTER_LINEAR)
+        image = np.asarray(cv2.resize(image, placed.inner[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
     if placed.inner == placed.outer:
         return image
     out = np.full((*placed.outer, 3), GREY, np.uint8)

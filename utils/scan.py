@@ -1,14 +1,16 @@
 """Reads and checks every image and label of a split once, and remembers the result in a checked cache.
 
-A cache file lies beside the label folder (`labels/train.thaw.cache`): an .npz of numbers and JSON, no pickles. An entry counts
-only while path, size and modification time of image and label are as they were; so a changed, new or deleted file is
-noticed and only that one is read again. Where the folder cannot be written, the scan works without a cache.
+A cache file lies beside the label folder (`labels/train.thaw.cache`): an .npz of numbers and JSON, no pickles. An
+entry counts only while path, size and modification time of image and label are as they were; so a changed, new or
+deleted file is noticed and only that one is read again. Where the folder cannot be written, the scan works without a
+cache.
 """
 
 import hashlib
 import json
 import os
 import threading
+import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,7 +39,7 @@ class Entry:
     sha256: str  # of the label file, "" without one
     size: tuple[int, int]
     labels: Labels
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...]  # file names without folder: the data may have been moved since
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def decode(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     if not data.size:
         return None
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image).astype(np.uint8, copy=False)
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
 def scan_split(
@@ -82,7 +84,8 @@ def scan_split(
     files, labels, sizes, digest = [], [], [], hashlib.sha256()
     for path, entry in zip(images, entries, strict=True):
         kept, foreign = checked(entry.labels, spec.nc, str(label_path(path)))
-        problems += [*entry.problems, *foreign]
+        problems += [p._replace(file=str(path if p.file == path.name else label_path(path))) for p in entry.problems]
+        problems += foreign
         digest.update(f"{path.name} {entry.stamps[0][0]} {entry.sha256}\n".encode())
         if entry.size != (0, 0):
             files.append(path)
@@ -92,9 +95,7 @@ def scan_split(
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise UserError(
             f"{spec.source}: {split}: {len(problems)} unusable images or label lines"
-            " (mend them, or leave them out with --on-bad-data skip):\n  "
-            + "\n  ".join(map(str, problems[:10]))
-            + more
+            " (mend them, or leave them out with --on-bad-data skip):\n  " + "\n  ".join(map(str, problems[:10])) + more
         )
     if not files:
         raise UserError(f"{spec.source}: {split}: none of the {len(images)} images can be used:\n  {problems[0]}")
@@ -134,7 +135,7 @@ def _stamp(path: Path) -> Stamp:
 def _entries(images: Sequence[Path], what: str, progress: bool) -> list[Entry]:
     """An entry per image, from the caches where they still hold, else read; caches are brought up to date."""
     stamps = [(_stamp(path), _stamp(label_path(path))) for path in images]
-    folders = sorted({label_path(path).parent for path in images})
+    folders = {label_path(path).parent: path.parent for path in images}
     caches = {folder: _load(folder) for folder in folders}
     found: dict[int, Entry] = {}
     for i, path in enumerate(images):
@@ -147,10 +148,12 @@ def _entries(images: Sequence[Path], what: str, progress: bool) -> list[Entry]:
             fresh: Iterable[Entry] = pool.map(lambda i: _read(images[i], stamps[i]), missing)
             bar = tqdm(fresh, what, len(missing), unit="image", disable=not progress, dynamic_ncols=True)
             found.update(zip(missing, bar, strict=True))
-    for folder in folders:
-        mine = {images[i].name: found[i] for i in missing if label_path(images[i]).parent == folder}
-        if mine:
-            _save(folder, caches[folder] | mine)
+    changed: dict[Path, dict[str, Entry]] = {}
+    for i in missing:
+        changed.setdefault(label_path(images[i]).parent, {})[images[i].name] = found[i]
+    for folder, mine in changed.items():  # other images of the folder stay known, gone ones do not
+        old = {name: entry for name, entry in caches[folder].items() if (folders[folder] / name).exists()}
+        _save(folder, old | mine)
     return [found[i] for i in range(len(images))]
 
 
@@ -159,18 +162,18 @@ def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
     problems: list[Problem] = []
     size = (0, 0)
     if stamps[0][0] < 0:
-        problems.append(Problem(str(image), 0, "the image does not exist"))
+        problems.append(Problem(image.name, 0, "the image does not exist"))
     else:
         try:
             data = np.fromfile(image, np.uint8)
         except OSError as error:
             data = np.zeros(0, np.uint8)
-            problems.append(Problem(str(image), 0, f"cannot be read: {error.strerror}"))
+            problems.append(Problem(image.name, 0, f"cannot be read: {error.strerror}"))
         else:
             mark = END_MARK.get(image.suffix.lower(), b"")
             pixels = decode(data) if mark in data[-4096:].tobytes() else None
             if pixels is None:
-                problems.append(Problem(str(image), 0, "the image is corrupt or cut off (it cannot be decoded)"))
+                problems.append(Problem(image.name, 0, "the image is corrupt or cut off (it cannot be decoded)"))
             else:
                 size = (pixels.shape[0], pixels.shape[1])
     labels, sha = EMPTY, ""
@@ -178,13 +181,13 @@ def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
         name = label_path(image)
         try:
             content = name.read_bytes()
-            labels, bad = parse(content.decode("utf-8"), str(name))
+            labels, bad = parse(content.decode("utf-8"), name.name)
             sha = hashlib.sha256(content).hexdigest()
             problems += bad
         except UnicodeDecodeError:
-            problems.append(Problem(str(name), 0, "the label is no text"))
+            problems.append(Problem(name.name, 0, "the label is no text"))
         except OSError as error:
-            problems.append(Problem(str(name), 0, f"cannot be read: {error.strerror}"))
+            problems.append(Problem(name.name, 0, f"cannot be read: {error.strerror}"))
     return Entry(stamps, sha, size, labels, tuple(problems))
 
 
@@ -228,13 +231,15 @@ def _load(folder: Path) -> dict[str, Entry]:
                 return {}
             boxes, lines = arrays["boxes"], arrays["lines"]
             polygons = np.split(arrays["points"], np.cumsum(arrays["counts"]))[:-1]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
     entries, start = {}, 0
     for name, image, label, sha, size, count, duplicates, problems in content["images"]:
         part = slice(start, start + count)
         shapes = tuple(p if len(p) else None for p in polygons[part])
-        labels = Labels(boxes[part], shapes, lines[part], duplicates) if count else replace(EMPTY, duplicates=duplicates)
+        labels = (
+            Labels(boxes[part], shapes, lines[part], duplicates) if count else replace(EMPTY, duplicates=duplicates)
+        )
         stamps = ((image[0], image[1]), (label[0], label[1]))
         entries[name] = Entry(stamps, sha, (size[0], size[1]), labels, tuple(Problem(*p) for p in problems))
         start += count

@@ -49,7 +49,8 @@ class DataSpec:
 
 
 def label_path(image: Path) -> Path:
-    """Where the label of an image is: last `images` folder -> `labels`, suffix -> .txt; beside the image without one."""
+    """Where the label of an image is: last `images` folder -> `labels`, suffix -> .txt; beside the image without
+    one."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
@@ -72,7 +73,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_data(path: str | Path) -> DataSpec:
-    """Read and check a data YAML. Every image is listed, none opened. UserError names file, key and what would be right."""
+    """Read and check a data YAML. Every image is listed, none opened. UserError names file, key and what would be
+    right."""
     source = Path(path)
     content = load_yaml(source)
     for key in map(str, content):

@@ -1,0 +1,98 @@
+"""Data in one place: from a data YAML to batches. What train.py, test.py and patches use is exported here.
+
+data YAML -> read_data -> DataSpec -> make_dataset -> DetectionDataset -> make_loader -> batches -> to_device
+(utils/spec.py)            (utils/scan.py, labels.py, dataset.py, augment.py, letterbox.py)      (utils/loader.py)
+"""
+
+from utils.augment import AugmentParams
+from utils.dataset import DetectionDataset, Sample
+from utils.errors import UserError
+from utils.labels import Labels
+from utils.letterbox import letterbox
+from utils.loader import (
+    Batch,
+    Order,
+    build_loader,
+    class_weights,
+    collate,
+    image_weights,
+    make_loader,
+    multiscale,
+    to_device,
+)
+from utils.scan import Scan, fingerprint, read_image, scan_split
+from utils.spec import SUFFIXES, DataSpec, label_path, read_data
+
+__all__ = [
+    "SUFFIXES",
+    "AugmentParams",
+    "Batch",
+    "DataSpec",
+    "DetectionDataset",
+    "Labels",
+    "Order",
+    "Sample",
+    "Scan",
+    "build_loader",
+    "class_weights",
+    "collate",
+    "fingerprint",
+    "image_weights",
+    "label_path",
+    "letterbox",
+    "make_dataset",
+    "make_loader",
+    "multiscale",
+    "read_data",
+    "read_image",
+    "scan_split",
+    "to_device",
+]
+
+
+def make_dataset(
+    spec: DataSpec,
+    split: str,
+    *,
+    img_size: int,
+    stride: int,
+    batch_size: int,
+    augment: AugmentParams | None,
+    rect: bool,
+    pad: float,
+    cache_images: bool,
+    single_cls: bool,
+    on_bad_data: str,
+    seed: int,
+    quad: bool = False,
+) -> DetectionDataset:
+    """Check a split of a data set and open it. augment None: evaluation. rect: batches of like aspect ratio in their
+    own shape, `pad` strides larger (0.5 in evaluation, 0 in training). Prints what was found. Errors: UserError."""
+    if img_size < stride or img_size % stride:
+        right = max(round(img_size / stride), 1) * stride
+        raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
+    scan = scan_split(spec, split, on_bad_data=on_bad_data, single_cls=single_cls)
+    print(describe(scan, split))
+    return DetectionDataset(
+        scan,
+        img_size=img_size,
+        stride=stride,
+        augment=augment,
+        rect=rect,
+        pad=pad,
+        batch_size=batch_size,
+        cache_images=cache_images,
+        seed=seed,
+        quad=quad,
+    )
+
+
+def describe(scan: Scan, split: str) -> str:
+    """What a scan found, in a line, and a line for each thing that was left out."""
+    boxes = sum(map(len, scan.labels))
+    line = f"{split}: {len(scan.files)} images, {boxes} objects, {scan.background} images without objects"
+    if scan.duplicates:
+        line += f", {scan.duplicates} repeated label lines removed"
+    if scan.problems:
+        line += f", {len(scan.problems)} unusable images or label lines left out:"
+    return "\n  ".join([line, *map(str, scan.problems)])

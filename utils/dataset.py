@@ -1,0 +1,237 @@
+"""The data set that a loader reads: one picture with its boxes per `Sample`.
+
+Evaluation: the picture letterboxed into a square, or with `rect` into the batch's common shape. Training with
+`augment`: mosaic or letterbox -> warp -> mixup -> paste-in -> colour -> flips. Every draw comes from (seed, purpose,
+epoch, index): geometry and colour from separate streams, so that a second image of the same scene can share the
+geometry alone.
+
+Item: image uint8 [3,H,W] RGB; target float32 [n,5] class, cx, cy, w, h in 0..1 of the picture; path; shape int64 [2]
+native (h, w); gain_pad float32 [4] gain x, gain y, pad x, pad y with input = native * gain + pad in pixels (zeros when
+augmented).
+"""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from utils import augment
+from utils.augment import AugmentParams, Objects
+from utils.errors import UserError
+from utils.labels import Labels
+from utils.letterbox import GREY, Image, fit, place
+from utils.rng import rng
+from utils.scan import Scan, read_image
+
+MOSAIC_9 = 0.2  # share of the mosaics that have nine tiles
+MEMORY_LEFT = 0.9  # the image cache may take this share of the free memory
+
+
+class Sample(NamedTuple):
+    """What a data set is indexed by. The epoch travels along, so that workers need not be told of it."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+
+def batch_shapes(
+    sizes: npt.NDArray[np.int64], batch_size: int, img_size: int, stride: int, pad: float
+) -> npt.NDArray[np.int64]:
+    """The common (h, w) of each batch [batches,2] for native sizes [n,2] in order of aspect ratio: the long side about
+    img_size, the other just enough for the batch, both ceil(x / stride + pad) * stride."""
+    ratio = sizes[:, 0] / sizes[:, 1]
+    starts = np.arange(0, len(ratio), batch_size)
+    low, high = np.minimum.reduceat(ratio, starts), np.maximum.reduceat(ratio, starts)
+    height = np.where(high < 1, high, 1.0)
+    width = np.where(low > 1, 1 / low, 1.0)
+    relative = np.stack([height, width], 1) * img_size / stride + pad
+    return np.asarray(np.ceil(relative - 1e-9).astype(np.int64) * stride)
+
+
+class DetectionDataset(Dataset[dict[str, Any]]):
+    """See the module's docstring. With `rect` the images are put in order of aspect ratio (`files`, `labels`, `sizes`
+    follow), `shapes` holds each batch's (h, w), and mosaic is off."""
+
+    def __init__(
+        self,
+        scan: Scan,
+        *,
+        img_size: int,
+        stride: int = 32,
+        augment: AugmentParams | None = None,
+        rect: bool = False,
+        pad: float = 0.0,
+        batch_size: int = 1,
+        cache_images: bool = False,
+        seed: int = 0,
+        quad: bool = False,
+    ) -> None:
+        order = np.arange(len(scan.files))
+        if rect:
+            order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind="stable")
+        self.files: list[Path] = [scan.files[i] for i in order]
+        self.labels: list[Labels] = [scan.labels[i] for i in order]
+        self.objects = [Objects.of(labels) for labels in self.labels]
+        self.sizes = scan.sizes[order]  # [n,2] native (h, w)
+        self.img_size, self.augment, self.seed, self.quad = img_size, augment, seed, quad
+        self.rect, self.batch_size = rect, batch_size
+        self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
+        self._cache: tuple[torch.Tensor, npt.NDArray[np.int64]] | None = None
+        if cache_images:
+            self._cache = self._fill_cache()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        epoch, index = sample
+        item = self._plain(index) if self.augment is None else self._augmented(epoch, index, self.augment)
+        item["path"] = str(self.files[index])
+        item["shape"] = torch.from_numpy(self.sizes[index])
+        if self.quad:
+            item["quad"] = bool(rng(self.seed, "quad", epoch, index).random() < 0.5)
+        return item
+
+    def _plain(self, index: int) -> dict[str, Any]:
+        image, gain, pad = self._letterboxed(index)
+        boxes = self.labels[index].boxes.copy()
+        height, width = image.shape[:2]
+        native = self.sizes[index, ::-1].astype(np.float32)
+        whole = np.array([width, height], np.float32)
+        scale = native * np.array(gain, np.float32) / whole
+        boxes[:, 1:3] = boxes[:, 1:3] * scale + np.array(pad, np.float32) / whole
+        boxes[:, 3:5] *= scale
+        return _item(image, boxes, (*gain, *pad))
+
+    def _augmented(self, epoch: int, index: int, params: AugmentParams) -> dict[str, Any]:
+        draw = rng(self.seed, "geometry", epoch, index)
+        if not self.rect and draw.random() < params.mosaic:
+            image, objects = self._mosaic(draw, index, params)
+            if draw.random() < params.mixup:
+                other, more = self._mosaic(draw, int(draw.integers(len(self))), params)
+                image, objects = augment.mixup(draw, image, other), augment.joined([objects, more])
+        else:
+            image, gain, pad = self._letterboxed(index)
+            native = self.sizes[index]
+            objects = self.objects[index].moved((native[1] * gain[0], native[0] * gain[1]), pad)
+            if params.copy_paste:
+                image = image.copy()
+                objects = augment.copy_paste(draw, image, objects, params.copy_paste)
+            size = (image.shape[0], image.shape[1])
+            image, objects = augment.warp(image, objects, augment.warp_matrix(draw, params, size, size), size)
+        if draw.random() < params.paste_in:
+            image = image.copy()
+            sources = [self._tile(int(i)) for i in draw.integers(len(self), size=3)]
+            objects = augment.paste_in(draw, image, objects, sources)
+        image = augment.hsv(rng(self.seed, "colour", epoch, index), image, params)
+        image, boxes = augment.flip(draw, image, objects.boxes(), params)
+        return _item(image, _to_target(objects.classes, boxes, image.shape[1], image.shape[0]), (0, 0, 0, 0))
+
+    def _mosaic(self, draw: np.random.Generator, index: int, params: AugmentParams) -> tuple[Image, Objects]:
+        """Four or nine pictures on a canvas of twice the size, warped to img_size squared."""
+        s = self.img_size
+        others = draw.integers(len(self), size=8 if draw.random() < MOSAIC_9 else 3).tolist()
+        tiles = [self._tile(i) for i in [index, *others]]
+        if len(tiles) == 9:
+            tiles[0], tiles[4] = tiles[4], tiles[0]  # the picture itself is the middle one
+        offsets = augment.mosaic_offsets(draw, [(t.shape[0], t.shape[1]) for t, _ in tiles], s)
+        canvas = np.full((2 * s, 2 * s, 3), GREY, np.uint8)
+        parts = []
+        for (tile, objects), (x, y) in zip(tiles, offsets, strict=True):
+            augment.paste(canvas, tile, x, y)
+            parts.append(objects.moved((1, 1), (x, y)))
+        objects = augment.joined(parts).clipped(2 * s, 2 * s)
+        if params.copy_paste:
+            objects = augment.copy_paste(draw, canvas, objects, params.copy_paste)
+        return augment.warp(canvas, objects, augment.warp_matrix(draw, params, (2 * s, 2 * s), (s, s)), (s, s))
+
+    def _tile(self, index: int) -> tuple[Image, Objects]:
+        """A picture with its long side img_size, and its objects in its pixels."""
+        image = self.load(index)
+        return image, self.objects[index].moved((image.shape[1], image.shape[0]), (0, 0))
+
+    def _letterboxed(self, index: int) -> tuple[Image, tuple[float, float], tuple[float, float]]:
+        """The picture in its square or batch shape -> (image, gain (x, y) from native pixels, pad (x, y))."""
+        image = self.load(index)
+        height, width = self.sizes[index].tolist()
+        target = self.img_size if self.shapes is None else tuple(self.shapes[index // self.batch_size].tolist())
+        placed = fit((image.shape[0], image.shape[1]), target, auto=False, scaleup=self.augment is not None)
+        return place(image, placed), (placed.inner[1] / width, placed.inner[0] / height), (placed.left, placed.top)
+
+    def load(self, index: int) -> Image:
+        """RGB uint8 [h,w,3], the long side img_size. From the cache it is read-only."""
+        if self._cache is not None:
+            block, starts = self._cache
+            h, w = self._loaded_size(index)
+            image: Image = block[starts[index] : starts[index + 1]].numpy().reshape(h, w, 3)
+            image.flags.writeable = False
+            return image
+        native = read_image(self.files[index])
+        if native is None or native.shape[:2] != tuple(self.sizes[index]):
+            raise UserError(f"{self.files[index]}: the image has changed or vanished since the run began")
+        size = self._loaded_size(index)
+        if native.shape[:2] == size:
+            return native
+        shrinks = size[0] < native.shape[0] or size[1] < native.shape[1]
+        how = cv2.INTER_AREA if shrinks and self.augment is None else cv2.INTER_LINEAR
+        return cv2.resize(native, size[::-1], interpolation=how).astype(np.uint8, copy=False)
+
+    def _loaded_size(self, index: int) -> tuple[int, int]:
+        h, w = self.sizes[index].tolist()
+        long = max(h, w)
+        return -(-h * self.img_size // long), -(-w * self.img_size // long)  # rounded up, in whole numbers
+
+    def _fill_cache(self) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Every picture as `load` gives it in one block of memory that worker processes share."""
+        starts = np.cumsum([0, *(3 * h * w for h, w in map(self._loaded_size, range(len(self))))])
+        need, free = int(starts[-1]), free_memory()
+        if free is not None and need > MEMORY_LEFT * free:
+            raise UserError(
+                f"--cache-images needs {need / 2**30:.2f} GiB for {len(self)} images at {self.img_size} px but only"
+                f" {free / 2**30:.2f} GiB of (shared) memory is free; leave the flag out, or use a smaller --img-size"
+            )
+        block: torch.Tensor = torch.empty(need, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        flat = block.numpy()
+
+        def fill(index: int) -> None:
+            flat[starts[index] : starts[index + 1]] = self.load(index).reshape(-1)
+
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            what = f"caching images ({need / 2**20:.0f} MiB)"
+            list(tqdm(pool.map(fill, range(len(self))), what, len(self), unit="image", dynamic_ncols=True))
+        return block, starts
+
+
+def free_memory() -> int | None:
+    """Bytes that a shared block may take: free memory, and on Linux what /dev/shm has left. None: not known here."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return min(available, shutil.disk_usage("/dev/shm").free)
+    except (OSError, StopIteration):
+        return None
+
+
+def _item(image: Image, target: npt.NDArray[np.float32], gain_pad: tuple[float, ...]) -> dict[str, Any]:
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "target": torch.from_numpy(target),
+        "gain_pad": torch.tensor(gain_pad, dtype=torch.float32),
+    }
+
+
+def _to_target(
+    classes: npt.NDArray[np.float32], boxes: npt.NDArray[np.float32], width: int, height: int
+) -> npt.NDArray[np.float32]:
+    """Classes [n] and xyxy boxes [n,4] in pixels -> [n,5] class, cx, cy, w, h in 0..1."""
+    whole = np.array([width, height], np.float32)
+    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2 / whole, (boxes[:, 2:] - boxes[:, :2]) / whole
+    return np.concatenate([classes[:, None], centre, size], 1, dtype=np.float32)

@@ -1,0 +1,174 @@
+"""Samplers, collation and loaders: which pictures make up a batch, in which order.
+
+Order: a permutation from (seed, epoch), the same for any number of workers. `loader.sampler.set_epoch(e)` before each
+epoch; the epoch then travels inside each `Sample`. Batch: see `collate`.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.dataset import DetectionDataset, Sample
+from utils.labels import Labels
+from utils.rng import rng
+
+Batch = dict[str, Any]
+Collate = Callable[[list[dict[str, Any]]], Batch]
+
+
+class Order(Sampler[Sample]):
+    """The order of an epoch's samples.
+
+    Rect batches (`grouped`) stay together and only change places, the short last one staying last. With `weights` [n]
+    the samples are drawn by weight, with replacement. `set_epoch(e, start)` skips the first `start` batches (after a
+    resume).
+    """
+
+    def __init__(self, count: int, *, batch_size: int, shuffle: bool, seed: int, grouped: bool = False) -> None:
+        self.count, self.batch_size, self.shuffle, self.seed, self.grouped = count, batch_size, shuffle, seed, grouped
+        self.weights: npt.NDArray[np.float64] | None = None
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+
+    def order(self) -> npt.NDArray[np.int64]:
+        """Indices [n] in the order of the present epoch."""
+        everything = np.arange(self.count)
+        if not self.shuffle:
+            return everything
+        draw = rng(self.seed, "order", self.epoch)
+        if self.weights is not None and self.weights.sum() > 0:
+            return draw.choice(self.count, self.count, p=self.weights / self.weights.sum())
+        if not self.grouped:
+            return draw.permutation(self.count)
+        whole = self.count // self.batch_size
+        batches = everything[: whole * self.batch_size].reshape(whole, self.batch_size)
+        return np.concatenate([batches[draw.permutation(whole)].reshape(-1), everything[whole * self.batch_size :]])
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index in self.order()[self.start * self.batch_size :].tolist():
+            yield Sample(self.epoch, index)
+
+    def __len__(self) -> int:
+        return max(self.count - self.start * self.batch_size, 0)
+
+
+def collate(items: list[dict[str, Any]]) -> Batch:
+    """Items -> image uint8 [B,3,H,W], target float32 [N,6] (number in the batch, class, cx, cy, w, h in 0..1), path
+    list, shape int64 [B,2], gain_pad float32 [B,4]; further tensors are stacked, anything else becomes a list."""
+    rows = [torch.cat([x["target"].new_full((len(x["target"]), 1), i), x["target"]], 1) for i, x in enumerate(items)]
+    batch: Batch = {"image": torch.stack([x["image"] for x in items]), "target": torch.cat(rows)}
+    for key in (k for k in items[0] if k not in batch):
+        values = [x[key] for x in items]
+        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    return batch
+
+
+def collate_quad(items: list[dict[str, Any]]) -> Batch:
+    """Four pictures become one of twice the side (2x2), or the first of them enlarged, as its `quad` draw says; the
+    one to three left over at the end are enlarged. B pictures [3,H,W] -> about B/4 of [3,2H,2W]."""
+    whole = len(items) // 4 * 4
+    out = [_two_by_two(items[i : i + 4]) if items[i]["quad"] else _enlarged(items[i]) for i in range(0, whole, 4)]
+    return collate(out + [_enlarged(x) for x in items[whole:]])
+
+
+def _enlarged(item: dict[str, Any]) -> dict[str, Any]:
+    image = interpolate(item["image"][None].float(), scale_factor=2, mode="bilinear", align_corners=False)[0]
+    return {k: v for k, v in item.items() if k != "quad"} | {
+        "image": image.round().clamp(0, 255).to(item["image"].dtype),
+        "gain_pad": item["gain_pad"] * 2,
+    }
+
+
+def _two_by_two(items: list[dict[str, Any]]) -> dict[str, Any]:
+    images = [x["image"] for x in items]
+    image = torch.cat([torch.cat(images[:2], 2), torch.cat(images[2:], 2)], 1)
+    targets = []
+    for i, x in enumerate(items):
+        target = x["target"].clone()
+        target[:, 1:] /= 2
+        target[:, 1:3] += torch.tensor([i % 2, i // 2]) / 2
+        targets.append(target)
+    rest = {k: v for k, v in items[0].items() if k != "quad"}
+    return rest | {"image": image, "target": torch.cat(targets), "gain_pad": torch.zeros(4)}
+
+
+def start_worker(_: int) -> None:
+    """Workers are the parallelism; threads of OpenCV inside them would only compete."""
+    cv2.setNumThreads(0)
+
+
+def build_loader(
+    dataset: Dataset[dict[str, Any]],
+    sampler: Order,
+    *,
+    workers: int = 0,
+    collate_fn: Collate = collate,
+) -> DataLoader[dict[str, Any]]:
+    """A loader over a sampler's order, the last partial batch included. At most as many workers as there are cores."""
+    workers = min(workers, os.cpu_count() or 1)
+    return DataLoader(
+        dataset,
+        batch_size=sampler.batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate_fn,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=start_worker,
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(sampler.seed),  # else each epoch would draw from torch's global stream
+    )
+
+
+def make_loader(
+    dataset: DetectionDataset, *, batch_size: int, workers: int, shuffle: bool, seed: int, quad: bool = False
+) -> DataLoader[dict[str, Any]]:
+    """The loader of a data set. Its order is at `loader.sampler` (an `Order`): set_epoch, weights."""
+    if dataset.rect and batch_size != dataset.batch_size:
+        raise ValueError(f"rect shapes were made for batches of {dataset.batch_size}, not {batch_size}")
+    if quad != dataset.quad:
+        raise ValueError("quad must be given to make_dataset and make_loader alike")
+    order = Order(len(dataset), batch_size=batch_size, shuffle=shuffle, seed=seed, grouped=dataset.rect)
+    return build_loader(dataset, order, workers=workers, collate_fn=collate_quad if quad else collate)
+
+
+def class_weights(labels: Sequence[Labels], nc: int) -> npt.NDArray[np.float64]:
+    """[nc] inverse box counts (1 for a class without boxes), summing to 1."""
+    classes = np.concatenate([np.zeros(0), *(x.boxes[:, 0] for x in labels)]).astype(int)
+    weights = 1 / np.maximum(np.bincount(classes, minlength=nc), 1)
+    return np.asarray(weights / weights.sum())
+
+
+def image_weights(labels: Sequence[Labels], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[n] sum over each image's boxes of its class's weight. For --image-weights pass
+    class_weights * (1 - maps)**2, with maps [nc] the last mAP per class, and assign the result to
+    `loader.sampler.weights`."""
+    return np.array([weights[x.boxes[:, 0].astype(int)].sum() for x in labels])
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """A copy of the batch with image (float32 in 0..1) and target on `device`; the rest as it is. The transfer is of
+    bytes."""
+    image = batch["image"].to(device, non_blocking=True).float() / 255
+    return {**batch, "image": image, "target": batch["target"].to(device, non_blocking=True)}
+
+
+def multiscale(image: Tensor, img_size: int, stride: int, seed: int, step: int) -> Tensor:
+    """Resize a batch [B,3,H,W] to a long side of 0.5 to 1.5 times img_size, drawn from (seed, step), sides in
+    multiples of the stride. Targets are fractions and stay."""
+    sizes = np.arange(img_size // 2 // stride * stride or stride, img_size * 3 // 2 + 1, stride)
+    size = int(rng(seed, "multiscale", 0, step).choice(sizes))
+    factor = size / max(image.shape[2:])
+    if factor == 1:
+        return image
+    new = [max(-(-round(x * factor) // stride), 1) * stride for x in image.shape[2:]]
+    return interpolate(image, size=new, mode="bilinear", align_corners=False)

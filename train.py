@@ -20,12 +20,12 @@ from tqdm import tqdm
 from models.graph import Detector
 from models.loss import scale_gains
 from utils import checkpoint, data, optim, plots, record, report, seams
-from utils.anchors import fit_anchors
+from utils.anchors import box_sizes, fit_anchors
 from utils.config import Config, parse, read_yaml
 from utils.device import select_device
 from utils.errors import UserError, run_main
 from utils.evaluate import Result, evaluate
-from utils.run import Run, line, restore, save, write_rows
+from utils.run import Run, line, reweigh_images, restore, save, whole_strides, write_rows
 from utils.step import LossStep
 
 
@@ -46,8 +46,8 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
         checkpoint.check_groups(model, source)
 
     # data
-    size, test_size = data.check_size(cfg.train_size, model.stride), data.check_size(cfg.test_size, model.stride)
     stride = int(model.stride.max())
+    size, test_size = whole_strides(cfg.train_size, stride), whole_strides(cfg.test_size, stride)
     train_set = data.make_dataset(
         spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=data.AugmentParams.of(cfg), rect=cfg.rect, pad=0.0,
         cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed, quad=cfg.quad,
@@ -60,7 +60,7 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
     train = data.make_loader(train_set, batch_size=cfg.batch_size, workers=cfg.workers, shuffle=True, seed=cfg.seed, quad=cfg.quad)
     val = data.make_loader(val_set, batch_size=cfg.val_batch, workers=cfg.workers, shuffle=False, seed=cfg.seed)
     if not (cfg.noautoanchor or source or resumed):
-        print(fit_anchors(model, train_set.box_sizes(), cfg.anchor_t, cfg.seed))
+        print(fit_anchors(model, box_sizes(train_set.labels, train_set.sizes, size), cfg.anchor_t, cfg.seed))
 
     # what is optimised, and how
     criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), nc, size))
@@ -79,6 +79,7 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
     if resumed:
         restore(run, resumed)
 
+    record.make_folder(folder)
     optim.train_mode(loss_step, cfg.freeze_bn)
     print(report.module_table(model, size), report.parameter_summary(loss_step), schedule.describe(cfg), sep="\n")
     print(f"frozen BatchNorm: {cfg.freeze_bn}; match rule of mAP: {cfg.match}; device {device}")
@@ -87,7 +88,7 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
         print(report.inheritance(source.meta, settings, source.path))
     if not resumed:
         record.write_run_yaml(folder / "run.yaml", {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}, "device": str(device)})
-        plots.plot_labels(train_set.shapes_and_labels(), names, folder / "labels.png")
+        plots.plot_labels(train_set.labels, names, folder / "labels.png")
     return run
 
 
@@ -97,16 +98,16 @@ def fit(run: Run) -> None:
         at = seams.Progress(run.epoch, run.cfg.epochs, run.step)
         run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, at)
         run.train.sampler.set_epoch(run.epoch)
+        if run.cfg.image_weights:
+            reweigh_images(run)
         optim.train_mode(run.loss_step, run.cfg.freeze_bn)
         start = time.perf_counter()
         losses = train_epoch(run)
         last = run.epoch == run.cfg.epochs - 1
         result = validate(run, run.ema.model) if last or not run.cfg.notest else None
         extra = run.patches.merge("on_epoch_end", run.model, at)
-        save(run, result)
         write_rows(run, losses, result, extra, time.perf_counter() - start)
-        if run.cfg.image_weights and result:
-            run.train.sampler.set_class_weights(result.ap)
+        save(run, result)
         run.epoch += 1
 
 
@@ -119,7 +120,7 @@ def train_epoch(run: Run) -> dict[str, float]:
         optim.set_rates(run.optimizer, run.schedule, run.step)
         batch = data.to_device(batch, run.device)
         if cfg.multi_scale:
-            batch["image"] = data.multiscale(batch["image"], cfg.train_size, int(run.model.stride.max()), cfg.seed, run.step)
+            batch["image"] = data.multiscale(batch["image"], run.meta["img_size"], int(run.model.stride.max()), cfg.seed, run.step)
         with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
             loss, terms = run.loss_step(batch)
         run.scaler.scale(loss).backward()
@@ -176,7 +177,7 @@ def main(argv: list[str]) -> Run:
         with torch.random.fork_rng(devices=[]):
             patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
         named = any(a.split("=")[0] == "--name" for a in argv)
-        folder = record.run_folder(cfg.project, cfg.name, named, cfg.exist_ok)
+        folder = record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok)
     run = setup(cfg, patches, folder, resumed)
     fit(run)
     finish(run)

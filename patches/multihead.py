@@ -12,6 +12,7 @@ whichever head holds it; obj = mean over cells of w_h * BCE at the head's own po
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,10 +64,21 @@ class HeadTable:
         return [of[c] for c in range(self.nc)]
 
     @property
-    def column(self) -> list[int]:
-        """Class column of each class in its head."""
-        of = {c: c if self.full_head else i for group in self.groups for i, c in enumerate(group)}
+    def local(self) -> list[int]:
+        """Local id of each class in its head."""
+        of = {c: i for group in self.groups for i, c in enumerate(group)}
         return [of[c] for c in range(self.nc)]
+
+    def used(self, head: int) -> list[int]:
+        """Columns of a head's output that mean something: box, objectness, its own classes in local order."""
+        group = self.groups[head]
+        return [0, 1, 2, 3, 4, *(5 + (c if self.full_head else i) for i, c in enumerate(group))]
+
+    @property
+    def starts(self) -> list[int]:
+        """First column of each head where the heads lie side by side, and the end of the last."""
+        widths = [5 + self.columns(h) for h in range(len(self.groups))]
+        return [sum(widths[:h]) for h in range(len(widths) + 1)]
 
 
 def read_head_file(path: str, heads: int) -> HeadTable:
@@ -132,8 +144,7 @@ class MultiHeadDetect(AnchorHead):
         self.groups, self.group_names = [list(g) for g in table.groups], list(table.names)
         a, widths = self.anchors_per_cell, [5 + table.columns(h) for h in range(len(table.groups))]
         self.heads = nn.ModuleList(nn.ModuleList(nn.Conv2d(c, a * width, 1) for c in c1) for width in widths)
-        ends = torch.tensor(widths).cumsum(0).tolist()
-        self.slices = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+        self.slices = [slice(a, b) for a, b in pairwise(table.starts)]
 
     def convs(self, level: int) -> list[nn.Conv2d]:
         return [head[level] for head in self.heads if isinstance(head, nn.ModuleList)]  # type: ignore[misc]
@@ -170,13 +181,9 @@ class MultiHeadDetect(AnchorHead):
         for h, (group, raws) in enumerate(zip(self.groups, self.per_head(det), strict=True)):
             pred = torch.cat([self.decode_level(raw, i) for i, raw in enumerate(raws)], 1)
             if self.table.full_head:
-                pred = pred[..., self.used_columns(h)]
+                pred = pred[..., self.table.used(h)]
             parts.append(Part(pred, torch.tensor(group, device=pred.device)))
         return parts
-
-    def used_columns(self, head: int) -> list[int]:
-        """Columns of a head's output that mean something: box, objectness, its own classes in local order."""
-        return [0, 1, 2, 3, 4, *(5 + self.table.column[c] for c in self.groups[head])]
 
     def sliced(self, detector: Mapping[str, Tensor]) -> State:
         """State of `heads` cut out of a plain detector's (keys m.L.weight, m.L.bias, with IDetect also ia.L.implicit, im.L.implicit).
@@ -199,7 +206,7 @@ class MultiHeadDetect(AnchorHead):
                     conv.weight.detach().clone().unflatten(0, (a, -1)),
                     conv.bias.detach().clone().view(a, -1),
                 )
-                new_w[:, self.used_columns(h)], new_b[:, self.used_columns(h)] = rows[:, pick], biases[:, pick]
+                new_w[:, self.table.used(h)], new_b[:, self.table.used(h)] = rows[:, pick], biases[:, pick]
                 state[f"heads.{h}.{level}.weight"], state[f"heads.{h}.{level}.bias"] = (
                     new_w.flatten(0, 1),
                     new_b.flatten(),
@@ -237,15 +244,16 @@ class MultiHeadLoss(Criterion):
         starts = torch.tensor([0, *(5 + table.columns(h) for h in range(self.k))]).cumsum(0)[
             :-1
         ]  # first column of each head
-        owner, column = torch.tensor(table.owner), torch.tensor(table.column)
+        owner = torch.tensor(table.owner)
+        own_columns = {c: table.starts[h] + k for h, g in enumerate(table.groups) for c, k in zip(g, table.used(h)[5:], strict=True)}
         weight = torch.tensor(table.weights)
-        self.width = sum(5 + table.columns(h) for h in range(self.k))
+        self.width = table.starts[-1]
         for name, value in {
             "anchors": anchors.clone(),
             "stride": stride.clone(),
             "owner": owner,  # [nc]
             "box_columns": starts[:, None] + torch.arange(5),  # [K,5]
-            "class_columns": starts[owner] + 5 + column,  # [nc]
+            "class_columns": torch.tensor([own_columns[c] for c in range(table.nc)]),  # [nc]
             "head_weight": weight / weight.mean(),  # [K]
         }.items():
             self.register_buffer(name, value, persistent=False)
@@ -313,22 +321,18 @@ class SummedHeadLoss(Criterion):
         super().__init__()
         self.table = table
         self.terms = term_names(len(table.groups))
-        self.losses = nn.ModuleList(
-            DetectionLoss(table.columns(h), anchors, settings, stride) for h in range(len(table.groups))
-        )
-        widths = [5 + table.columns(h) for h in range(len(table.groups))]
-        ends = torch.tensor(widths).cumsum(0).tolist()
-        self.slices = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-        self.shape = (*anchors.shape[:2], sum(widths))
+        self.losses = nn.ModuleList(DetectionLoss(len(group), anchors, settings, stride) for group in table.groups)
+        self.shape = (*anchors.shape[:2], table.starts[-1])
 
     def forward(self, det: Any, target: Tensor) -> dict[str, Tensor]:
         raws = raw_levels(det, *self.shape)
         owner = torch.tensor(self.table.owner, device=target.device)[target[:, 1].long()]
-        column = torch.tensor(self.table.column, device=target.device, dtype=target.dtype)[target[:, 1].long()]
-        mine = torch.cat((target[:, :1], column[:, None], target[:, 2:]), 1)
+        local = torch.tensor(self.table.local, device=target.device, dtype=target.dtype)[target[:, 1].long()]
+        mine = torch.cat((target[:, :1], local[:, None], target[:, 2:]), 1)
         out = {}
         for h, loss in enumerate(self.losses):
-            terms = loss([raw[..., self.slices[h]] for raw in raws], mine[owner == h])
+            columns = [self.table.starts[h] + c for c in self.table.used(h)]
+            terms = loss([raw[..., columns] for raw in raws], mine[owner == h])
             out |= {f"{kind}/head_{h}": value * self.table.weights[h] for kind, value in terms.items()}
         return {name: out[name] for name in self.terms}
 

@@ -3,16 +3,27 @@
 Best possible recall = share of boxes whose side ratio to some anchor is below anchor_t; below 0.98 new anchors are tried, and kept if better.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.cluster.vq import kmeans2
 
 from models.graph import Detector
+from utils.labels import Labels
 from utils.rng import rng
 
 ENOUGH = 0.98
 Floats = npt.NDArray[np.float64]
+
+
+def box_sizes(labels: Sequence[Labels], native: npt.NDArray[np.int64], img_size: int) -> Floats:
+    """Width and height of every box [N,2] in pixels of the network input. native [n,2]: image sizes (h, w)."""
+    sizes = [
+        label.boxes[:, 3:5] * (hw[::-1] * (img_size / hw.max())) for label, hw in zip(labels, native, strict=True) if len(label)
+    ]
+    return np.concatenate(sizes).astype(np.float64) if sizes else np.zeros((0, 2))
 
 
 def possible_recall(sizes: Floats, anchors: Floats, anchor_t: float) -> float:

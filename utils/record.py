@@ -1,6 +1,8 @@
 """What a run writes about itself: its folder, run.yaml, results.csv, results.txt (YOLOv7's columns), timing.csv."""
 
 import csv
+import json
+import os
 import platform
 import shlex
 import subprocess
@@ -20,8 +22,8 @@ VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_folder(project: str, name: str, named: bool, exist_ok: bool) -> Path:
-    """Make project/name. The default name counts up (exp, exp2, ...); a name that was chosen must be free, or --exist-ok given."""
+def free_folder(project: str, name: str, named: bool, exist_ok: bool) -> Path:
+    """project/name, not yet made. The default name counts up (exp, exp2, ...); a chosen name must be free, or --exist-ok given."""
     path = Path(project) / name
     if not named and not exist_ok:
         path = next(p for i in range(1, 10**6) if not (p := Path(project) / f"{name}{i if i > 1 else ''}").exists())
@@ -29,11 +31,18 @@ def run_folder(project: str, name: str, named: bool, exist_ok: bool) -> Path:
         raise UserError(
             f"run folder {path} exists: choose another --name, continue it with --resume {path}, or replace its files with --exist-ok"
         )
-    try:
-        (path / "weights").mkdir(parents=True, exist_ok=exist_ok)
-    except OSError as error:
-        raise UserError(f"--project {project}: cannot make the run folder {path}: {error.strerror}") from None
+    above = next(p for p in [path, *path.parents] if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--project {project}: cannot write below {above}: {'no permission' if above.is_dir() else 'not a folder'}")
     return path
+
+
+def make_folder(path: Path) -> None:
+    """The folder and its weights/."""
+    try:
+        (path / "weights").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {path}: {error.strerror}") from None
 
 
 def environment() -> dict[str, Any]:
@@ -70,6 +79,7 @@ def git_state() -> str:
 def write_run_yaml(path: Path, sections: Mapping[str, Any]) -> None:
     """run.yaml: command line, environment and the given sections (configuration, patches, data fingerprint, ...)."""
     content = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "environment": environment(), **sections}
+    content = json.loads(json.dumps(content, default=str))  # tuples and version objects as plain YAML
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -79,6 +89,8 @@ class Results:
     def __init__(self, folder: Path, keep_epochs: int) -> None:
         """keep_epochs: rows of epochs from here on are dropped (a resumed run writes them again)."""
         self.folder = folder
+        if not folder.exists():
+            return
         for file in (self.folder / "results.csv", self.folder / "timing.csv"):
             if file.exists():
                 lines = file.read_text().splitlines(keepends=True)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.graph import Detector
 from utils import checkpoint, optim, record, seams
 from utils.config import Config
+from utils.data import class_weights, image_weights
 from utils.device import peak_memory
 from utils.errors import UserError
 from utils.evaluate import Result
@@ -37,11 +39,27 @@ class Run:
     step: int = 0  # micro-batches done
     pending: int = 0  # micro-batches since the last optimizer step
     best: float = -1.0  # fitness of the best epoch so far
+    class_ap: list[float] | None = None  # AP per class of the last evaluation, for --image-weights
 
     @property
     def autocast(self) -> torch.dtype | None:
         """Type to compute in, None = float32."""
         return torch.float16 if self.scaler.is_enabled() else None
+
+
+def whole_strides(size: int, stride: int) -> int:
+    """The size rounded up to a multiple of the largest stride, said where it differs."""
+    rounded = -(-size // stride) * stride
+    if rounded != size:
+        print(f"--img-size {size} is not a multiple of the stride {stride}: using {rounded}")
+    return rounded
+
+
+def reweigh_images(run: Run) -> None:
+    """Draw images by the classes they hold: rare ones, and those found badly in the last evaluation, more often."""
+    labels, nc = run.train.dataset.labels, run.meta["nc"]
+    missed = 1 - np.array(run.class_ap if run.class_ap else [0.0] * nc)
+    run.train.sampler.weights = image_weights(labels, class_weights(labels, nc) * missed**2)
 
 
 def restore(run: Run, ckpt: dict[str, Any]) -> None:
@@ -55,16 +73,19 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
     run.scaler.load_state_dict(ckpt["scaler"])
     at = ckpt["meta"]
     run.epoch, run.step, run.pending, run.best = at["epoch"] + 1, at["step"], at["pending"], at["best"]
-    run.ema.updates = at["ema_updates"]
+    run.ema.updates, run.class_ap = at["ema_updates"], at["class_ap"]
 
 
 def save(run: Run, result: Result | None) -> None:
     """last.pt (resumable), best.pt (weights) when this epoch is the best so far, a numbered copy every save_period epochs."""
     better = result is not None and result.fitness > run.best
     run.best = max(result.fitness if result else run.best, run.best)
+    if result is not None:
+        run.class_ap = np.nan_to_num(result.ap).tolist()
     if run.cfg.nosave and run.epoch < run.cfg.epochs - 1:
         return
-    at = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best, "ema_updates": run.ema.updates}
+    at = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
+    at |= {"ema_updates": run.ema.updates, "class_ap": run.class_ap}
     found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
     state, meta, weights = run.ema.model.state_dict(), {**run.meta, **at, **found}, run.dir / "weights"
     training = {

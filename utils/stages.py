@@ -1,0 +1,130 @@
+"""A chain of runs at a glance: the table of its stages, and the checks between one stage and the next.
+
+  python -m utils.stages table RUN [RUN ...] [--out FILE.md]
+  python -m utils.stages check WEIGHTS RUN [--max-drop 0.01] [--max-loss-jump 1.5] [--max-head-drop 0.1]
+
+Every figure is read from the runs' own files (run.yaml, results.csv, timing.csv, the checkpoint's meta); what is not there is called missing.
+`check` compares RUN with the checkpoint WEIGHTS it started from and exits with 1 when mAP@0.5 fell, the loss jumped, or a head's mAP@0.5 collapsed.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint import read_source
+from utils.config import make_parser, read_yaml
+from utils.errors import UserError, run_main
+from utils.record import read_rows, sums_by_kind
+
+TERMS = ("box", "obj", "cls")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a run folder says about itself. Metrics are those of its best epoch, by the fitness that chose best.pt."""
+
+    name: str
+    settings: dict[str, Any]  # run.yaml; empty = missing
+    rows: list[dict[str, str]]
+    seconds: float
+
+    @property
+    def best(self) -> dict[str, str]:
+        scored = [r for r in self.rows if r.get("mAP")]
+        return max(scored, key=lambda r: 0.1 * float(r["mAP50"]) + 0.9 * float(r["mAP"])) if scored else {}
+
+    @property
+    def heads(self) -> dict[str, float]:
+        """mAP@0.5 of each head at the best epoch; empty for a single head."""
+        return {k.removeprefix("mAP50/"): float(v) for k, v in self.best.items() if k.startswith("mAP50/")}
+
+    def loss(self, index: int) -> float:
+        """Sum of the training terms of one epoch (0 = first, -1 = last)."""
+        row = self.rows[index]
+        terms = {k: float(v) for k, v in row.items() if k.split("/")[0] in TERMS}
+        return sum(sums_by_kind(terms).values())
+
+
+def read_stage(folder: Path) -> Stage:
+    if not (folder / "results.csv").is_file():
+        return Stage(folder.name, {}, [], 0.0)
+    seconds = sum(float(r["seconds"]) for r in read_rows(folder / "timing.csv"))
+    return Stage(folder.name, read_yaml(folder / "run.yaml", "run.yaml"), read_rows(folder / "results.csv"), seconds)
+
+
+def columns(stage: Stage) -> list[str]:
+    """One row of the table."""
+    if not stage.rows:
+        return [stage.name, *["missing"] * 7]
+    config = stage.settings["config"]
+    frozen = " ".join(stage.settings["patches"].get("freeze", {}).get("freeze", ["0"]))
+    best = stage.best
+    heads = " ".join(f"{v:.3f}" for v in stage.heads.values()) or "-"
+    found = [f"{float(best[k]):.4f}" for k in ("mAP50", "mAP")] if best else ["missing"] * 2
+    return [stage.name, frozen, f"{config['lr0']:g}", str(len(stage.rows)), *found, heads, f"{stage.seconds:.0f}"]
+
+
+def table(stages: list[Stage]) -> str:
+    """Markdown; says by which rule the mAP was made."""
+    head = ["stage", "frozen layers", "lr0", "epochs", "mAP@0.5", "mAP@0.5:0.95", "mAP@0.5 per head", "seconds"]
+    rows = [head, *(columns(s) for s in stages)]
+    width = [max(len(r[i]) for r in rows) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) + " |" for r in rows]
+    rules = sorted({s.best["match"] for s in stages if s.best})
+    note = f"best epoch of each stage; matching rule: {', '.join(rules) or 'missing'}; seconds: training and validation"
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:], "", note])
+
+
+def faults(before: dict[str, Any], previous: Stage | None, now: Stage, drop: float, jump: float, head_drop: float) -> list[str]:
+    """What went wrong from the checkpoint with meta `before` (and its run `previous`, where it exists) to the stage `now`."""
+    if not now.best:
+        return ["no evaluated epoch in this run"]
+    said = []
+    start, reached = before.get("map50"), float(now.best["mAP50"])
+    if start is not None and before.get("match") == now.best["match"] and reached < start - drop:
+        said.append(f"mAP@0.5 fell from {start:.4f} to {reached:.4f} (more than {drop:g})")
+    if previous and previous.rows and set(previous.heads) == set(now.heads):
+        last, first = previous.loss(-1), now.loss(0)
+        if first > jump * last:
+            said.append(f"the loss jumped from {last:.4f} (last epoch before) to {first:.4f} (more than {jump:g} times)")
+        for head, value in now.heads.items():
+            if value < previous.heads[head] - head_drop:
+                said.append(f"{head} fell from {previous.heads[head]:.4f} to {value:.4f} (more than {head_drop:g})")
+    return said
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser("python -m utils.stages", "Table of a chain of runs, and the checks between stages.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("table", allow_abbrev=False)
+    show.add_argument("runs", nargs="+", metavar="RUN")
+    show.add_argument("--out", default="", help="also write the table to this file")
+    check = commands.add_parser("check", allow_abbrev=False)
+    check.add_argument("weights", help="checkpoint the stage started from")
+    check.add_argument("run", help="run folder of the stage")
+    check.add_argument("--max-drop", type=float, default=0.01, help="largest fall of mAP@0.5")
+    check.add_argument("--max-loss-jump", type=float, default=1.5, help="largest ratio of the first loss to the last one before")
+    check.add_argument("--max-head-drop", type=float, default=0.1, help="largest fall of one head's mAP@0.5")
+    args = parser.parse_args(argv)
+    if args.command == "table":
+        text = table([read_stage(Path(r)) for r in args.runs])
+        print(text)
+        if args.out:
+            Path(args.out).write_text(text + "\n")
+        return
+    now = read_stage(Path(args.run))
+    if not now.rows:
+        raise UserError(f"{args.run} has no results.csv")
+    folder = Path(args.weights).parent.parent
+    previous = read_stage(folder) if (folder / "results.csv").is_file() else None
+    said = faults(dict(read_source(args.weights).meta), previous, now, args.max_drop, args.max_loss_jump, args.max_head_drop)
+    for fault in said:
+        print(f"{now.name}: {fault}", file=sys.stderr)
+    if said:
+        raise SystemExit(1)
+    print(f"{now.name}: mAP@0.5 {float(now.best['mAP50']):.4f}, no fall, no loss jump, no collapsed head")
+
+
+if __name__ == "__main__":
+    run_main(main)

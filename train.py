@@ -162,9 +162,10 @@ def finish(run: Run) -> None:
     print(f"results in {run.dir}")
 
 
-def main(argv: list[str]) -> Run:
+def main(argv: list[str]) -> Run | None:
     if any(a in ("-h", "--help") for a in argv):
-        return help_text(argv)
+        report.print_help(argv)
+        return None
     kinds = seams.active(argv)
     cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
     resumed = None

@@ -17,8 +17,6 @@ import yaml
 from models.loss import LossSettings
 from utils.errors import UserError
 
-NOMINAL_BATCH = 64  # images per optimizer step that gains, decay and rates are meant for
-
 
 def opt(default: Any, help: str, **meta: Any) -> Any:
     """A dataclass field that carries its own command-line help; meta: hyp, nargs, choices, low, high, hidden, alias."""
@@ -45,6 +43,9 @@ class Config:
     # budget
     epochs: int = opt(300, "epochs", low=1)
     batch_size: int = opt(16, "images per step, all devices together", low=1, alias="--batch")
+    nominal_batch: int = opt(
+        64, "images per optimizer step that rates and decay are meant for; smaller batches are gathered", low=1
+    )
     test_batch_size: int = opt(0, "batch of the validation passes (default: twice the batch size)", low=0)
     img_size: tuple[int, ...] = opt(
         (640, 640), "training and validation size, pixels (one value: both)", nargs="+", alias="--img"
@@ -101,7 +102,9 @@ class Config:
     cls_pw: float = hyper(1.0, "weight of positive class targets")
     obj: float = hyper(0.7, "objectness loss gain, for 640 px and 3 levels")
     obj_pw: float = hyper(1.0, "weight of positive objectness targets")
-    iou_t: float = hyper(0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", high=1)
+    iou_t: float = hyper(
+        0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", high=1
+    )
     anchor_t: float = hyper(4.0, "largest side ratio between a box and its anchor", low=1)
     fl_gamma: float = hyper(0.0, "focal loss exponent")
     hsv_h: float = hyper(0.015, "hue jitter, share", high=1)
@@ -141,17 +144,15 @@ class Config:
     @property
     def accumulate(self) -> int:
         """Micro-batches per optimizer step after warm-up."""
-        return max(round(NOMINAL_BATCH / self.batch_size), 1)
+        return max(round(self.nominal_batch / self.batch_size), 1)
 
     @property
     def scaled_decay(self) -> float:
-        return self.weight_decay * self.batch_size * self.accumulate / NOMINAL_BATCH
+        return self.weight_decay * self.batch_size * self.accumulate / self.nominal_batch
 
     @property
     def peak_lr(self) -> float:
-        return self.lr0 * (
-            math.sqrt(self.batch_size / NOMINAL_BATCH) if self.auto_lr and self.batch_size > NOMINAL_BATCH else 1.0
-        )
+        return self.lr0 * (math.sqrt(self.batch_size / 64) if self.auto_lr and self.batch_size > 64 else 1.0)
 
     @property
     def warmup(self) -> float:
@@ -255,12 +256,18 @@ def make_parser(prog: str, description: str, epilog: str = "") -> argparse.Argum
     )
 
 
-def parse(argv: Sequence[str], patches: Mapping[str, type], epilog: str = "") -> tuple[Config, dict[str, Any]]:
-    """argv -> (base configuration, {patch: its flags}). patches: {name: Flags class} of the active ones."""
-    parser = make_parser("train.py", "Train a detector.", epilog)
+def train_parser(patches: Mapping[str, type]) -> argparse.ArgumentParser:
+    """The parser of train.py with the flags of these patches, {name: Flags class}."""
+    parser = make_parser("train.py", "Train a detector.", "With --cfg, --help also prints the model's module table.")
     add_flags(parser, Config, "base")
     for name, schema in patches.items():
-        add_flags(parser, schema, f"patches/{name}.py")
+        add_flags(parser, schema, f"patches/{name}.py (active when one of the flags that switch it on is given)")
+    return parser
+
+
+def parse(argv: Sequence[str], patches: Mapping[str, type]) -> tuple[Config, dict[str, Any]]:
+    """argv -> (base configuration, {patch: its flags}). patches: {name: Flags class} of the active ones."""
+    parser = train_parser(patches)
     given = vars(parser.parse_args(list(argv)))
     values = {**read_hyp(given.get("hyp", Config.hyp)), **given}
 

@@ -1,11 +1,14 @@
 """What train.py prints before it starts: module table, frozen share, patches, schedule, and what a stage inherits or changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from models.graph import Detector
+from utils import seams
+from utils.checkpoint import build_detector
+from utils.config import parse, read_yaml, train_parser
 from utils.optim import count_parameters
 
 PLACES = {
@@ -35,6 +38,20 @@ def module_table(model: Detector, size: int) -> str:
         state = "frozen" if frozen else "trains" if params else ""
         lines.append(f"{row.index:>4} {source:>14}  {row.module:20} {text:>18} {row.params:>12,}  {state}")
     return "\n".join(lines)
+
+
+def print_help(argv: Sequence[str]) -> None:
+    """train.py --help: the flags of the base and of every patch, and with --cfg the module table of that model."""
+    parser = train_parser({name: kind.Flags for name, kind in seams.kinds(seams.table().values()).items()})
+    print(parser.format_help())
+    words = [w for w in argv if w not in ("-h", "--help")]
+    kinds = seams.active(words)
+    cfg, flags = parse(words, {name: kind.Flags for name, kind in kinds.items()})
+    if cfg.cfg:
+        spec = read_yaml(cfg.cfg, "--cfg")
+        patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items() if "layers" in vars(kind.patch)})
+        model = build_detector(spec, int(spec.get("nc", 80)), patches, cfg.cfg)
+        print(f"{cfg.cfg} at {cfg.train_size} px:\n{module_table(model, -(-cfg.train_size // 64) * 64)}")
 
 
 def parameter_summary(module: nn.Module) -> str:

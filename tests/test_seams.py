@@ -1,0 +1,115 @@
+"""What a patch may rely on: training through train.py's main, at toy size."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from utils import checkpoint, optim, seams
+from utils.errors import UserError
+from utils.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64", "--batch", "4", "--nominal-batch", "4"]
+FOUR = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def start(small_shapes: Path, tmp_path: Path, name: str, *flags: str) -> Run:
+    base = ["--data", str(small_shapes), "--project", str(tmp_path), "--name", name, "--epochs", "1", "--workers", "0", "--device", "cpu"]
+    run = train.main([*TINY, *base, *flags])
+    assert run is not None
+    return run
+
+
+def digest(model: torch.nn.Module) -> str:
+    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest()
+
+
+def test_base_runs_without_the_patches_folder(small_shapes: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(ROOT, bare, ignore=shutil.ignore_patterns("patches", "runs", "tests", ".*", "shapes", "docs"))
+    command = [sys.executable, "train.py", *TINY, "--data", str(small_shapes), "--epochs", "1", "--workers", "0", "--project", str(tmp_path / "r")]
+    out = subprocess.run(command, cwd=bare, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    assert "no patches" in out.stdout
+
+
+def test_the_same_run_twice_is_the_same_to_the_bit(small_shapes: Path, tmp_path: Path) -> None:
+    a, b = (start(small_shapes, tmp_path, n) for n in "ab")
+    other = start(small_shapes, tmp_path, "c", "--seed", "1")
+    assert digest(a.model) == digest(b.model) != digest(other.model)
+
+
+def test_an_idle_patch_moves_no_bit(small_shapes: Path, tmp_path: Path) -> None:
+    plain, idle = start(small_shapes, tmp_path, "p"), start(small_shapes, tmp_path, "i", "--freeze", "0")
+    assert digest(plain.model) == digest(idle.model)
+
+
+def test_checkpoint_holds_only_tensors_numbers_and_text(small_shapes: Path, tmp_path: Path) -> None:
+    run = start(small_shapes, tmp_path, "c")
+    content = torch.load(run.dir / "weights/last.pt", weights_only=True)
+    assert isinstance(content["meta"], str)
+    assert all(isinstance(v, torch.Tensor) for v in content["ema"].values())
+
+
+def test_every_parameter_is_in_one_group(small_shapes: Path, tmp_path: Path) -> None:
+    run = start(small_shapes, tmp_path, "g")
+    optim.check_partition(run.optimizer.param_groups, run.loss_step)
+    groups = [dict(g) for g in run.optimizer.param_groups]
+    groups[0]["params"] = groups[0]["params"][1:]
+    with pytest.raises(ValueError, match="missing"):
+        optim.check_partition(groups, run.loss_step)
+
+
+def test_resume_is_bit_identical(small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs at once, and one epoch, a stop, and two more: same weights, average, rows."""
+    straight = start(small_shapes, tmp_path, "straight", "--epochs", "3", "--freeze", "10")
+    save = train.save
+
+    def save_and_stop(run: Run, result: object) -> None:
+        save(run, result)  # type: ignore[arg-type]
+        if run.epoch == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        start(small_shapes, tmp_path, "cut", "--epochs", "3", "--freeze", "10")
+    monkeypatch.setattr(train, "save", save)
+    resumed = train.main(["--resume", str(tmp_path / "cut")])
+    assert resumed is not None
+    assert digest(straight.model) == digest(resumed.model)
+    a, b = (checkpoint.read_checkpoint(r.dir / "weights/last.pt") for r in (straight, resumed))
+    assert all(torch.equal(a["ema"][k], b["ema"][k]) for k in a["ema"])
+    assert (straight.dir / "results.csv").read_text() == (resumed.dir / "results.csv").read_text()
+
+
+def test_mismatched_weights_are_an_error_that_names_them(small_shapes: Path, tmp_path: Path) -> None:
+    base = start(small_shapes, tmp_path, "a")
+    with pytest.raises(UserError, match=r"missing in the file: model\.77\.heads"):
+        four = ["--cfg", "cfg/training/demo-1b4h.yaml", *FOUR, "--weights", str(base.dir / "weights/best.pt")]
+        start(small_shapes, tmp_path, "b", *four)
+    assert not (tmp_path / "b").exists()
+
+
+def test_two_patches_may_not_give_one_loss_term() -> None:
+    class Twice(seams.Patch[None]):
+        def loss_terms(self, *_: object) -> seams.Terms:
+            return {"x": torch.zeros(())}
+
+    with pytest.raises(UserError, match="redefines"):
+        seams.Patches({"a": Twice(None), "b": Twice(None)}).merge("loss_terms", {}, {}, None)
+
+
+def test_weights_for_unknown_terms_are_an_error() -> None:
+    with pytest.raises(UserError, match="unknown loss terms"):
+        seams.weighted_sum({"a": torch.ones(())}, {"b": 2.0})

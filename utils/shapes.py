@@ -110,7 +110,7 @@ def _thing(
         gaps = [
             np.hypot(centre[0] - o.centre[0], centre[1] - o.centre[1]) / (diameter + o.size) * 2 for o in others
         ]  # 1: the enclosing circles touch
-        if min(gaps, default=1.0) > (0.6 if draw.random() < 0.3 else 0.95):
+        if min(gaps, default=1.0) > (0.4 if draw.random() < 0.35 else 0.95):
             break
     return Thing(label, centre, diameter, aspect, angle, _rgb(colour), temperature)
 
@@ -279,7 +279,7 @@ def _made(folder: Path, settings: dict[str, Any]) -> bool:
     """Is this very data set there? UserError when the folder holds something that this generator did not make."""
     try:
         return (folder / MARK).read_text() == _mark(settings)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and holds other files; remove it or give another path") from None
         return False

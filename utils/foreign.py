@@ -67,7 +67,7 @@ def is_safetensors(path: Path) -> bool:
 def _from_archive(archive: Archive) -> ForeignCheckpoint:
     root = archive.root
     where, content = _choose(archive)
-    modules = list(_modules(content)) if isinstance(content, Node) else []
+    modules = list(_modules(archive.path, content)) if isinstance(content, Node) else []
     refs = dict(_tensors(modules)) if modules else content
     state, notes = _rename(_read(archive, refs))
     which = {"ema": "EMA weights", "": "weights"}.get(where, f"weights under {where!r}")
@@ -106,7 +106,7 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _modules(root: Node) -> Iterator[tuple[str, Node]]:
+def _modules(path: Path, root: Node) -> Iterator[tuple[str, Node]]:
     """The modules of a pickled model with their dotted names, in order. Depth is bounded: a pickle can be circular."""
     stack: list[tuple[str, Node, int]] = [("", root, 0)]
     count = 0
@@ -114,7 +114,7 @@ def _modules(root: Node) -> Iterator[tuple[str, Node]]:
         name, node, depth = stack.pop()
         count += 1
         if depth > MAX_DEPTH or count > MAX_ITEMS:
-            fail("the modules of the pickled model contain themselves; no real model does")
+            fail(f"{path}: the modules of the pickled model contain themselves; no real model does")
         yield name, node
         children = node.get("_modules")
         for key, child in reversed(list(children.items())) if isinstance(children, dict) else ():

@@ -176,11 +176,12 @@ class Detector(nn.Module):
             module.register_forward_hook(lambda _m, inputs, out, i=i: note(i, inputs, out))
             for i, module in enumerate(self.model)
         ]
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
         with torch.no_grad():
             torch.func.functional_call(self.eval(), state, torch.zeros(1, self.in_channels, size, size, device="meta"))
-        self.train(was_training)
+        for module, mode in modes:
+            module.training = mode  # not train(): frozen norms stay in eval
         for hook in hooks:
             hook.remove()
         return [shapes[i] for i in range(len(self.model))]

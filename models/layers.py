@@ -242,10 +242,11 @@ class RepConv(nn.Module):
         self.rbr_1x1: nn.Module | None = nn.Sequential(
             nn.Conv2d(c1, c2, 1, s, pad - k // 2, groups=g, bias=False), batch_norm(c2)
         )
+        self.rbr_reparam: nn.Module | None = None  # stands for all three after models.fuse
         self.out_channels = c2
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = (self.rbr_dense, self.rbr_1x1, self.rbr_identity)
+        branches = (self.rbr_dense, self.rbr_1x1, self.rbr_identity, self.rbr_reparam)
         y: Tensor = self.act(torch.stack([b(x) for b in branches if b is not None]).sum(0))
         return y
 

@@ -1,15 +1,15 @@
 """Train a detector.
 
-  python train.py --data data/shapes.yaml --cfg cfg/training/demo.yaml --hyp data/hyp.demo.yaml --img 160 --epochs 40 --name base
-  python train.py ... --weights runs/train/base/weights/best.pt --transfer-weights --freeze 50 --name stage1
+  python train.py --data data/shapes.yaml --cfg cfg/training/demo.yaml --hyp data/hyp.demo.yaml --img 160 --epochs 40
+  --name base python train.py ... --weights runs/train/base/weights/best.pt --transfer-weights --freeze 50 --name stage1
   python train.py --resume runs/train/stage1
 
-Read top to bottom: setup() builds the parts, fit() is the loop, main() joins them. Features from outside enter only through the seams of
-utils/seams.py (search for `patches.`); the module table of a model is printed at the start, and by --help together with --cfg.
+Read top to bottom: setup() builds the parts, fit() is the loop, main() joins them. Features from outside enter only
+through the seams of utils/seams.py (search for `patches.`); the module table of a model is printed at the start, and by
+--help together with --cfg.
 """
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, optim, plots, record, report, seams
+from utils import checkpoint, data, optim, record, report, seams
 from utils.anchors import box_sizes, fit_anchors
-from utils.config import Config, parse, read_yaml
+from utils.config import Config, parse
 from utils.device import select_device
 from utils.errors import UserError, run_main
 from utils.evaluate import Result, evaluate
-from utils.run import Run, line, reweigh_images, restore, save, whole_strides, write_rows
+from utils.run import Run, close_folder, open_folder, restore, reweigh_images, save, whole_strides, write_rows
 from utils.step import LossStep
 
 
@@ -35,32 +35,21 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
     spec = data.read_data(cfg.data)
     nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
 
-    # model
+    # model: from scratch, from weights (a new stage), or resumed (the same stage)
     source = checkpoint.read_source(cfg.weights) if cfg.weights and not resumed else None
-    graph = resumed["meta"]["spec"] if resumed else read_yaml(cfg.cfg, "--cfg") if cfg.cfg else source.meta.get("spec") if source else None
-    if graph is None:
-        raise UserError("--cfg MODEL.yaml is needed: there is no model YAML in --weights")
+    graph = resumed["meta"]["spec"] if resumed else checkpoint.model_yaml(cfg.cfg, source)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights)
     if source:
         checkpoint.load_into(model, patches.fold("load_weights", source.state, model, source), source.path)
         checkpoint.check_groups(model, source)
+    elif resumed:
+        model.load_state_dict(resumed["model"])
 
     # data
-    stride = int(model.stride.max())
-    size, test_size = whole_strides(cfg.train_size, stride), whole_strides(cfg.test_size, stride)
-    train_set = data.make_dataset(
-        spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=data.AugmentParams.of(cfg), rect=cfg.rect, pad=0.0,
-        cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed, quad=cfg.quad,
-    )  # fmt: skip
-    val_set = data.make_dataset(
-        spec, "val", img_size=test_size, stride=stride, batch_size=cfg.val_batch, augment=None, rect=True, pad=0.5,
-        cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed,
-    )  # fmt: skip
-    train_set, val_set = patches.fold("wrap_dataset", train_set, "train"), patches.fold("wrap_dataset", val_set, "val")
-    train = data.make_loader(train_set, batch_size=cfg.batch_size, workers=cfg.workers, shuffle=True, seed=cfg.seed, quad=cfg.quad)
-    val = data.make_loader(val_set, batch_size=cfg.val_batch, workers=cfg.workers, shuffle=False, seed=cfg.seed)
+    size = whole_strides(cfg.train_size, int(model.stride.max()))
+    train, val = loaders(cfg, spec, patches, size, int(model.stride.max()))
     if not (cfg.noautoanchor or source or resumed):
-        print(fit_anchors(model, box_sizes(train_set.labels, train_set.sizes, size), cfg.anchor_t, cfg.seed))
+        print(fit_anchors(model, box_sizes(train.dataset.labels, train.dataset.sizes, size), cfg.anchor_t, cfg.seed))
 
     # what is optimised, and how
     criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), nc, size))
@@ -69,27 +58,45 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
     loss_step = LossStep(model, criterion, patches).to(device)
     groups = patches.fold("param_groups", optim.param_groups(loss_step, cfg.scaled_decay), model)
     optim.check_partition(groups, loss_step)
+    optimizer = optim.make_optimizer(groups, cfg, device)
     schedule = optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights))
+    scaler = torch.amp.GradScaler(enabled=device.type == "cuda" and cfg.amp)
+    results = record.Results(folder, resumed["meta"]["epoch"] + 1 if resumed else 0)
+
     settings = {"config": dataclasses.asdict(cfg), "patches": patches.records()}
-    meta = {**settings, "spec": graph, "nc": nc, "names": names, "groups": model.groups, "group_names": model.group_names, "img_size": size}
+    heads = {"groups": model.groups, "group_names": model.group_names}
+    meta = {**settings, **heads, "spec": graph, "nc": nc, "names": names, "img_size": size}
+    ema = optim.Ema(model)
     run = Run(
-        cfg, folder, device, meta, model, patches, loss_step, optim.Ema(model), optim.make_optimizer(groups, cfg, device), schedule,
-        torch.amp.GradScaler(enabled=device.type == "cuda" and cfg.amp), train, val, record.Results(folder, resumed["meta"]["epoch"] + 1 if resumed else 0),
+        cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results
     )  # fmt: skip
     if resumed:
         restore(run, resumed)
-
-    record.make_folder(folder)
     optim.train_mode(loss_step, cfg.freeze_bn)
-    print(report.module_table(model, size), report.parameter_summary(loss_step), schedule.describe(cfg), sep="\n")
-    print(f"frozen BatchNorm: {cfg.freeze_bn}; match rule of mAP: {cfg.match}; device {device}")
-    print(f"patches by seam:\n{patches.show()}" if patches else "no patches")
-    if source:
-        print(report.inheritance(source.meta, settings, source.path))
+    report.announce(run, settings, source)
     if not resumed:
-        record.write_run_yaml(folder / "run.yaml", {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}, "device": str(device)})
-        plots.plot_labels(train_set.labels, names, folder / "labels.png")
+        open_folder(run, {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}})
     return run
+
+
+def loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
+    """Training batches as augmented as the hyp file says; validation batches in rectangles."""
+    common: dict[str, Any] = {"stride": stride, "cache_images": cfg.cache_images, "single_cls": cfg.single_cls}
+    common |= {"on_bad_data": cfg.on_bad_data, "seed": cfg.seed}
+    augment, test_size = data.AugmentParams.of(cfg), whole_strides(cfg.test_size, stride)
+    train = data.make_dataset(
+        spec, "train", img_size=size, batch_size=cfg.batch_size, augment=augment, rect=cfg.rect, pad=0.0,
+        quad=cfg.quad, **common,
+    )  # fmt: skip
+    val = data.make_dataset(
+        spec, "val", img_size=test_size, batch_size=cfg.val_batch, augment=None, rect=True, pad=0.5, **common
+    )  # fmt: skip
+    train, val = patches.fold("wrap_dataset", train, "train"), patches.fold("wrap_dataset", val, "val")
+    order: dict[str, Any] = {"workers": cfg.workers, "seed": cfg.seed}
+    return (
+        data.make_loader(train, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, **order),
+        data.make_loader(val, batch_size=cfg.val_batch, shuffle=False, **order),
+    )
 
 
 def fit(run: Run) -> None:
@@ -120,7 +127,9 @@ def train_epoch(run: Run) -> dict[str, float]:
         optim.set_rates(run.optimizer, run.schedule, run.step)
         batch = data.to_device(batch, run.device)
         if cfg.multi_scale:
-            batch["image"] = data.multiscale(batch["image"], run.meta["img_size"], int(run.model.stride.max()), cfg.seed, run.step)
+            batch["image"] = data.multiscale(
+                batch["image"], run.meta["img_size"], int(run.model.stride.max()), cfg.seed, run.step
+            )
         with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
             loss, terms = run.loss_step(batch)
         run.scaler.scale(loss).backward()
@@ -135,10 +144,14 @@ def train_epoch(run: Run) -> dict[str, float]:
         for name, value in terms.items():
             sums[name] += value
         if run.step % 10 == 0 or run.step == 1:
-            bar.set_postfix({k: f"{v:.4f}" for k, v in record.sums_by_kind({n: float(t) for n, t in terms.items()}).items()})
+            bar.set_postfix(
+                {k: f"{v:.4f}" for k, v in record.sums_by_kind({n: float(t) for n, t in terms.items()}).items()}
+            )
     means = {name: float(total) / len(run.train) for name, total in sums.items()}
     if bad := [name for name, mean in means.items() if not torch.isfinite(torch.tensor(mean))]:
-        raise UserError(f"epoch {run.epoch}: loss terms {bad} are not finite; {run.dir / 'weights/last.pt'} is from before")
+        raise UserError(
+            f"epoch {run.epoch}: loss terms {bad} are not finite; {run.dir / 'weights/last.pt'} is from before"
+        )
     return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1]}
 
 
@@ -147,19 +160,6 @@ def validate(run: Run, model: Detector) -> Result:
         model, run.val, run.device, names=run.meta["names"], criterion=run.loss_step.criterion, match=run.cfg.match,
         v5_metric=run.cfg.v5_metric, autocast=run.autocast, single_cls=run.cfg.single_cls,
     )  # fmt: skip
-
-
-def finish(run: Run) -> None:
-    """Evaluate best.pt once more, draw the pictures, say where everything is."""
-    best = run.dir / "weights" / "best.pt"
-    plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
-    plots.plot_train_batch(run.train.dataset, run.meta["names"], run.dir / "train_batch0.jpg")
-    if best.is_file():
-        run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
-        result = validate(run, run.ema.model)
-        plots.plot_evaluation(result, run.dir)
-        print(f"best.pt: {line(result)}")
-    print(f"results in {run.dir}")
 
 
 def main(argv: list[str]) -> Run | None:
@@ -181,7 +181,7 @@ def main(argv: list[str]) -> Run | None:
         folder = record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok)
     run = setup(cfg, patches, folder, resumed)
     fit(run)
-    finish(run)
+    close_folder(run, validate)
     return run
 
 

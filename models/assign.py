@@ -1,10 +1,12 @@
 """Which prediction answers for which box: the plain anchor assignment and OTA, each for the whole batch at once.
 
-Names: N targets, A anchors per cell, R rows (entries) of a level, K groups. A row says: this cell and anchor of this image answers for this target.
-Rows keep the order offset-major, then anchor, then target: where several rows share a cell, the last one in this order sets the objectness target.
+Names: N targets, A anchors per cell, R rows (entries) of a level, K groups. A row says: this cell and anchor of this
+image answers for this target.
+Rows keep the order offset-major, then anchor, then target: where several rows share a cell, the last one in this order
+sets the objectness target.
 
-On CUDA every table keeps its full static size and `weight` (0 or 1) says which rows count, so nothing waits for the device. On the CPU, where looking
-is free, rows of weight 0 are dropped; the sums are over the same rows.
+On CUDA every table keeps its full static size and `weight` (0 or 1) says which rows count, so nothing waits for the
+device. On the CPU, where looking is free, rows of weight 0 are dropped; the sums are over the same rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,9 +52,11 @@ def drop_idle(rows: Rows) -> Rows:
 
 
 def plain_rows(target: Tensor, anchors: Tensor, height: int, width: int, anchor_t: float) -> Rows:
-    """Anchors whose side ratio to the box is below `anchor_t`, in the centre cell and its two nearest neighbours (YOLOv5).
+    """Anchors whose side ratio to the box is below `anchor_t`, in the centre cell and its two nearest neighbours
+    (YOLOv5).
 
-    target [N,6] image,class,cx,cy,w,h in 0..1; anchors [A,2] w,h in cells; height, width of the grid -> Rows of 5*A*N (see drop_idle).
+    target [N,6] image,class,cx,cy,w,h in 0..1; anchors [A,2] w,h in cells; height, width of the grid -> Rows of 5*A*N
+    (see drop_idle).
     """
     size = torch.tensor([width, height], device=target.device, dtype=target.dtype)
     centre, wh = target[:, 2:4] * size, target[:, 4:6] * size  # [N,2] in cells
@@ -106,10 +110,12 @@ def ota_rows(
 ) -> list[Rows]:
     """Dynamic assignment (OTA, arXiv:2103.14259, in SimOTA's form, arXiv:2107.08430) among the plain candidates.
 
-    levels: candidates per level. read: their raw predictions. group [N] long in 0..groups-1: targets compete only within their group (the image; the
-    image and the head). anchors [L,A,2] in cells, stride [L], image_size (height, width) in pixels, by which the boxes are scaled.
-    Cost of a pair = class BCE against the one-hot class, of sqrt(class * objectness), plus 3 * -log IoU. Each target takes its k cheapest candidates, k =
-    the sum of its ten best IoUs, at least 1; equal costs go to the earlier candidate. A candidate wanted by several goes to the cheapest of the group.
+    levels: candidates per level. read: their raw predictions. group [N] long in 0..groups-1: targets compete only
+    within their group (the image; the image and the head). anchors [L,A,2] in cells, stride [L], image_size (height,
+    width) in pixels, by which the boxes are scaled.
+    Cost of a pair = class BCE against the one-hot class, of sqrt(class * objectness), plus 3 * -log IoU. Each target
+    takes its k cheapest candidates, k = the sum of its ten best IoUs, at least 1; equal costs go to the earlier
+    candidate. A candidate wanted by several goes to the cheapest of the group.
     Returns the same rows with the target they were given and weight 1, or weight 0.
     """
     rows = Rows(*(torch.cat(column) for column in zip(*levels, strict=True)))  # C candidates
@@ -175,8 +181,8 @@ def cheapest(cost: Tensor, real: Tensor, k: Tensor) -> Tensor:
 def settle(wanted: Tensor, cost: Tensor, place: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """wanted, cost, place [N,M]; place = position of the pair's candidate in 0..candidates-1.
 
-    Returns per position: matched (bool) and the target it goes to. A position wanted twice goes to the target of its group with the lowest cost,
-    ties to the earlier target, whether or not that target wanted it.
+    Returns per position: matched (bool) and the target it goes to. A position wanted twice goes to the target of its
+    group with the lowest cost, ties to the earlier target, whether or not that target wanted it.
     """
     n = len(cost)
     flat, pick = place.flatten(), wanted.flatten()

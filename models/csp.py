@@ -1,4 +1,5 @@
-"""Cross-stage-partial blocks (CSPNet, arXiv:1911.11929) and spatial pyramid pooling of the YOLOv5/YOLOR/YOLOv7 families.
+"""Cross-stage-partial blocks (CSPNet, arXiv:1911.11929) and spatial pyramid pooling of the YOLOv5/YOLOR/YOLOv7
+families.
 
 All take and return [B,C,H,W]. `n` is how many inner blocks are stacked; it is the repeat count of the YAML row.
 """
@@ -220,7 +221,8 @@ class ResXCSPC(ResCSPC):
 
 
 def cascaded_pools(x: Tensor, kernels: tuple[int, ...]) -> list[Tensor]:
-    """Stride-1 max pools of growing odd kernels, each computed from the one before: a k2 pool = a (k2-k1+1) pool of the k1 pool.
+    """Stride-1 max pools of growing odd kernels, each computed from the one before: a k2 pool = a (k2-k1+1) pool of the
+    k1 pool.
 
     Exact (max of maxima over the same window; padding is -inf), and about twice as fast as pooling each from the input.
     """

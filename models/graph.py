@@ -1,12 +1,13 @@
 """Model YAML (the YOLOv5/YOLOv7 form) -> Detector: modules numbered in file order, `model.N`, run in that order.
 
-A row is `[from, number, module, args]`: from = -1 (the row before), another relative or absolute row number, or a list of them; number = how often
-the module is repeated (times depth_multiple); channel arguments are scaled by width_multiple and rounded up to a multiple of 8.
+A row is `[from, number, module, args]`: from = -1 (the row before), another relative or absolute row number, or a list
+of them; number = how often the module is repeated (times depth_multiple); channel arguments are scaled by
+width_multiple and rounded up to a multiple of 8.
 Words in args (nc, anchors, None, nn.LeakyReLU(0.1), ...) are looked up, never evaluated.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,9 +20,10 @@ from models.loss import Criterion, LossSettings
 Build = Callable[..., nn.Module]
 
 _NAMED: tuple[Build, ...] = (
-    layers.Conv, layers.DWConv, layers.Concat, layers.Shortcut, layers.MP, layers.SP, layers.ReOrg, layers.Contract, layers.Focus, layers.DownC,
-    layers.Stem, layers.RepConv, layers.CBAM, csp.Bottleneck, csp.C3, csp.BottleneckCSP, csp.BottleneckCSPA, csp.BottleneckCSPB, csp.BottleneckCSPC,
-    csp.ResCSPA, csp.ResCSPB, csp.ResCSPC, csp.ResXCSPA, csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, Detect, IDetect,
+    layers.Conv, layers.DWConv, layers.Concat, layers.Shortcut, layers.MP, layers.SP, layers.ReOrg, layers.Contract,
+    layers.Focus, layers.DownC, layers.Stem, layers.RepConv, layers.CBAM, csp.Bottleneck, csp.C3, csp.BottleneckCSP,
+    csp.BottleneckCSPA, csp.BottleneckCSPB, csp.BottleneckCSPC, csp.ResCSPA, csp.ResCSPB, csp.ResCSPC, csp.ResXCSPA,
+    csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, Detect, IDetect,
 )  # fmt: skip
 LAYERS: dict[str, Build] = {
     **{cast(type, build).__name__: build for build in _NAMED},
@@ -60,7 +62,8 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 
 def parse_word(word: Any, known: Mapping[str, Any]) -> Any:
-    """One YAML argument: numbers and lists as they are, words looked up among `known`, None/True/False and activations."""
+    """One YAML argument: numbers and lists as they are, words looked up among `known`, None/True/False and
+    activations."""
     if isinstance(word, list):
         return [parse_word(w, known) for w in word]
     if not isinstance(word, str):
@@ -164,7 +167,8 @@ class Detector(nn.Module):
         return {"det": x, "feat": {i: kept[i] for i in self.feat}}
 
     def shapes(self, size: int) -> list[Any]:
-        """Output shape (C,H,W) of every module for a square input; for the head, the list of its input shapes. Costs no arithmetic."""
+        """Output shape (C,H,W) of every module for a square input; for the head, the list of its input shapes. Costs no
+        arithmetic."""
         shapes: dict[int, Any] = {}
 
         def note(index: int, inputs: Any, out: Any) -> None:

@@ -1,7 +1,8 @@
 """Detection heads: output layout, decoding, and the protocol by which the rest asks for both and for the loss.
 
 Raw output of one level: [B,A,H,W,5+C] logits (x, y, w, h, objectness, classes); levels are listed from fine to coarse.
-Decoding (YOLOv5/YOLOv7): centre = (2 sigmoid(xy) - 0.5 + cell) * stride, size = (2 sigmoid(wh))^2 * anchor, in input pixels.
+Decoding (YOLOv5/YOLOv7): centre = (2 sigmoid(xy) - 0.5 + cell) * stride, size = (2 sigmoid(wh))^2 * anchor, in input
+pixels.
 A head owns its loss and its decoding, so nobody asks for its class.
 """
 
@@ -74,7 +75,8 @@ class AnchorHead(nn.Module):
             self.anchor_grid = pixels.clone().view(self.levels, 1, -1, 1, 1, 2)
 
     def decode_level(self, raw: Tensor, level: int) -> Tensor:
-        """[B,A,H,W,5+C] logits -> [B,A*H*W,5+C], boxes in input pixels, the rest as probabilities, in the type of `raw`."""
+        """[B,A,H,W,5+C] logits -> [B,A*H*W,5+C], boxes in input pixels, the rest as probabilities, in the type of
+        `raw`."""
         b, a, h, w, no = raw.shape
         y = raw.sigmoid()
         x_cell = torch.arange(w, device=raw.device, dtype=raw.dtype).view(1, 1, 1, w)
@@ -131,7 +133,8 @@ class Detect(AnchorHead):
 
 
 class IDetect(Detect):
-    """Detect with YOLOR's implicit knowledge: a learned constant added before and one multiplied after each convolution."""
+    """Detect with YOLOR's implicit knowledge: a learned constant added before and one multiplied after each
+    convolution."""
 
     stores_anchor_grid = True
 

@@ -1,6 +1,7 @@
 """Overlap of paired boxes, differentiable: IoU, GIoU (arXiv:1902.09630), DIoU and CIoU (arXiv:1911.08287).
 
-Boxes are [...,4] in any one frame; the last dimension is (cx, cy, w, h) or (x0, y0, x1, y1). Leading dimensions broadcast.
+Boxes are [...,4] in any one frame; the last dimension is (cx, cy, w, h) or (x0, y0, x1, y1). Leading dimensions
+broadcast.
 """
 
 import math
@@ -51,7 +52,8 @@ def iou(box1: Tensor, box2: Tensor, *, xywh: bool = True, kind: Kind = "iou", ep
 
 
 def pairwise_iou(box1: Tensor, box2: Tensor) -> Tensor:
-    """Plain IoU of xyxy boxes that are already paired by broadcasting, without eps: 0/0 never occurs for boxes of positive area."""
+    """Plain IoU of xyxy boxes that are already paired by broadcasting, without eps: 0/0 never occurs for boxes of
+    positive area."""
     lower = torch.maximum(box1[..., :2], box2[..., :2])
     upper = torch.minimum(box1[..., 2:], box2[..., 2:])
     inter = (upper - lower).clamp(min=0).prod(-1)

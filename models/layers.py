@@ -1,6 +1,7 @@
 """Building blocks of the YOLOv5 and YOLOv7 families: convolutions, CSP blocks, pooling pyramids.
 
-Tensors are [B,C,H,W]. A block is built as `Block(c_in, *args)` where c_in is a channel count or, for blocks that join several inputs, a list of them;
+Tensors are [B,C,H,W]. A block is built as `Block(c_in, *args)` where c_in is a channel count or, for blocks that join
+several inputs, a list of them;
 each states its `out_channels`. Two class attributes tell the YAML parser what it may do with a row's numbers:
   scales_width    the first argument is an output channel count that `width_multiple` scales
   takes_repeats   the row's repeat count goes into the block (as its second argument) instead of stacking copies of it
@@ -135,7 +136,8 @@ class SP(nn.MaxPool2d):
 
 
 class ReOrg(nn.Module):
-    """Space to depth: [B,C,H,W] -> [B,4C,H/2,W/2], in the order (even,even) (odd,even) (even,odd) (odd,odd) of (row,column)."""
+    """Space to depth: [B,C,H,W] -> [B,4C,H/2,W/2], in the order (even,even) (odd,even) (even,odd) (odd,odd) of
+    (row,column)."""
 
     def __init__(self, c1: int) -> None:
         super().__init__()
@@ -276,7 +278,8 @@ class ImplicitM(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Squeeze by average and by max pooling, a shared two-layer net, sigmoid gate per channel (CBAM, arXiv:1807.06521)."""
+    """Squeeze by average and by max pooling, a shared two-layer net, sigmoid gate per channel (CBAM,
+    arXiv:1807.06521)."""
 
     def __init__(self, channels: int, ratio: int = 16) -> None:
         super().__init__()

@@ -1,7 +1,9 @@
 """Detection loss: named terms box, obj and cls from an assignment.
 
-box = mean over rows of 1 - CIoU;  obj = BCE of every cell's objectness against its row's IoU, levels weighted 4, 1, 0.4;
-cls = mean over rows and classes of BCE;  each times its gain (YOLOv5/YOLOv7). The trainer multiplies the sum by the batch size.
+box = mean over rows of 1 - CIoU;  obj = BCE of every cell's objectness against its row's IoU, levels weighted 4, 1,
+0.4;
+cls = mean over rows and classes of BCE;  each times its gain (YOLOv5/YOLOv7). The trainer multiplies the sum by the
+batch size.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,8 @@ BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06), 5: (4.0, 1.0, 0.25, 0.
 
 
 class LossSettings(NamedTuple):
-    """What the criterion is told; gains are used as given (models.loss.scale_gains adapts them to levels, classes and size)."""
+    """What the criterion is told; gains are used as given (models.loss.scale_gains adapts them to levels, classes and
+    size)."""
 
     box: float = 0.05
     obj: float = 1.0
@@ -52,7 +55,8 @@ def scale_gains(settings: LossSettings, levels: int, nc: int, img_size: int) -> 
 
 
 def raw_levels(det: Any, levels: int, anchors: int, channels: int) -> list[Tensor]:
-    """The raw outputs [B,A,H,W,5+C] per level, from them or from the pair (decoded, raw); anything else is a ValueError with shapes."""
+    """The raw outputs [B,A,H,W,5+C] per level, from them or from the pair (decoded, raw); anything else is a ValueError
+    with shapes."""
     raw = det[1] if isinstance(det, tuple) and len(det) == 2 and not isinstance(det[1], Tensor) else det
     fits = (
         isinstance(raw, (list, tuple))
@@ -85,7 +89,8 @@ def bce(logit: Tensor, target: Tensor, pos_weight: float, gamma: float) -> Tenso
 
 
 def last_row_map(cell: Tensor, weight: Tensor, value: Tensor, cells: int) -> Tensor:
-    """[cells] zeros with value [R] at cell [R] (long); of several rows of weight > 0 at one cell the last counts. Order-free on every device."""
+    """[cells] zeros with value [R] at cell [R] (long); of several rows of weight > 0 at one cell the last counts.
+    Order-free on every device."""
     rank = torch.arange(1, len(cell) + 1, device=cell.device) * (weight > 0)
     last = torch.zeros(cells, dtype=torch.long, device=cell.device).scatter_reduce(0, cell, rank, "amax")
     wins = (rank > 0) & (last[cell] == rank)

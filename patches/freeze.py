@@ -1,7 +1,9 @@
 """--freeze N | N M ... | 0-10 | backbone | backbone+neck: these modules do not learn.  Seam: on_model_built.
 
-One number N means modules 0..N-1; several numbers, exactly those; ranges a-b include both ends; names are the sections backbone, neck, head.
-Their BatchNorm layers stay in eval mode (--freeze-bn eval), so that nothing of them moves; the optimizer keeps its groups and skips them.
+One number N means modules 0..N-1; several numbers, exactly those; ranges a-b include both ends; names are the sections
+backbone, neck, head.
+Their BatchNorm layers stay in eval mode (--freeze-bn eval), so that nothing of them moves; the optimizer keeps its
+groups and skips them.
 """
 
 import re
@@ -24,7 +26,8 @@ class Flags:
 
 
 def parse_modules(words: Sequence[str], model: Detector) -> list[int]:
-    """The flag's words -> sorted module numbers; an unknown name or a number beyond the model is an error with what is valid."""
+    """The flag's words -> sorted module numbers; an unknown name or a number beyond the model is an error with what is
+    valid."""
     total = len(model.model)
     valid = (
         f"valid: 0..{total - 1}, {', '.join(f'{name} ({r.start}-{r.stop - 1})' for name, r in model.sections.items())}"
@@ -52,9 +55,8 @@ def cut(frozen: Sequence[int], model: Detector) -> str:
     said = []
     for name, r in model.sections.items():
         count = len(set(r) & set(frozen))
-        said.append(
-            f"{name} {'open' if not count else 'frozen' if count == len(r) else f'SPLIT: {count} of {len(r)} modules frozen'}"
-        )
+        split = f"SPLIT: {count} of {len(r)} modules frozen"
+        said.append(f"{name} {'open' if not count else 'frozen' if count == len(r) else split}")
     return ", ".join(said)
 
 

@@ -1,11 +1,12 @@
 """--heads N --head-config FILE: one backbone, N heads, each with its own classes (1B4H).  Seam: layers.
 
-The head owns its loss and its decoding, so train.py and test.py do not change. Raw output of a level: [B,A,H,W,P], the heads side by side,
-P = sum of 5 + n_h columns; it comes from one convolution whose weights are the heads' own, joined.
+The head owns its loss and its decoding, so train.py and test.py do not change. Raw output of a level: [B,A,H,W,P], the
+heads side by side, P = sum of 5 + n_h columns; it comes from one convolution whose weights are the heads' own, joined.
 
-Loss, on the scale of one head with all classes, so that rates, decay and warm-up carry over. With w_h = head weight / mean head weight, over the rows
-(positives) of all heads: box = weighted mean of 1 - CIoU; cls = weighted mean over rows of the BCE of all class logits, each scored against the row's class,
-whichever head holds it; obj = mean over cells of w_h * BCE at the head's own positives, and of the mean over heads elsewhere.
+Loss, on the scale of one head with all classes, so that rates, decay and warm-up carry over. With w_h = head weight /
+mean head weight, over the rows (positives) of all heads: box = weighted mean of 1 - CIoU; cls = weighted mean over rows
+of the BCE of all class logits, each scored against the row's class, whichever head holds it; obj = mean over cells of
+w_h * BCE at the head's own positives, and of the mean over heads elsewhere.
 `--head-loss sum` adds up four independent losses instead, as the original did.
 """
 
@@ -82,7 +83,8 @@ class HeadTable:
 
 
 def read_head_file(path: str, heads: int) -> HeadTable:
-    """A head file -> HeadTable. Every class in exactly one head; anything else is an error that names the file, the head and the classes."""
+    """A head file -> HeadTable. Every class in exactly one head; anything else is an error that names the file, the
+    head and the classes."""
     spec = read_yaml(path, "--head-config")
     heads_in_file = spec.get("head_assignments")
     if not isinstance(heads_in_file, dict) or not heads_in_file:
@@ -186,9 +188,11 @@ class MultiHeadDetect(AnchorHead):
         return parts
 
     def sliced(self, detector: Mapping[str, Tensor]) -> State:
-        """State of `heads` cut out of a plain detector's (keys m.L.weight, m.L.bias, with IDetect also ia.L.implicit, im.L.implicit).
+        """State of `heads` cut out of a plain detector's (keys m.L.weight, m.L.bias, with IDetect also ia.L.implicit,
+        im.L.implicit).
 
-        Every head gets the box and objectness rows, each class row goes to the head that owns the class; implicit constants are folded in.
+        Every head gets the box and objectness rows, each class row goes to the head that owns the class; implicit
+        constants are folded in.
         """
         state: State = {}
         a = self.anchors_per_cell
@@ -235,7 +239,8 @@ def term_names(heads: int) -> tuple[str, ...]:
 
 
 class MultiHeadLoss(Criterion):
-    """The normalised combination described above. forward(raw levels [B,A,H,W,P], target [N,6]) -> {box/head_0, ...}, adding up to box, obj, cls."""
+    """The normalised combination described above. forward(raw levels [B,A,H,W,P], target [N,6]) -> {box/head_0, ...},
+    adding up to box, obj, cls."""
 
     def __init__(self, table: HeadTable, anchors: Tensor, settings: LossSettings, stride: Tensor) -> None:
         super().__init__()
@@ -245,7 +250,11 @@ class MultiHeadLoss(Criterion):
             :-1
         ]  # first column of each head
         owner = torch.tensor(table.owner)
-        own_columns = {c: table.starts[h] + k for h, g in enumerate(table.groups) for c, k in zip(g, table.used(h)[5:], strict=True)}
+        own_columns = {
+            c: table.starts[h] + k
+            for h, g in enumerate(table.groups)
+            for c, k in zip(g, table.used(h)[5:], strict=True)
+        }
         weight = torch.tensor(table.weights)
         self.width = table.starts[-1]
         for name, value in {
@@ -304,7 +313,8 @@ class MultiHeadLoss(Criterion):
         return (value[:, None] * member).sum(0)
 
     def objectness(self, raw: Tensor, rows: Rows, head: Tensor, quality: Tensor) -> Tensor:
-        """Mean over cells, per head [K]. At its own positives a head counts w_h; where no head or another has a positive, w_h / K."""
+        """Mean over cells, per head [K]. At its own positives a head counts w_h; where no head or another has a
+        positive, w_h / K."""
         logit = raw[..., self.box_columns[:, 4]]  # [B,A,H,W,K]
         cell = flat_cell(rows, raw) * self.k + head
         want = last_row_map(cell, rows.weight, quality, logit.numel()).view(logit.shape)
@@ -315,7 +325,8 @@ class MultiHeadLoss(Criterion):
 
 
 class SummedHeadLoss(Criterion):
-    """The original's form: each head's own loss over its own boxes, times its weight, added up. One-class heads have no class term."""
+    """The original's form: each head's own loss over its own boxes, times its weight, added up. One-class heads have no
+    class term."""
 
     def __init__(self, table: HeadTable, anchors: Tensor, settings: LossSettings, stride: Tensor) -> None:
         super().__init__()

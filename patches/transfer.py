@@ -1,6 +1,7 @@
 """--transfer-weights: a fresh run from every tensor of --weights that fits by name and shape.  Seam: load_weights.
 
-Several heads are cut out of a plain detector's rows (--transfer-heads sliced), so that the new model detects what the old one did;
+Several heads are cut out of a plain detector's rows (--transfer-heads sliced), so that the new model detects what the
+old one did;
 --transfer-heads fresh starts them anew. What was taken, sliced, left fresh and left over is printed.
 """
 
@@ -20,7 +21,8 @@ class Flags:
 
 
 def slice_heads(state: State, model: Detector, path: str) -> State:
-    """State of the model's heads cut from the plain detector in `state`; empty where either side is not of that kind."""
+    """State of the model's heads cut from the plain detector in `state`; empty where either side is not of that
+    kind."""
     last = f"model.{len(model.model) - 1}."
     sliced = getattr(model.head, "sliced", None)
     detectors = [m[1] for k in state if (m := re.fullmatch(r"(model\.\d+\.)m\.0\.weight", k))]
@@ -53,7 +55,8 @@ class Transfer(Patch[Flags]):
         fresh = [k for k in own if k not in taken and k not in sliced]
         left = [k for k in state if k not in taken]
         print(
-            f"transfer: {len(taken)} of {len(own)} tensors taken from {source.path}, {len(sliced)} sliced, {len(fresh)} fresh, {len(left)} left over"
+            f"transfer: {len(taken)} of {len(own)} tensors taken from {source.path}, "
+            f"{len(sliced)} sliced, {len(fresh)} fresh, {len(left)} left over"
         )
         for what, keys in (("sliced", list(sliced)), ("fresh", fresh), ("left over", left)):
             if keys:

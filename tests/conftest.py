@@ -26,6 +26,8 @@ def command_line(tmp_path: Path) -> CommandLine:
     """Runs `python SCRIPT ARGS...` at the project's root, as a user would."""
 
     def run(*words: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     return run

@@ -91,7 +91,9 @@ def test_a_patch_states_flags_and_its_class() -> None:
     for path in (ROOT / "patches").glob("*.py"):
         if path.stem != "__init__":
             names = {n.name for n in tree(path).body if isinstance(n, ast.ClassDef)}
-            targets = {t.id for n in tree(path).body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+            targets = {
+                t.id for n in tree(path).body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+            }
             assert "Flags" in names and "patch" in targets, label(path)
 
 

@@ -15,7 +15,18 @@ from utils.errors import UserError
 from utils.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64", "--batch", "4", "--nominal-batch", "4"]
+TINY = [
+    "--cfg",
+    "cfg/training/demo.yaml",
+    "--hyp",
+    "data/hyp.demo.yaml",
+    "--img",
+    "64",
+    "--batch",
+    "4",
+    "--nominal-batch",
+    "4",
+]
 FOUR = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
 
 
@@ -25,7 +36,20 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(small_shapes: Path, tmp_path: Path, name: str, *flags: str) -> Run:
-    base = ["--data", str(small_shapes), "--project", str(tmp_path), "--name", name, "--epochs", "1", "--workers", "0", "--device", "cpu"]
+    base = [
+        "--data",
+        str(small_shapes),
+        "--project",
+        str(tmp_path),
+        "--name",
+        name,
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
     run = train.main([*TINY, *base, *flags])
     assert run is not None
     return run
@@ -38,7 +62,19 @@ def digest(model: torch.nn.Module) -> str:
 def test_base_runs_without_the_patches_folder(small_shapes: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(ROOT, bare, ignore=shutil.ignore_patterns("patches", "runs", "tests", ".*", "shapes", "docs"))
-    command = [sys.executable, "train.py", *TINY, "--data", str(small_shapes), "--epochs", "1", "--workers", "0", "--project", str(tmp_path / "r")]
+    command = [
+        sys.executable,
+        "train.py",
+        *TINY,
+        "--data",
+        str(small_shapes),
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--project",
+        str(tmp_path / "r"),
+    ]
     out = subprocess.run(command, cwd=bare, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert "no patches" in out.stdout

@@ -1,6 +1,8 @@
-"""Do the anchors fit the boxes? If not, new ones by k-means on box sizes, as YOLOv5/YOLOv7 do before training from scratch.
+"""Do the anchors fit the boxes? If not, new ones by k-means on box sizes, as YOLOv5/YOLOv7 do before training from
+scratch.
 
-Best possible recall = share of boxes whose side ratio to some anchor is below anchor_t; below 0.98 new anchors are tried, and kept if better.
+Best possible recall = share of boxes whose side ratio to some anchor is below anchor_t; below 0.98 new anchors are
+tried, and kept if better.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,9 @@ Floats = npt.NDArray[np.float64]
 def box_sizes(labels: Sequence[Labels], native: npt.NDArray[np.int64], img_size: int) -> Floats:
     """Width and height of every box [N,2] in pixels of the network input. native [n,2]: image sizes (h, w)."""
     sizes = [
-        label.boxes[:, 3:5] * (hw[::-1] * (img_size / hw.max())) for label, hw in zip(labels, native, strict=True) if len(label)
+        label.boxes[:, 3:5] * (hw[::-1] * (img_size / hw.max()))
+        for label, hw in zip(labels, native, strict=True)
+        if len(label)
     ]
     return np.concatenate(sizes).astype(np.float64) if sizes else np.zeros((0, 2))
 
@@ -42,7 +46,8 @@ def cluster(sizes: Floats, count: int, seed: int) -> Floats:
 
 @torch.no_grad()
 def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> str:
-    """Checks the model's anchors against box sizes [N,2] (w,h in pixels at training size), replaces them where that helps; says what it did."""
+    """Checks the model's anchors against box sizes [N,2] (w,h in pixels at training size), replaces them where that
+    helps; says what it did."""
     sizes = sizes[(sizes >= 2).all(1)]
     head = model.head
     stride = head.stride.view(-1, 1, 1)
@@ -61,4 +66,5 @@ def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> s
     if isinstance(grid := getattr(head, "anchor_grid", None), torch.Tensor):
         grid.copy_(pixels.view(grid.shape))
     text = " ".join(f"{w:.0f},{h:.0f}" for w, h in new)
-    return f"anchors replaced: best possible recall {before:.4f} -> {after:.4f}; now {text} (keep the YAML's with --noautoanchor)"
+    gain = f"best possible recall {before:.4f} -> {after:.4f}"
+    return f"anchors replaced: {gain}; now {text} (keep the YAML's with --noautoanchor)"

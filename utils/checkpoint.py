@@ -1,7 +1,7 @@
 """Checkpoints: tensors, numbers and one JSON text; loading never runs code (weights_only=True).
 
-Keys: format, meta (JSON: model YAML, names, patches, configuration, progress), ema (the weights to use); a resumable one also has
-model, optimizer, patches, scaler. Foreign files are read by utils.foreign, which builds no foreign object.
+Keys: format, meta (JSON: model YAML, names, patches, configuration, progress), ema (the weights to use); a resumable
+one also has model, optimizer, patches, scaler. Foreign files are read by utils.foreign, which builds no foreign object.
 """
 
 import json
@@ -25,7 +25,8 @@ FORMAT = "thaw-1"
 def save_checkpoint(
     path: Path, *, state: Mapping[str, Tensor], meta: Mapping[str, Any], training: Mapping[str, Any] | None = None
 ) -> None:
-    """state: the weights to use. training: everything the next step depends on (absent: not resumable). Written aside, flushed, then renamed."""
+    """state: the weights to use. training: everything the next step depends on (absent: not resumable). Written aside,
+    flushed, then renamed."""
     content = {"format": FORMAT, "meta": json.dumps(meta), "ema": dict(state), **(training or {})}
     aside = path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -86,6 +87,19 @@ def read_source(path: str | Path) -> seams.Source:
     return seams.Source(str(path), found.state, {k: v for k, v in meta.items() if v is not None})
 
 
+def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, Any]:
+    """The model YAML of --cfg, else the one stored with the weights."""
+    if cfg:
+        return read_yaml(cfg, "--cfg")
+    spec = source.meta.get("spec") if source else None
+    if spec is None:
+        raise UserError(
+            "--cfg MODEL.yaml is needed: "
+            + ("--weights do not carry a model YAML" if source else "there are no --weights")
+        )
+    return dict(spec)
+
+
 def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
     """Strict: every tensor of the model from the file and the reverse, else a UserError that lists what does not fit.
 
@@ -121,7 +135,8 @@ def check_groups(model: Detector, source: seams.Source) -> None:
     if theirs is not None and len(theirs) > 1 and theirs != model.groups:
         moved = [c for mine, other in zip(model.groups, theirs, strict=False) for c in mine if c not in other]
         raise UserError(
-            f"{source.path} was trained with another grouping of the classes over the heads (differing classes: {moved[:10]})"
+            f"{source.path} was trained with another grouping of the classes over the heads "
+            f"(differing classes: {moved[:10]})"
         )
 
 
@@ -134,7 +149,8 @@ def build_detector(spec: Mapping[str, Any], nc: int, patches: seams.Patches, whe
 
 
 def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, Any]]:
-    """A trained detector in eval mode, on the CPU, and its meta (nc, names, spec, patches, img_size, ... as far as the file says).
+    """A trained detector in eval mode, on the CPU, and its meta (nc, names, spec, patches, img_size, ... as far as the
+    file says).
 
     cfg: model YAML, for files that do not carry one.
     """

@@ -1,7 +1,8 @@
 """Run configuration: one frozen dataclass, filled from defaults < --hyp YAML < command line.
 
-Nothing downstream edits it; derived numbers are properties. A field marked `hyp` is a hyper-parameter: a key of the --hyp file (YOLOv7's names) and a
-flag of its own. Unknown keys, wrong types and values out of range are errors that name the key.
+Nothing downstream edits it; derived numbers are properties. A field marked `hyp` is a hyper-parameter: a key of the
+--hyp file (YOLOv7's names) and a flag of its own. Unknown keys, wrong types and values out of range are errors that
+name the key.
 """
 
 import argparse
@@ -74,7 +75,8 @@ class Config:
     )
     compat: str = opt(
         "none",
-        "repeat the originals' quirks: warm-up of at least 1,000 (v7) or 100 (v5) steps with uncapped bias rate, rates one epoch late, OTA's square boxes",
+        "repeat the originals' quirks: warm-up of at least 1,000 (v7) or 100 (v5) steps with uncapped bias rate, "
+        "rates one epoch late, OTA's square boxes",
         choices=("none", "v5", "v7"),
     )
     amp: bool = opt(True, "mixed precision on CUDA", negatable=True)
@@ -189,7 +191,8 @@ def check_range(f: dataclasses.Field[Any], value: Any) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, schema: type, title: str) -> None:
-    """One flag per dataclass field, spelt with - and with _; absent flags stay absent, so that a YAML value can win over the default."""
+    """One flag per dataclass field, spelt with - and with _; absent flags stay absent, so that a YAML value can win
+    over the default."""
     group, hints = parser.add_argument_group(title), get_type_hints(schema)
     for f in dataclasses.fields(schema):
         meta, kind = f.metadata, hints[f.name]

@@ -6,7 +6,8 @@ from utils.errors import UserError
 
 
 def select_device(name: str) -> torch.device:
-    """'' -> the best there is; '0', 'cuda:0', 'cpu', 'mps'. A device that is not there is an error that says what is."""
+    """'' -> the best there is; '0', 'cuda:0', 'cpu', 'mps'. A device that is not there is an error that says what
+    is."""
     name = name.strip().lower()
     if name in ("", "auto"):
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

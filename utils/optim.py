@@ -1,7 +1,7 @@
 """Parameter groups, rates as pure functions of the step, train mode with frozen norms, moving average.
 
-A step is one micro-batch (ni in the originals). Rates follow the recipe of YOLOv5/YOLOv7: linear warm-up, in which the biases' rate comes from above,
-then a cosine or linear decay that is constant within an epoch.
+A step is one micro-batch (ni in the originals). Rates follow the recipe of YOLOv5/YOLOv7: linear warm-up, in which the
+biases' rate comes from above, then a cosine or linear decay that is constant within an epoch.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.graph import Detector
-from utils.config import NOMINAL_BATCH, Config
+from utils.config import Config
 from utils.seams import Groups
 
 
@@ -31,6 +31,7 @@ class Schedule:
     momentum: float
     momentum_start: float
     batch_size: int
+    nominal_batch: int = 64
     compat: str = "none"
 
     @classmethod
@@ -51,6 +52,7 @@ class Schedule:
             cfg.momentum,
             cfg.warmup_momentum,
             cfg.batch_size,
+            cfg.nominal_batch,
             cfg.compat,
         )
 
@@ -59,7 +61,8 @@ class Schedule:
         asked = round(cfg.warmup * self.batches)
         capped = f" (asked {asked}, at most {cfg.warmup_share:.0%} of the run)" if self.warmup < asked else ""
         bias = f", capped from {cfg.warmup_bias_lr:g}" if self.bias_start < cfg.warmup_bias_lr else ""
-        return f"warm-up {self.warmup} steps{capped}; biases start at {self.bias_start:g}{bias}; peak rate {self.peak:g}, last {self.peak * self.lrf:g}"
+        rates = f"peak rate {self.peak:g}, last {self.peak * self.lrf:g}"
+        return f"warm-up {self.warmup} steps{capped}; biases start at {self.bias_start:g}{bias}; {rates}"
 
     def factor(self, epoch: int) -> float:
         """Decay factor of an epoch, 1 at epoch 0."""
@@ -88,12 +91,13 @@ class Schedule:
 
     def accumulate(self, step: int) -> int:
         """Micro-batches that one optimizer step gathers; grows from 1 to nominal batch / batch during warm-up."""
-        full = NOMINAL_BATCH / self.batch_size
+        full = self.nominal_batch / self.batch_size
         value = interpolate(step, self.warmup, 1.0, full) if self.warming(step) else full
         return max(round(value), 1)
 
     def due(self, step: int, pending: int) -> bool:
-        """Whether the optimizer steps after this micro-batch, `pending` of which have gathered gradients (this one included).
+        """Whether the optimizer steps after this micro-batch, `pending` of which have gathered gradients (this one
+        included).
 
         The last batch of an epoch always steps, so that no gradient is dropped; the originals drop it.
         """
@@ -109,7 +113,8 @@ def interpolate(step: int, steps: int, start: float, end: float) -> float:
 
 
 def param_groups(module: nn.Module, decay: float) -> Groups:
-    """Three groups: norms and implicit constants, weights (decayed), biases. Frozen parameters are included: an optimizer skips what has no gradient."""
+    """Three groups: norms and implicit constants, weights (decayed), biases. Frozen parameters are included: an
+    optimizer skips what has no gradient."""
     norm, weight, bias = [], [], []
     for name, p in module.named_parameters():
         kind = (
@@ -149,7 +154,8 @@ def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -
 
 
 def train_mode(module: nn.Module, freeze_bn: str = "eval") -> None:
-    """train(); with freeze_bn "eval", a norm layer whose parameters are all frozen stays in eval: statistics neither used nor moved."""
+    """train(); with freeze_bn "eval", a norm layer whose parameters are all frozen stays in eval: statistics neither
+    used nor moved."""
     module.train()
     for m in module.modules():
         own = list(m.parameters(recurse=False))
@@ -167,7 +173,8 @@ def norm_modes(module: nn.Module) -> tuple[int, int]:
 class Ema:
     """Moving average of the model, buffers included: decay 0.9999 (1 - exp(-updates / 2000)) (YOLOv5/YOLOv7).
 
-    lerp leaves a tensor that did not move bit-identical, so frozen tensors stay what they were. Integer buffers are copied.
+    lerp leaves a tensor that did not move bit-identical, so frozen tensors stay what they were. Integer buffers are
+    copied.
     """
 
     def __init__(self, model: Detector, decay: float = 0.9999) -> None:

@@ -23,17 +23,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def free_folder(project: str, name: str, named: bool, exist_ok: bool) -> Path:
-    """project/name, not yet made. The default name counts up (exp, exp2, ...); a chosen name must be free, or --exist-ok given."""
+    """project/name, not yet made. The default name counts up (exp, exp2, ...); a chosen name must be free, or
+    --exist-ok given."""
     path = Path(project) / name
     if not named and not exist_ok:
         path = next(p for i in range(1, 10**6) if not (p := Path(project) / f"{name}{i if i > 1 else ''}").exists())
     elif path.exists() and not exist_ok:
         raise UserError(
-            f"run folder {path} exists: choose another --name, continue it with --resume {path}, or replace its files with --exist-ok"
+            f"run folder {path} exists: choose another --name, continue it with --resume {path}, "
+            "or replace its files with --exist-ok"
         )
     above = next(p for p in [path, *path.parents] if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--project {project}: cannot write below {above}: {'no permission' if above.is_dir() else 'not a folder'}")
+        raise UserError(
+            f"--project {project}: cannot write below {above}: {'no permission' if above.is_dir() else 'not a folder'}"
+        )
     return path
 
 
@@ -111,7 +115,8 @@ class Results:
             writer.writerow(row)
 
     def append_text(self, row: Mapping[str, Any]) -> None:
-        """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls: YOLOv7's order."""
+        """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls:
+        YOLOv7's order."""
         losses = [row[k] for k in ("box", "obj", "cls", "total")]
         metrics = [row[k] for k in ("P", "R", "mAP50", "mAP", "val_box", "val_obj", "val_cls")]
         line = (

@@ -1,4 +1,5 @@
-"""What train.py prints before it starts: module table, frozen share, patches, schedule, and what a stage inherits or changes."""
+"""What train.py prints before it starts: module table, frozen share, patches, schedule, and what a stage inherits or
+changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from utils import seams
 from utils.checkpoint import build_detector
 from utils.config import parse, read_yaml, train_parser
 from utils.optim import count_parameters
+from utils.run import Run
 
 PLACES = {
     "weights",
@@ -24,6 +26,17 @@ PLACES = {
     "save_period",
     "cache_images",
 }
+
+
+def announce(run: Run, settings: Mapping[str, Any], source: seams.Source | None) -> None:
+    """Everything that was declared, before it starts."""
+    print(module_table(run.model, run.meta["img_size"]))
+    print(parameter_summary(run.loss_step))
+    print(run.schedule.describe(run.cfg))
+    print(f"frozen BatchNorm: {run.cfg.freeze_bn}; match rule of mAP: {run.cfg.match}; device {run.device}")
+    print(f"patches by seam:\n{run.patches.show()}" if run.patches else "no patches")
+    if source:
+        print(inheritance(source.meta, settings, source.path))
 
 
 def module_table(model: Detector, size: int) -> str:
@@ -49,7 +62,9 @@ def print_help(argv: Sequence[str]) -> None:
     cfg, flags = parse(words, {name: kind.Flags for name, kind in kinds.items()})
     if cfg.cfg:
         spec = read_yaml(cfg.cfg, "--cfg")
-        patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items() if "layers" in vars(kind.patch)})
+        patches = seams.Patches(
+            {name: kind.patch(flags[name]) for name, kind in kinds.items() if "layers" in vars(kind.patch)}
+        )
         model = build_detector(spec, int(spec.get("nc", 80)), patches, cfg.cfg)
         print(f"{cfg.cfg} at {cfg.train_size} px:\n{module_table(model, -(-cfg.train_size // 64) * 64)}")
 

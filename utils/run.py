@@ -1,5 +1,6 @@
 """A training run: everything it is made of, and what it writes: checkpoints, results, pictures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from models.graph import Detector
-from utils import checkpoint, optim, record, seams
+from utils import checkpoint, optim, plots, record, seams
 from utils.config import Config
 from utils.data import class_weights, image_weights
 from utils.device import peak_memory
@@ -63,10 +64,9 @@ def reweigh_images(run: Run) -> None:
 
 
 def restore(run: Run, ckpt: dict[str, Any]) -> None:
-    """Continue exactly where the checkpoint was written."""
+    """Continue exactly where the checkpoint was written; the model itself was loaded when it was built."""
     if "optimizer" not in ckpt:
         raise UserError("--resume needs a last.pt: best.pt holds weights only")
-    run.model.load_state_dict(ckpt["model"])
     run.ema.model.load_state_dict(ckpt["ema"])
     run.patches.load_state_dict(ckpt["patches"])
     run.optimizer.load_state_dict(ckpt["optimizer"])
@@ -77,7 +77,8 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
 
 
 def save(run: Run, result: Result | None) -> None:
-    """last.pt (resumable), best.pt (weights) when this epoch is the best so far, a numbered copy every save_period epochs."""
+    """last.pt (resumable), best.pt (weights) when this epoch is the best so far, a numbered copy every save_period
+    epochs."""
     better = result is not None and result.fitness > run.best
     run.best = max(result.fitness if result else run.best, run.best)
     if result is not None:
@@ -113,19 +114,26 @@ def metrics(result: Result) -> dict[str, float]:
 
 def line(result: Result) -> str:
     """The means on one line, with the rule they were made by."""
-    heads = "".join(f"  {name} {h.map50:.3f}" for name, h in result.per_head.items()) if len(result.per_head) > 1 else ""
+    heads = (
+        "".join(f"  {name} {h.map50:.3f}" for name, h in result.per_head.items()) if len(result.per_head) > 1 else ""
+    )
     means = f"P {result.mp:.4f}  R {result.mr:.4f}  mAP@.5 {result.map50:.4f}  mAP@.5:.95 {result.map:.4f}"
     return f"{means}{heads}  ({result.rule})"
 
 
-def write_rows(run: Run, losses: dict[str, float], result: Result | None, extra: dict[str, float], seconds: float) -> None:
-    """results.csv, results.txt and timing.csv, and the line on the screen. losses: mean terms, and `labels`, `size` of the last batch."""
+def write_rows(
+    run: Run, losses: dict[str, float], result: Result | None, extra: dict[str, float], seconds: float
+) -> None:
+    """results.csv, results.txt and timing.csv, and the line on the screen. losses: mean terms, and `labels`, `size` of
+    the last batch."""
     labels, size = losses.pop("labels"), losses.pop("size")
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
     found = metrics(result) if result else {}
     memory = peak_memory(run.device)
     rule = {"match": result.match} if result else {}
-    run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **found, **rule, **extra})
+    run.results.append(
+        "results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **found, **rule, **extra}
+    )
     run.results.append("timing.csv", {"epoch": run.epoch, "seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}"})
     kinds = record.sums_by_kind(losses)
     val = record.sums_by_kind(result.losses if result else {})
@@ -136,3 +144,22 @@ def write_rows(run: Run, losses: dict[str, float], result: Result | None, extra:
         | {f"val_{k}": val[k] for k in ("box", "obj", "cls")}
     )
     print(f"  loss {sum(kinds.values()):.4f}  " + (line(result) if result else "(not evaluated)"))
+
+
+def open_folder(run: Run, settings: dict[str, Any]) -> None:
+    """The run folder with run.yaml and the label statistics."""
+    record.make_folder(run.dir)
+    record.write_run_yaml(run.dir / "run.yaml", {**settings, "device": str(run.device)})
+    plots.plot_labels(run.train.dataset.labels, run.meta["names"], run.dir / "labels.png")
+
+
+def close_folder(run: Run, validate: Callable[[Run, Detector], Result]) -> None:
+    """Evaluate best.pt once more, draw the pictures, say where everything is."""
+    best = run.dir / "weights" / "best.pt"
+    plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+    if best.is_file():
+        run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
+        result = validate(run, run.ema.model)
+        plots.plot_evaluation(result, run.dir)
+        print(f"best.pt: {line(result)}")
+    print(f"results in {run.dir}")

@@ -3,8 +3,10 @@
   python -m utils.stages table RUN [RUN ...] [--out FILE.md]
   python -m utils.stages check WEIGHTS RUN [--max-drop 0.01] [--max-loss-jump 1.5] [--max-head-drop 0.1]
 
-Every figure is read from the runs' own files (run.yaml, results.csv, timing.csv, the checkpoint's meta); what is not there is called missing.
-`check` compares RUN with the checkpoint WEIGHTS it started from and exits with 1 when mAP@0.5 fell, the loss jumped, or a head's mAP@0.5 collapsed.
+Every figure is read from the runs' own files (run.yaml, results.csv, timing.csv, the checkpoint's meta); what is not
+there is called missing.
+`check` compares RUN with the checkpoint WEIGHTS it started from and exits with 1 when mAP@0.5 fell, the loss jumped, or
+a head's mAP@0.5 collapsed.
 """
 
 import sys
@@ -76,8 +78,11 @@ def table(stages: list[Stage]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:], "", note])
 
 
-def faults(before: dict[str, Any], previous: Stage | None, now: Stage, drop: float, jump: float, head_drop: float) -> list[str]:
-    """What went wrong from the checkpoint with meta `before` (and its run `previous`, where it exists) to the stage `now`."""
+def faults(
+    before: dict[str, Any], previous: Stage | None, now: Stage, drop: float, jump: float, head_drop: float
+) -> list[str]:
+    """What went wrong from the checkpoint with meta `before` (and its run `previous`, where it exists) to the stage
+    `now`."""
     if not now.best:
         return ["no evaluated epoch in this run"]
     said = []
@@ -87,7 +92,9 @@ def faults(before: dict[str, Any], previous: Stage | None, now: Stage, drop: flo
     if previous and previous.rows and set(previous.heads) == set(now.heads):
         last, first = previous.loss(-1), now.loss(0)
         if first > jump * last:
-            said.append(f"the loss jumped from {last:.4f} (last epoch before) to {first:.4f} (more than {jump:g} times)")
+            said.append(
+                f"the loss jumped from {last:.4f} (last epoch before) to {first:.4f} (more than {jump:g} times)"
+            )
         for head, value in now.heads.items():
             if value < previous.heads[head] - head_drop:
                 said.append(f"{head} fell from {previous.heads[head]:.4f} to {value:.4f} (more than {head_drop:g})")
@@ -104,7 +111,9 @@ def main(argv: list[str]) -> None:
     check.add_argument("weights", help="checkpoint the stage started from")
     check.add_argument("run", help="run folder of the stage")
     check.add_argument("--max-drop", type=float, default=0.01, help="largest fall of mAP@0.5")
-    check.add_argument("--max-loss-jump", type=float, default=1.5, help="largest ratio of the first loss to the last one before")
+    check.add_argument(
+        "--max-loss-jump", type=float, default=1.5, help="largest ratio of the first loss to the last one before"
+    )
     check.add_argument("--max-head-drop", type=float, default=0.1, help="largest fall of one head's mAP@0.5")
     args = parser.parse_args(argv)
     if args.command == "table":
@@ -118,7 +127,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.run} has no results.csv")
     folder = Path(args.weights).parent.parent
     previous = read_stage(folder) if (folder / "results.csv").is_file() else None
-    said = faults(dict(read_source(args.weights).meta), previous, now, args.max_drop, args.max_loss_jump, args.max_head_drop)
+    said = faults(
+        dict(read_source(args.weights).meta), previous, now, args.max_drop, args.max_loss_jump, args.max_head_drop
+    )
     for fault in said:
         print(f"{now.name}: {fault}", file=sys.stderr)
     if said:

@@ -261,6 +261,27 @@ def find_groups(attributes: Any, nc: int) -> list[list[int]] | None:
     return found[0] if found and all(f == found[0] for f in found) else None
 
 
+def as_meta(found: ForeignCheckpoint) -> dict[str, Any]:
+    """What our checkpoints say about a model, as far as the file says it: spec, nc, names, groups, from, patches.
+
+    A model with several heads is built by the patch `multihead`, whose record is its table of heads. Weights of the
+    heads in the loss are not to be found in such files; they are 1.
+    """
+    meta = {"spec": found.yaml, "nc": found.nc, "names": found.names, "groups": found.groups, "from": found.source}
+    if found.groups:
+        count = len(found.groups)
+        rows = next((len(t) for k, t in found.state.items() if k.endswith(".heads.0.0.bias")), 0)
+        anchors = found.anchors.shape[1] if found.anchors is not None else 3
+        table = {
+            "names": [f"head_{i}" for i in range(count)],
+            "groups": found.groups,
+            "weights": [1.0] * count,
+            "full_head": rows // anchors - 5 != len(found.groups[0]),
+        }
+        meta["patches"] = {"multihead": {"heads": count, "head_table": table}}
+    return {k: v for k, v in meta.items() if v is not None}
+
+
 def _from_safetensors(path: Path) -> ForeignCheckpoint:
     state, text = open_safetensors(path)
     if not state:

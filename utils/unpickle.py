@@ -26,6 +26,7 @@ MAX_PICKLE = 64 << 20  # bytes of program; published checkpoints have well under
 BAD_PICKLE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
 # text forms of protocol 0 are fine; what reaches copyreg's registry, out-of-band buffers or old instances is not
 FORBIDDEN_OPCODES = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEXT_BUFFER", "READONLY_BUFFER"}
+MODEL_CODE = ("torch.nn.modules.", "torch.nn.functional", "torch.nn.parallel.", "torch.optim.", "torch.amp.")
 HIDDEN = {
     "os",
     "sys",
@@ -257,13 +258,15 @@ OPS: dict[str, Inert] = {
 }
 # named as values or as classes of harmless records, never called by us
 RECORDS = {
-    *_names("builtins __builtin__", "int float str bool list dict tuple bytes complex object"),
+    *_names("builtins __builtin__", "int float str bool list dict tuple bytes complex slice object"),
     *_names("numpy", "ndarray float64 float32 int64 int32 bool_"),
     *_names("torch", "device dtype float32 float16 bfloat16 float64 int64 int32 uint8 bool Tensor strided"),
     "torch.nn.parameter.Parameter",
     "argparse.Namespace",
     "types.SimpleNamespace",
-    "datetime.datetime",
+    *_names("datetime", "date datetime time timedelta timezone"),
+    *_names("collections", "Counter deque"),
+    "torch.torch_version.TorchVersion",
 }
 
 
@@ -276,7 +279,7 @@ def stand_in(module: str, name: str) -> type[Node]:
     full = f"{module}.{name}"
     parts = module.split(".")
     known_parts = parts[0] not in sys.stdlib_module_names and parts[0] not in ("__builtin__", "torch", "numpy")
-    model_code = known_parts or module.startswith(("torch.nn.modules.", "torch.nn.functional", "torch.nn.parallel."))
+    model_code = known_parts or module.startswith(MODEL_CODE)
     plain = name.isidentifier() and not (HIDDEN & {*parts, name})
     if full not in RECORDS and not (model_code and plain):
         refuse(full)

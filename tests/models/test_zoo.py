@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from models.graph import Detector
+from models.graph import LAYERS, Detector
+from patches.multihead import Flags, patch
 from tests.shared import ROOT, shared
 
 # name: modules, parameters, state tensors (80 classes, unfused)
@@ -45,6 +46,13 @@ def build(name: str) -> Detector:
     """On the meta device: shapes without memory. (`model.0` then exists with all its sizes, and no number is drawn.)"""
     with torch.device("meta"):
         return Detector(spec(name), spec(name)["nc"])
+
+
+def build_several(name: str, grouping: str) -> Detector:
+    """A model with several heads, classes shared out as one of the shipped head files says."""
+    heads = patch(Flags(heads=4, head_config=str(ROOT / f"data/coco_320_1b4h_{grouping}.yaml")))
+    with torch.device("meta"):
+        return Detector(spec(name), 80, {**LAYERS, **heads.layers()})
 
 
 def reference(kind: str, name: str) -> Any:
@@ -115,6 +123,34 @@ def test_several_heads_share_the_plain_models_trunk(name: str) -> None:
     assert ours == plain
     assert last[:2] + last[3:] == plain_last[:2] + plain_last[3:]
     assert last[2] == DETECTORS.get(name, "MultiHeadDetect")
+
+
+@pytest.mark.parametrize("grouping", ["standard", "geometry", "anticonfusion"])
+@pytest.mark.parametrize(
+    ("name", "params", "tensors"),
+    [
+        ("yolov7-tiny-1b4h", 6_267_556, 356),
+        ("yolov7-tiny-1b4h-320", 6_267_556, 356),
+        ("yolov7-tiny-1b4h-attn", 6_440_764, 392),
+        ("yolov5n-1b4h", 1_892_452, 368),
+        ("yolov5s-1b4h", 7_275_844, 368),  # (896 + 3) * 300 in the heads, 899 * 255 before
+    ],
+)
+def test_parameters_and_tensors_with_four_heads(name: str, params: int, tensors: int, grouping: str) -> None:
+    model = build_several(name, grouping)
+    assert sum(p.numel() for p in model.parameters()) == params
+    assert len(model.state_dict()) == tensors
+
+
+@pytest.mark.parametrize("grouping", ["standard", "geometry"])
+@pytest.mark.parametrize("name", ["yolov7-tiny-1b4h", "yolov7-tiny-1b4h-attn"])
+def test_state_with_four_heads_equals_the_original_programs(name: str, grouping: str) -> None:
+    table = json.loads(shared("golden/models/1b4h_state_dict.json").read_text())
+    ours = {
+        k: [list(t.shape), str(t.dtype).removeprefix("torch.")]
+        for k, t in build_several(name, grouping).state_dict().items()
+    }
+    assert ours == table[f"{name}-{grouping}"]
 
 
 def test_demo_is_small_and_has_the_freeze_points_of_yolov7_tiny() -> None:

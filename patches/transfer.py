@@ -20,15 +20,22 @@ class Flags:
     transfer_heads: str = opt("sliced", "heads from a plain detector's rows, or fresh", choices=("sliced", "fresh"))
 
 
+def detector_number(state: State) -> str:
+    """`77.` of the last plain detector `model.77.m.0.weight` among the keys; empty where there is none."""
+    found = [m[1] for k in state if (m := re.fullmatch(r"model\.(\d+\.)m\.0\.weight", k))]
+    return found[-1] if found else ""
+
+
 def slice_heads(state: State, model: Detector, path: str) -> State:
     """State of the model's heads cut from the plain detector in `state`; empty where either side is not of that
     kind."""
     last = f"model.{len(model.model) - 1}."
     sliced = getattr(model.head, "sliced", None)
-    detectors = [m[1] for k in state if (m := re.fullmatch(r"(model\.\d+\.)m\.0\.weight", k))]
-    if sliced is None or not detectors:
+    number = detector_number(state)
+    if sliced is None or not number:
         return {}
-    plain = {k.removeprefix(detectors[-1]): v for k, v in state.items() if k.startswith(detectors[-1])}
+    prefix = f"model.{number}"
+    plain = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     own = model.head.anchors
     rows, channels = plain["m.0.weight"].shape[0], plain["m.0.weight"].shape[1]
     want = own.shape[1] * (5 + model.nc)
@@ -52,8 +59,9 @@ class Transfer(Patch[Flags]):
         taken = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape and k not in sliced}
         if not taken and not sliced:
             raise UserError(f"--transfer-weights: no tensor of {source.path} fits the model by name and shape")
-        fresh = [k for k in own if k not in taken and k not in sliced]
-        left = [k for k in state if k not in taken]
+        fresh = [k for k in own if k not in taken and k not in sliced and not k.endswith(".anchor_grid")]
+        used = "model." + detector_number(state) if sliced else "-"  # slicing takes all of the plain detector's rows
+        left = [k for k in state if k not in taken and not k.startswith(used)]
         print(
             f"transfer: {len(taken)} of {len(own)} tensors taken from {source.path}, "
             f"{len(sliced)} sliced, {len(fresh)} fresh, {len(left)} left over"

@@ -49,7 +49,7 @@ class GraphError(ValueError):
 class Row(NamedTuple):
     """One line of the module table."""
 
-    index: int
+    number: int
     source: tuple[int, ...]
     module: str
     params: int

@@ -20,6 +20,11 @@ def corners(box: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
 
 
+def not_negative(x: Tensor) -> Tensor:
+    """x, or 0 where it is below. Gradient 1 at 0: boxes that just touch attract (clamp differs by torch release)."""
+    return x.masked_fill(x < 0, 0)
+
+
 def iou(box1: Tensor, box2: Tensor, *, xywh: bool = True, kind: Kind = "iou", eps: float = EPS) -> Tensor:
     """Overlap of box1 with box2 [...]: 1 = equal. The penalties of giou/diou/ciou can make it negative.
 
@@ -29,9 +34,9 @@ def iou(box1: Tensor, box2: Tensor, *, xywh: bool = True, kind: Kind = "iou", ep
     bx0, by0, bx1, by1 = corners(box2) if xywh else box2.unbind(-1)
     aw, ah = ax1 - ax0, ay1 - ay0 + eps
     bw, bh = bx1 - bx0, by1 - by0 + eps
-    inter = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp(min=0) * (
+    inter = not_negative(torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)) * not_negative(
         torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
-    ).clamp(min=0)
+    )
     union = aw * ah + bw * bh - inter + eps
     overlap = inter / union
     if kind == "iou":
@@ -45,7 +50,8 @@ def iou(box1: Tensor, box2: Tensor, *, xywh: bool = True, kind: Kind = "iou", ep
     distance = ((bx0 + bx1 - ax0 - ax1) ** 2 + (by0 + by1 - ay0 - ay1) ** 2) / 4
     if kind == "diou":
         return overlap - distance / diagonal
-    aspect = (4 / math.pi**2) * (torch.atan(bw / bh) - torch.atan(aw / ah)) ** 2
+    # eps once more: it decides the gradient of a box without height
+    aspect = (4 / math.pi**2) * (torch.atan(bw / (bh + eps)) - torch.atan(aw / (ah + eps))) ** 2
     with torch.no_grad():
         weight = aspect / (aspect - overlap + (1 + eps))
     return overlap - (distance / diagonal + aspect * weight)
@@ -54,9 +60,8 @@ def iou(box1: Tensor, box2: Tensor, *, xywh: bool = True, kind: Kind = "iou", ep
 def pairwise_iou(box1: Tensor, box2: Tensor) -> Tensor:
     """Plain IoU of xyxy boxes that are already paired by broadcasting, without eps: 0/0 never occurs for boxes of
     positive area."""
-    lower = torch.maximum(box1[..., :2], box2[..., :2])
-    upper = torch.minimum(box1[..., 2:], box2[..., 2:])
-    inter = (upper - lower).clamp(min=0).prod(-1)
-    area1 = (box1[..., 2:] - box1[..., :2]).prod(-1)
-    area2 = (box2[..., 2:] - box2[..., :2]).prod(-1)
-    return inter / (area1 + area2 - inter)
+    ax0, ay0, ax1, ay1 = box1.unbind(-1)  # one coordinate at a time: a quarter of the memory
+    bx0, by0, bx1, by1 = box2.unbind(-1)
+    inter = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
+    inter = inter.mul_((torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0))
+    return inter / ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inter)

@@ -290,7 +290,8 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         squeezed = self.fc(F.adaptive_avg_pool2d(x, 1)) + self.fc(F.adaptive_max_pool2d(x, 1))  # [B,C,1,1]
-        return x * squeezed.sigmoid()
+        y: Tensor = x * squeezed.sigmoid()
+        return y
 
 
 class SpatialAttention(nn.Module):
@@ -303,7 +304,8 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)  # [B,2,H,W]
         gate: Tensor = self.conv(pooled).sigmoid()
-        return x * gate
+        y: Tensor = x * gate
+        return y
 
 
 class CBAM(nn.Module):

@@ -54,15 +54,16 @@ def scale_gains(settings: LossSettings, levels: int, nc: int, img_size: int) -> 
     )
 
 
-def raw_levels(det: Any, levels: int, anchors: int, channels: int) -> list[Tensor]:
+def raw_levels(det: Any, anchors: Tensor, channels: int) -> list[Tensor]:
     """The raw outputs [B,A,H,W,5+C] per level, from them or from the pair (decoded, raw); anything else is a ValueError
     with shapes."""
+    levels, per_cell = anchors.shape[:2]
     raw = det[1] if isinstance(det, tuple) and len(det) == 2 and not isinstance(det[1], Tensor) else det
     fits = (
         isinstance(raw, (list, tuple))
         and len(raw) == levels
         and all(
-            isinstance(r, Tensor) and r.dim() == 5 and r.shape[1] == anchors and r.shape[4] == channels for r in raw
+            isinstance(r, Tensor) and r.dim() == 5 and r.shape[1] == per_cell and r.shape[4] == channels for r in raw
         )
         and len({r.shape[0] for r in raw}) == 1
     )
@@ -72,7 +73,7 @@ def raw_levels(det: Any, levels: int, anchors: int, channels: int) -> list[Tenso
             if isinstance(raw, (list, tuple))
             else type(raw).__name__
         )
-        raise ValueError(f"the loss needs {levels} raw levels of shape [B,{anchors},H,W,{channels}], got {got}")
+        raise ValueError(f"the loss needs {levels} raw levels of shape [B,{per_cell},H,W,{channels}], got {got}")
     return list(raw)
 
 
@@ -126,7 +127,7 @@ class DetectionLoss(Criterion):
         return BALANCE.get(levels, (1.0,) * levels)
 
     def forward(self, det: Any, target: Tensor) -> dict[str, Tensor]:
-        raws = raw_levels(det, *self.anchors.shape[:2], 5 + self.nc)
+        raws = raw_levels(det, self.anchors, 5 + self.nc)
         s = self.settings
 
         def read(level: int, rows: Rows) -> Tensor:

@@ -35,102 +35,10 @@ from models.loss import (
     one_hot,
     raw_levels,
 )
-from utils.config import opt, read_yaml
+from utils.config import opt
 from utils.errors import UserError
+from utils.head_file import HeadTable, read_head_file, restored_table
 from utils.seams import Patch, State
-
-
-@dataclass(frozen=True)
-class HeadTable:
-    """Who owns which class: validated, and the only place that knows."""
-
-    names: tuple[str, ...]
-    groups: tuple[tuple[int, ...], ...]  # global class ids per head; position = local class id
-    weights: tuple[float, ...]
-    grouping: str = ""
-    full_head: bool = False  # every head has a column for each class of the data set, in global order
-
-    @property
-    def nc(self) -> int:
-        return sum(len(g) for g in self.groups)
-
-    def columns(self, head: int) -> int:
-        """Class columns of a head."""
-        return self.nc if self.full_head else len(self.groups[head])
-
-    @property
-    def owner(self) -> list[int]:
-        """Head of each class."""
-        of = {c: h for h, group in enumerate(self.groups) for c in group}
-        return [of[c] for c in range(self.nc)]
-
-    @property
-    def local(self) -> list[int]:
-        """Local id of each class in its head."""
-        of = {c: i for group in self.groups for i, c in enumerate(group)}
-        return [of[c] for c in range(self.nc)]
-
-    def used(self, head: int) -> list[int]:
-        """Columns of a head's output that mean something: box, objectness, its own classes in local order."""
-        group = self.groups[head]
-        return [0, 1, 2, 3, 4, *(5 + (c if self.full_head else i) for i, c in enumerate(group))]
-
-    @property
-    def starts(self) -> list[int]:
-        """First column of each head where the heads lie side by side, and the end of the last."""
-        widths = [5 + self.columns(h) for h in range(len(self.groups))]
-        return [sum(widths[:h]) for h in range(len(widths) + 1)]
-
-
-def read_head_file(path: str, heads: int) -> HeadTable:
-    """A head file -> HeadTable. Every class in exactly one head; anything else is an error that names the file, the
-    head and the classes."""
-    spec = read_yaml(path, "--head-config")
-    heads_in_file = spec.get("head_assignments")
-    if not isinstance(heads_in_file, dict) or not heads_in_file:
-        raise UserError(f"{path}: no `head_assignments` with head_0, head_1, ...")
-    keys = [f"head_{i}" for i in range(len(heads_in_file))]
-    if set(keys) != set(heads_in_file):
-        raise UserError(f"{path}: head_assignments must be {', '.join(keys)}, got {', '.join(map(str, heads_in_file))}")
-    for what, count in (("`heads`", spec.get("heads", len(keys))), ("--heads", heads or len(keys))):
-        if count != len(keys):
-            raise UserError(f"{path}: {what} says {count}, head_assignments has {len(keys)}")
-    nc = spec.get("nc")
-    if not isinstance(nc, int) or nc < 1:
-        raise UserError(f"{path}: `nc` must be the number of classes, got {nc!r}")
-    groups, names, weights = [], [], []
-    for key in keys:
-        entry = heads_in_file[key]
-        classes = entry.get("classes") if isinstance(entry, dict) else None
-        if (
-            not isinstance(classes, list)
-            or not classes
-            or not all(isinstance(c, int) and not isinstance(c, bool) for c in classes)
-        ):
-            raise UserError(f"{path}: {key} needs `classes`, a list of class numbers, got {classes!r}")
-        weight = entry.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-            raise UserError(f"{path}: {key}: weight must be a number above 0, got {weight!r}")
-        groups.append(tuple(classes))
-        weights.append(float(weight))
-        names.append(key)
-    check_cover(path, groups, nc)
-    return HeadTable(
-        tuple(names), tuple(groups), tuple(weights), str(spec.get("grouping", "")), bool(spec.get("full_head", False))
-    )
-
-
-def check_cover(path: str, groups: Sequence[Sequence[int]], nc: int) -> None:
-    flat = [c for g in groups for c in g]
-    doubled = sorted({c for c in flat if flat.count(c) > 1})
-    faults = {
-        "in no head": sorted(set(range(nc)) - set(flat)),
-        "in more than one head": doubled,
-        f"outside of 0..{nc - 1}": sorted({c for c in flat if not 0 <= c < nc}),
-    }
-    said = [f"classes {classes} are {what}" for what, classes in faults.items() if classes]
-    if said:
-        raise UserError(f"{path}: {'; '.join(said)}")
 
 
 class MultiHeadDetect(AnchorHead):
@@ -242,6 +150,13 @@ class MultiHeadLoss(Criterion):
     """The normalised combination described above. forward(raw levels [B,A,H,W,P], target [N,6]) -> {box/head_0, ...},
     adding up to box, obj, cls."""
 
+    anchors: Tensor  # [L,A,2] in cells
+    stride: Tensor  # [L] pixels
+    owner: Tensor  # [nc] head of each class
+    box_columns: Tensor  # [K,5]
+    class_columns: Tensor  # [nc]
+    head_weight: Tensor  # [K], mean 1
+
     def __init__(self, table: HeadTable, anchors: Tensor, settings: LossSettings, stride: Tensor) -> None:
         super().__init__()
         self.table, self.settings, self.k = table, settings, len(table.groups)
@@ -269,7 +184,7 @@ class MultiHeadLoss(Criterion):
         self.balance = DetectionLoss(table.nc, anchors, settings, stride).balance
 
     def forward(self, det: Any, target: Tensor) -> dict[str, Tensor]:
-        raws = raw_levels(det, *self.anchors.shape[:2], self.width)
+        raws = raw_levels(det, self.anchors, self.width)
         s, nc = self.settings, self.table.nc
         head_of = self.owner[target[:, 1].long()]  # [N]
 
@@ -282,7 +197,7 @@ class MultiHeadLoss(Criterion):
         def read_own(level: int, rows: Rows) -> Tensor:
             """As read, with the classes of other heads impossible: OTA weighs a head's own classes only."""
             pred = read(level, rows).float()
-            foreign = self.owner != head_of[rows.target][:, None]  # [R,nc]
+            foreign = self.owner.ne(head_of[rows.target][:, None])  # [R,nc]
             return torch.cat((pred[:, :5], pred[:, 5:].masked_fill(foreign, -torch.inf)), 1)
 
         grids = [(raw.shape[2], raw.shape[3]) for raw in raws]
@@ -333,14 +248,14 @@ class SummedHeadLoss(Criterion):
         self.table = table
         self.terms = term_names(len(table.groups))
         self.losses = nn.ModuleList(DetectionLoss(len(group), anchors, settings, stride) for group in table.groups)
-        self.shape = (*anchors.shape[:2], table.starts[-1])
+        self.anchors, self.width = anchors, table.starts[-1]
 
     def forward(self, det: Any, target: Tensor) -> dict[str, Tensor]:
-        raws = raw_levels(det, *self.shape)
+        raws = raw_levels(det, self.anchors, self.width)
         owner = torch.tensor(self.table.owner, device=target.device)[target[:, 1].long()]
         local = torch.tensor(self.table.local, device=target.device, dtype=target.dtype)[target[:, 1].long()]
         mine = torch.cat((target[:, :1], local[:, None], target[:, 2:]), 1)
-        out = {}
+        out: dict[str, Tensor] = {}
         for h, loss in enumerate(self.losses):
             columns = [self.table.starts[h] + c for c in self.table.used(h)]
             terms = loss([raw[..., columns] for raw in raws], mine[owner == h])
@@ -364,11 +279,7 @@ class MultiHead(Patch[Flags]):
     def __init__(self, flags: Flags) -> None:
         super().__init__(flags)
         if flags.head_table is not None:
-            content = {
-                k: tuple(tuple(x) if isinstance(x, list) else x for x in v) if isinstance(v, list) else v
-                for k, v in flags.head_table.items()
-            }
-            self.table = HeadTable(**content)
+            self.table = restored_table(flags.head_table)
         else:
             if not flags.head_config:
                 raise UserError("--heads needs --head-config FILE, which says which head owns which classes")

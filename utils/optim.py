@@ -115,7 +115,9 @@ def interpolate(step: int, steps: int, start: float, end: float) -> float:
 def param_groups(module: nn.Module, decay: float) -> Groups:
     """Three groups: norms and implicit constants, weights (decayed), biases. Frozen parameters are included: an
     optimizer skips what has no gradient."""
-    norm, weight, bias = [], [], []
+    norm: list[nn.Parameter] = []
+    weight: list[nn.Parameter] = []
+    bias: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         kind = (
             bias if name.rsplit(".", 1)[-1] == "bias" else norm if p.ndim <= 1 or name.endswith("implicit") else weight

@@ -43,13 +43,13 @@ def module_table(model: Detector, size: int) -> str:
     """Index, from, module, output shape (C,H,W) at this square size, parameters, trainable or frozen."""
     lines = [f"{'':>4} {'from':>14}  {'module':20} {'output':>18} {'parameters':>12}  state"]
     for row in model.table(size):
-        params = list(model.model[row.index].parameters())
+        params = list(model.model[row.number].parameters())
         frozen = bool(params) and not any(p.requires_grad for p in params)
         source = ",".join(str(s) for s in row.source)
         shape = row.shape if isinstance(row.shape, tuple) else f"{len(row.shape)} levels"
         text = "x".join(str(s) for s in shape) if isinstance(shape, tuple) else shape
         state = "frozen" if frozen else "trains" if params else ""
-        lines.append(f"{row.index:>4} {source:>14}  {row.module:20} {text:>18} {row.params:>12,}  {state}")
+        lines.append(f"{row.number:>4} {source:>14}  {row.module:20} {text:>18} {row.params:>12,}  {state}")
     return "\n".join(lines)
 
 

@@ -85,7 +85,7 @@ def save(run: Run, result: Result | None) -> None:
         run.class_ap = np.nan_to_num(result.ap).tolist()
     if run.cfg.nosave and run.epoch < run.cfg.epochs - 1:
         return
-    at = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
+    at: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
     at |= {"ema_updates": run.ema.updates, "class_ap": run.class_ap}
     found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
     state, meta, weights = run.ema.model.state_dict(), {**run.meta, **at, **found}, run.dir / "weights"

@@ -7,7 +7,7 @@ an average of the weights (EMA), that is taken, as the original programs do.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from utils.archive import Archive, open_archive, open_safetensors
 from utils.errors import fail
+from utils.head_file import HeadTable
 from utils.unpickle import Node, TensorRef
 
 CONTAINERS = ("ema", "model", "state_dict", "model_state_dict")  # in order of preference
@@ -272,13 +273,13 @@ def as_meta(found: ForeignCheckpoint) -> dict[str, Any]:
         count = len(found.groups)
         rows = next((len(t) for k, t in found.state.items() if k.endswith(".heads.0.0.bias")), 0)
         anchors = found.anchors.shape[1] if found.anchors is not None else 3
-        table = {
-            "names": [f"head_{i}" for i in range(count)],
-            "groups": found.groups,
-            "weights": [1.0] * count,
-            "full_head": rows // anchors - 5 != len(found.groups[0]),
-        }
-        meta["patches"] = {"multihead": {"heads": count, "head_table": table}}
+        table = HeadTable(
+            names=tuple(f"head_{i}" for i in range(count)),
+            groups=tuple(tuple(group) for group in found.groups),
+            weights=(1.0,) * count,
+            full_head=rows // anchors - 5 != len(found.groups[0]),
+        )
+        meta["patches"] = {"multihead": {"heads": count, "head_table": asdict(table)}}
     return {k: v for k, v in meta.items() if v is not None}
 
 
@@ -291,15 +292,17 @@ def _from_safetensors(path: Path) -> ForeignCheckpoint:
     about = describe(state, None)
     names = name_list(_json(text.get("names")))
     yaml = _json(text.get("yaml"))
+    counts = (about["nc"], _json(text.get("nc")), len(names) if names else None)
+    nc = next((n for n in counts if type(n) is int), None)
     return ForeignCheckpoint(
         state,
         f"safetensors, {kinds}",
-        nc=about["nc"] or (len(names) if names else None),
+        nc=nc,
         names=names,
         anchors=about["anchors"],
         stride=about["stride"],
         yaml=yaml if isinstance(yaml, dict) else None,
-        groups=_json(text.get("groups")),
+        groups=find_groups({"groups": _json(text.get("groups"))}, nc) if nc else None,
         notes=(*notes, *about["notes"]),
     )
 

@@ -6,12 +6,11 @@ imported. `Reader.find_class` answers from three sources and nothing else:
   2. a stand-in class for classes of model code (`models.yolo.Model`, `torch.nn.modules.conv.Conv2d`, ...): it keeps its
      name, arguments and state, and can do nothing;
   3. a refusal that names the global, for everything else (the standard library, torch and numpy outside of 1 and 2).
-Before a byte is executed, `check_program` walks the opcodes: only the usual ones, no memo index beyond the program.
+Before a byte is executed, utils/opcodes.py walks the program.
 """
 
 import io
 import pickle
-import pickletools
 import re
 import sys
 from collections.abc import Callable
@@ -21,11 +20,10 @@ import numpy as np
 import torch
 
 from utils.errors import fail
+from utils.opcodes import check_program
 
 MAX_PICKLE = 64 << 20  # bytes of program; published checkpoints have well under one MiB
 BAD_PICKLE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
-# text forms of protocol 0 are fine; what reaches copyreg's registry, out-of-band buffers or old instances is not
-FORBIDDEN_OPCODES = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEXT_BUFFER", "READONLY_BUFFER"}
 MODEL_CODE = ("torch.nn.modules.", "torch.nn.functional", "torch.nn.parallel.", "torch.optim.", "torch.amp.")
 HIDDEN = {
     "os",
@@ -228,6 +226,12 @@ def _text(*parts: object) -> str:
     return "/".join(p for p in parts if isinstance(p, str))
 
 
+def _size(items: object = ()) -> tuple[int, ...]:
+    if not isinstance(items, list | tuple) or not all(type(n) is int for n in items):
+        raise pickle.UnpicklingError("a torch.Size of something that is no list of numbers")
+    return tuple(items)
+
+
 def _names(prefixes: str, names: str) -> list[str]:
     return [f"{p}.{n}" for p in prefixes.split() for n in names.split()]
 
@@ -240,7 +244,7 @@ OPS: dict[str, Inert] = {
             (_names("torch._utils", "_rebuild_tensor _rebuild_tensor_v2"), _tensor),
             (_names("torch._utils", "_rebuild_parameter _rebuild_parameter_with_state"), _parameter),
             (["torch._tensor._rebuild_from_type_v2"], _from_type),
-            (["torch.Size"], lambda items=(), *_: tuple(items) if isinstance(items, list | tuple) else ()),
+            (["torch.Size"], _size),
             (["collections.OrderedDict"], _mapping),
             (["collections.defaultdict"], lambda *_: Mapping()),
             (_names("builtins __builtin__", "set frozenset"), _set),
@@ -324,29 +328,13 @@ class Reader(pickle.Unpickler):
         return storage
 
 
-def check_program(stream: BinaryIO) -> None:
-    """Walk the opcodes up to STOP without running them. Raises one of BAD_PICKLE or a UserError."""
-    puts = 0
-    for opcode, arg, _ in pickletools.genops(stream):
-        if opcode.name in FORBIDDEN_OPCODES:
-            raise pickle.UnpicklingError(f"opcode {opcode.name}, which torch does not write")
-        if opcode.name == "GLOBAL" and isinstance(arg, str):
-            module, _, name = arg.partition(" ")
-            answer(module, name)
-        # the reader allots its memo by the largest index: one short opcode could ask for gigabytes
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            puts += 1
-            if not isinstance(arg, int) or not 0 <= arg <= puts:
-                raise pickle.UnpicklingError(f"memo index {arg} after {puts} entries")
-
-
 def run_program(stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
     """Check one pickle, then read it -> (its value, the storages it refers to). The stream is left behind its STOP.
 
     Raises one of BAD_PICKLE or a UserError.
     """
     start = stream.tell()
-    check_program(stream)
+    check_program(stream, answer)
     end = stream.tell()
     stream.seek(start)
     if end - start > MAX_PICKLE:

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from utils.errors import UserError
+from utils.foreign import read_foreign
+
 
 def text(value: str) -> bytes:
     """Opcode that pushes a string."""
@@ -125,3 +130,9 @@ COMMANDS: dict[str, tuple[Callable[[str], bytes], str]] = {
 }
 # these two only run through Python's object protocol, not by a plain load
 INDIRECT = {"alias of a module", "OBJ", "INST", "apply by map", "set of map", "defaultdict factory", "exec, old name"}
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_foreign(path)
+    assert str(path) in str(caught.value)

@@ -13,11 +13,13 @@ from safetensors import safe_open
 from torch import nn
 
 from models.graph import LAYERS, Detector
+from patches.multihead import Flags, patch
 from tests.shared import ROOT, shared
 from utils.checkpoint import load_detector, read_checkpoint
 from utils.convert import convert, guess_model
 from utils.errors import UserError
 from utils.foreign import as_meta, read_foreign
+from utils.head_file import HeadTable
 
 
 def spec(name: str) -> dict[str, Any]:
@@ -134,17 +136,18 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("full_head", [False, True])
 def test_several_heads_are_found_and_built_again(full_head: bool, tmp_path: Path) -> None:
-    from patches.multihead import Flags, patch
-
     groups = [[0, 3], [1], [4, 2]]
-    table = {"names": ["a", "b", "c"], "groups": groups, "weights": [1.0] * 3, "full_head": full_head}
-    several = patch(Flags(heads=3, head_table=table))
+    table = HeadTable(("a", "b", "c"), tuple(map(tuple, groups)), (1.0, 1.0, 1.0), full_head=full_head)
+    several = patch(Flags(heads=3, head_table=dataclasses.asdict(table)))
     detector = Detector(spec("demo-1b4h"), 5, {**LAYERS, **several.layers()}).eval()
     torch.save({"model": Model(detector, spec("demo-1b4h"))}, tmp_path / "theirs.pt")
     found = read_foreign(tmp_path / "theirs.pt")
     assert found.groups == groups
     assert as_meta(found)["patches"]["multihead"]["head_table"]["full_head"] == full_head
     assert "3 with 2, 1, 2 classes" in convert(tmp_path / "theirs.pt", tmp_path / "ours.pt")
+    convert(tmp_path / "theirs.pt", tmp_path / "theirs.safetensors")
+    convert(tmp_path / "theirs.safetensors", tmp_path / "again.pt")
+    assert read_checkpoint(tmp_path / "again.pt")["meta"]["groups"] == groups
     ours, _ = load_detector(tmp_path / "ours.pt")
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():

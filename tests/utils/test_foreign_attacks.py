@@ -15,17 +15,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from tests.shared import ROOT, shared
+from tests.shared import ROOT
 from tests.utils.payloads import (
     COMMANDS,
     INDIRECT,
     called,
     module,
     named,
+    refused,
     storage,
     stream,
     tensor,
@@ -41,12 +40,6 @@ from utils.foreign import read_foreign
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
     return tmp_path / "marker"
-
-
-def refused(path: Path, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        read_foreign(path)
-    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -258,6 +251,17 @@ def test_memo_cannot_be_made_huge(index: int, tmp_path: Path) -> None:
     refused(write(tmp_path / "evil.pt", b"\x80\x02Nr" + struct.pack("<I", index) + b"."), f"memo index {index}")
 
 
+def test_deep_nesting_cannot_overflow_the_stack(tmp_path: Path) -> None:
+    """The hash of a million nested tuples would end the process; lists are only walked as deep as makes sense."""
+    depth = 1_000_000
+    by_memo = b"N\x85q\x00" + b"0h\x00\x85q\x00" * 200
+    for name, key in {"plain": b"N" + b"\x85" * depth, "marks": b"(" * depth + b"t" * depth, "memo": by_memo}.items():
+        refused(write(tmp_path / f"{name}.pt", b"\x80\x02}" + key + b"Ns."), "tuples within each other")
+    names = text("names") + b"]" * depth + b"a" * (depth - 1)
+    deep = write(tmp_path / "list.pt", weights(tensor(storage()))[:-1] + names + b"s.", {"0": bytes(16)})
+    assert list(read_foreign(deep).state) == ["model.0.weight"]
+
+
 def test_models_that_contain_themselves(tmp_path: Path) -> None:
     circular = (
         b"\x80\x02"
@@ -311,61 +315,6 @@ def test_doubled_entries_and_foreign_zip_files(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", weights(tensor(storage())))
         archive.writestr("archive/byteorder", "big")
     refused(tmp_path / "big.pt", "big-endian")
-
-
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.98])
-@pytest.mark.parametrize("file", ["zip", "stream"])
-def test_truncated_files(share: float, file: str, tmp_path: Path) -> None:
-    state = {"model.0.weight": torch.randn(40, 10), "model.1.weight": torch.randn(9)}
-    torch.save(state, whole := tmp_path / "whole.pt", _use_new_zipfile_serialization=file == "zip")
-    data = whole.read_bytes()
-    (tmp_path / "cut.pt").write_bytes(data[: int(len(data) * share)])
-    refused(tmp_path / "cut.pt", "damaged|ends within|not a checkpoint")
-
-
-def test_a_flipped_bit_in_the_numbers_is_noticed(tmp_path: Path) -> None:
-    torch.save({"model.0.weight": torch.full((1000,), 7.5)}, whole := tmp_path / "w.pt")
-    data = bytearray(whole.read_bytes())
-    data[data.index(struct.pack("<f", 7.5) * 8) + 100] ^= 1
-    whole.write_bytes(data)
-    refused(whole, "storage '0' cannot be read.*CRC")
-
-
-def test_stream_with_a_storage_beyond_the_file(tmp_path: Path) -> None:
-    program = weights(tensor(storage()))
-    keys = pickle.dumps(["0"], 2)
-    refused(stream(tmp_path / "a.pt", program, keys, struct.pack("<q", 1 << 50)), "ends within storage '0'")
-    refused(stream(tmp_path / "b.pt", program, keys, struct.pack("<q", -4)), "ends within storage '0'")
-    refused(stream(tmp_path / "c.pt", program, pickle.dumps(["9"], 2)), "'9' is listed")
-    refused(stream(tmp_path / "d.pt", program), "'0' is missing")
-    good = stream(tmp_path / "e.pt", program, keys, struct.pack("<q4f", 4, 1, 2, 3, 4))
-    assert read_foreign(good).state["model.0.weight"].tolist() == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    "program",
-    [b"", b".", b"\x80\x02", b"\x80\x02(", b"\x80\x02K\x01K\x02R.", b"\x80\x02h\x05.", b"\x80\x02}}}s.", b"\x80\x09N.",
-     b"\x80\x02Nb.", b"\x80\x02N)R.", b"\x80\x02X\xff\xff\xff\xffab.", b"I" + b"9" * 5000 + b"\n.", b"\xff" * 30],
-)  # fmt: skip
-def test_programs_that_make_no_sense(program: bytes, tmp_path: Path) -> None:
-    refused(write(tmp_path / "bad.pt", program), "damaged or not a checkpoint")
-
-
-def test_random_damage_never_escapes_as_anything_but_a_user_error(tmp_path: Path) -> None:
-    """Hundreds of variants of a real program, each with a few random bytes changed."""
-    with zipfile.ZipFile(shared("golden/ckpt/yolov7-tiny-w025-nc3_stripped.pt")) as archive:
-        program = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
-    draws = np.random.default_rng(0)
-    failed = 0
-    for _ in range(150):
-        data = bytearray(program)
-        for at in draws.integers(0, len(data), 3):
-            data[at] = draws.integers(0, 256)
-        try:
-            read_foreign(write(tmp_path / "w.pt", bytes(data)))
-        except UserError:
-            failed += 1
-    assert failed == 150  # at the latest for want of storages
 
 
 @pytest.mark.parametrize("form", ["zip", "stream", "nested"])

@@ -24,7 +24,7 @@ from utils.anchors import box_sizes, fit_anchors
 from utils.config import Config, parse
 from utils.device import select_device
 from utils.errors import UserError, run_main
-from utils.evaluate import Result, evaluate
+from utils.evaluate import Result, Sink, evaluate
 from utils.run import Run, close_folder, open_folder, restore, reweigh_images, save, whole_strides, write_rows
 from utils.step import LossStep
 
@@ -155,10 +155,11 @@ def train_epoch(run: Run) -> dict[str, float]:
     return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1]}
 
 
-def validate(run: Run, model: Detector) -> Result:
+def validate(run: Run, model: Detector, sink: Sink | None = None) -> Result:
+    """Evaluate on the validation set, loss terms included. sink: gets the first batch and its detections."""
     return evaluate(
         model, run.val, run.device, names=run.meta["names"], criterion=run.loss_step.criterion, match=run.cfg.match,
-        v5_metric=run.cfg.v5_metric, autocast=run.autocast, single_cls=run.cfg.single_cls,
+        v5_metric=run.cfg.v5_metric, autocast=run.autocast, single_cls=run.cfg.single_cls, first_batch_sink=sink,
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ REFUSED = {
     "IAuxDetect": "auxiliary heads are not supported; use the same model's deploy form, whose last row is Detect",
     "MultiHeadDetect": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttn": "switch several heads on with --heads N --head-config FILE",
+    "MultiHeadDetectAttention": "switch several heads on with --heads N --head-config FILE",
 }
 
 
@@ -98,6 +99,7 @@ class Detector(nn.Module):
         self.sources: list[tuple[int, ...]] = []
         self.kinds: list[str] = []
         self.feat: set[int] = set()
+        self.joins: set[int] = set()  # rows whose `from` is a list: they take a list, of one entry too
         rows = [*check_rows(spec, "backbone"), *check_rows(spec, "head")]
         self.sections = sections(len(spec["backbone"]), len(rows))
         default_act = parse_word(spec["activation"], {}) if "activation" in spec else None
@@ -117,6 +119,8 @@ class Detector(nn.Module):
             modules.append(module)
             outputs.append(int(cast(int, module.out_channels)))
             self.sources.append(absolute)
+            if isinstance(source, list):
+                self.joins.add(i)
             self.kinds.append(kind)
         self.model = nn.ModuleList(modules)
         if not hasattr(modules[-1], "decode"):
@@ -156,12 +160,8 @@ class Detector(nn.Module):
         kept: dict[int, Any] = {-1: image}
         x: Any = image
         for i, module in enumerate(self.model):
-            source = self.sources[i]
-            if source != (i - 1,) or isinstance(module, layers.Concat):
-                inputs = [x if s == i - 1 else kept[s] for s in source]
-                x = module(inputs) if len(inputs) > 1 or isinstance(module, layers.Concat) else module(inputs[0])
-            else:
-                x = module(x)
+            inputs = [x if s == i - 1 else kept[s] for s in self.sources[i]]
+            x = module(inputs if i in self.joins else inputs[0])
             if i in self.kept or i in self.feat:
                 kept[i] = x
         return {"det": x, "feat": {i: kept[i] for i in self.feat}}

@@ -289,7 +289,8 @@ class MultiHead(Patch[Flags]):
         return {**super().record(), "head_table": dict(vars(self.table))}
 
     def layers(self) -> Mapping[str, Build]:
-        kinds = {"MultiHeadDetect": MultiHeadDetect, "MultiHeadDetectAttn": MultiHeadDetectAttn}
+        attention = {"MultiHeadDetectAttn": MultiHeadDetectAttn, "MultiHeadDetectAttention": MultiHeadDetectAttn}
+        kinds = {"MultiHeadDetect": MultiHeadDetect, **attention}
         return {name: partial(kind, table=self.table, loss=self.flags.head_loss) for name, kind in kinds.items()}
 
     def on_model_built(self, model: Any, terms: tuple[str, ...]) -> None:

@@ -83,8 +83,7 @@ def read_source(path: str | Path) -> seams.Source:
     if own is not None:
         return seams.Source(str(path), own["ema"], own["meta"])
     found = foreign.read_foreign(path)
-    meta = {"spec": found.yaml, "nc": found.nc, "names": found.names, "from": found.source}
-    return seams.Source(str(path), found.state, {k: v for k, v in meta.items() if v is not None})
+    return seams.Source(str(path), found.state, foreign.as_meta(found))
 
 
 def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def plot_batch(
     canvas = np.full((side * h, side * w, 3), 255, np.uint8)
     for i in range(count):
         picture = np.ascontiguousarray(images[i].permute(1, 2, 0).numpy()[:, :, ::-1])
-        picture = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA if gain < 1 else cv2.INTER_LINEAR)
+        method = cv2.INTER_AREA if gain < 1 else cv2.INTER_LINEAR
+        picture = cv2.resize(picture, (w, h), interpolation=method).astype(np.uint8, copy=False)
         for row in np.asarray(rows[i], dtype=np.float64):
             confident = len(row) == 6
             if confident and row[4] < 0.25:
@@ -196,6 +197,16 @@ def plot_batch(
         canvas[y * h : (y + 1) * h, x * w : (x + 1) * w] = picture
         cv2.rectangle(canvas, (x * w, y * h), ((x + 1) * w - 1, (y + 1) * h - 1), (255, 255, 255), 1)
     cv2.imwrite(str(out), canvas)
+
+
+def plot_found(batch: Mapping[str, Any], found: Sequence[Tensor], names: Sequence[str], folder: Path) -> None:
+    """val_batch0_labels.jpg and val_batch0_pred.jpg: a batch as loaded, and its detections per image [n,6] in input
+    pixels."""
+    images = batch["image"]
+    plot_batch(
+        images, target_rows(batch["target"], len(images), *images.shape[2:]), names, folder / "val_batch0_labels.jpg"
+    )
+    plot_batch(images, [d.numpy() for d in found], names, folder / "val_batch0_pred.jpg")
 
 
 def target_rows(target: Tensor, count: int, height: int, width: int) -> list[npt.NDArray[np.float64]]:

@@ -41,10 +41,10 @@ def free_folder(project: str, name: str, named: bool, exist_ok: bool) -> Path:
     return path
 
 
-def make_folder(path: Path) -> None:
-    """The folder and its weights/."""
+def make_folder(path: Path, weights: bool = True) -> None:
+    """The folder, and weights/ in it."""
     try:
-        (path / "weights").mkdir(parents=True, exist_ok=True)
+        (path / "weights" if weights else path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {path}: {error.strerror}") from None
 

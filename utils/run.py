@@ -11,10 +11,10 @@ import torch
 from models.graph import Detector
 from utils import checkpoint, optim, plots, record, seams
 from utils.config import Config
-from utils.data import class_weights, image_weights
+from utils.data import Sample, class_weights, collate, image_weights
 from utils.device import peak_memory
 from utils.errors import UserError
-from utils.evaluate import Result
+from utils.evaluate import Result, Sink
 from utils.step import LossStep
 
 
@@ -147,19 +147,24 @@ def write_rows(
 
 
 def open_folder(run: Run, settings: dict[str, Any]) -> None:
-    """The run folder with run.yaml and the label statistics."""
+    """The run folder with run.yaml, the label statistics and the first training batch."""
     record.make_folder(run.dir)
     record.write_run_yaml(run.dir / "run.yaml", {**settings, "device": str(run.device)})
-    plots.plot_labels(run.train.dataset.labels, run.meta["names"], run.dir / "labels.png")
+    names, order = run.meta["names"], run.train.sampler.order()
+    plots.plot_labels(run.train.dataset.labels, names, run.dir / "labels.png")
+    batch = collate([run.train.dataset[Sample(0, i)] for i in order[: min(run.cfg.batch_size, 16)].tolist()])
+    rows = plots.target_rows(batch["target"], len(batch["image"]), *batch["image"].shape[2:])
+    plots.plot_batch(batch["image"], rows, names, run.dir / "train_batch0.jpg")
 
 
-def close_folder(run: Run, validate: Callable[[Run, Detector], Result]) -> None:
+def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) -> None:
     """Evaluate best.pt once more, draw the pictures, say where everything is."""
     best = run.dir / "weights" / "best.pt"
     plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
     if best.is_file():
         run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
-        result = validate(run, run.ema.model)
+        names = run.meta["names"]
+        result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
         plots.plot_evaluation(result, run.dir)
         print(f"best.pt: {line(result)}")
     print(f"results in {run.dir}")

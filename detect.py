@@ -1,0 +1,146 @@
+"""Draw detections on images, folders, globs, videos or a camera.
+
+python detect.py --source images/ --weights runs/train/exp/weights/best.pt --img 640
+"""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from models.fuse import fuse
+from models.graph import Detector
+from utils import record
+from utils.boxes import to_native
+from utils.checkpoint import load_detector
+from utils.config import make_parser
+from utils.device import select_device
+from utils.errors import UserError, run_main
+from utils.letterbox import letterbox
+from utils.nms import nms
+from utils.plots import colour, draw_box
+from utils.run import whole_strides
+from utils.source import Frame, Image, find_files, frames
+from utils.tables import label_lines
+
+
+def parse(argv: list[str]) -> Any:
+    p = make_parser("detect.py", "Draw detections.")
+    p.add_argument("--weights", required=True, help="checkpoint, ours or YOLOv5's or YOLOv7's")
+    p.add_argument("--cfg", default="", help="model YAML, for weights that carry none")
+    p.add_argument("--source", required=True, help="image, folder, glob, video, or a camera's number")
+    p.add_argument("--img-size", "--img", "--imgsz", type=int, default=640, help="pixels")
+    p.add_argument("--conf-thres", "--conf", type=float, default=0.25, help="lowest confidence")
+    p.add_argument("--iou-thres", "--iou", type=float, default=0.45, help="IoU of NMS")
+    p.add_argument("--max-det", type=int, default=300, help="detections per image")
+    p.add_argument("--device", default="", help="cuda device number, cpu or mps")
+    p.add_argument("--classes", type=int, nargs="+", help="only these classes")
+    p.add_argument("--agnostic-nms", action="store_true", help="suppress across classes")
+    p.add_argument("--save-txt", action="store_true", help="write detections as label files")
+    p.add_argument("--save-conf", action="store_true", help="with --save-txt: confidence as last column")
+    p.add_argument("--nosave", action="store_true", help="write no pictures or videos")
+    p.add_argument("--no-trace", action="store_true", help="accepted for old commands; nothing is ever traced")
+    p.add_argument("--project", default="runs/detect")
+    p.add_argument("--name", default="exp")
+    p.add_argument("--exist-ok", action="store_true")
+    args = p.parse_args(argv)
+    args.named = any(a.split("=")[0] == "--name" for a in argv)
+    return args
+
+
+@torch.inference_mode()
+def detect(model: Detector, image: Image, size: int, device: torch.device, args: Any) -> torch.Tensor:
+    """BGR image -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class."""
+    fitted, ratio, pad = letterbox(image, size, stride=int(model.stride.max()))
+    tensor = (
+        torch.from_numpy(np.ascontiguousarray(fitted[:, :, ::-1].transpose(2, 0, 1))).to(device)[None].float() / 255
+    )
+    parts = model.decode(model(tensor)["det"])
+    found = nms(
+        parts, args.conf_thres, args.iou_thres, multi_label=False, classes=args.classes, agnostic=args.agnostic_nms,
+        max_det=args.max_det,
+    )[0].cpu()  # fmt: skip
+    native = to_native(found[:, :4], [*ratio, *pad], (image.shape[0], image.shape[1]))
+    return torch.cat((native, found[:, 4:]), 1)
+
+
+class Output:
+    """Writes drawn pictures, videos frame by frame, and label files; never two results to one name."""
+
+    def __init__(self, folder: Path, args: Any) -> None:
+        self.folder, self.args = folder, args
+        self.writers: dict[str, cv2.VideoWriter] = {}
+        self.taken: set[Path] = set()
+
+    def add(self, frame: Frame, found: torch.Tensor, names: list[str]) -> None:
+        stem = Path(frame.source).stem
+        if self.args.save_txt and len(found):
+            suffix = "" if frame.number is None else f"_{frame.number:06d}"
+            (self.folder / "labels").mkdir(exist_ok=True)
+            text = label_lines(found, frame.image.shape[:2], self.args.save_conf)
+            (self.folder / "labels" / f"{stem}{suffix}.txt").write_text(text)
+        if self.args.nosave:
+            return
+        drawn = frame.image.copy()
+        for *box, confidence, c in found.tolist():
+            draw_box(
+                drawn,
+                box,
+                f"{names[int(c)]} {confidence:.2f}",
+                colour(int(c)),
+                scale=max(min(drawn.shape[:2]) / 1000, 0.4),
+            )
+        if frame.number is None:
+            cv2.imwrite(str(self.free(Path(frame.source).name)), drawn)
+            return
+        if frame.source not in self.writers:
+            size = (drawn.shape[1], drawn.shape[0])
+            path = str(self.free(f"{stem}.mp4"))
+            self.writers[frame.source] = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
+        self.writers[frame.source].write(drawn)
+
+    def free(self, name: str) -> Path:
+        """A path in the folder that this call has not written yet (images of one name from several folders)."""
+        path = self.folder / name
+        number = 2
+        while path in self.taken:
+            path = self.folder / f"{Path(name).stem}_{number}{Path(name).suffix}"
+            number += 1
+        self.taken.add(path)
+        return path
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.release()
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    device = select_device(args.device)
+    folder = record.free_folder(args.project, args.name, args.named, args.exist_ok)
+    if not args.source.isdigit():
+        find_files(args.source)
+    model, meta = load_detector(args.weights, args.cfg)
+    names, size = meta["names"], whole_strides(args.img_size, int(model.stride.max()))
+    if args.classes and max(args.classes) >= model.nc:
+        raise UserError(f"--classes {max(args.classes)}: the model has classes 0..{model.nc - 1}")
+    model = fuse(model).to(device)
+    record.make_folder(folder, weights=False)
+    output, count, boxes = Output(folder, args), 0, 0
+    try:
+        for frame in frames(args.source):
+            found = detect(model, frame.image, size, device, args)
+            output.add(frame, found, names)
+            count, boxes = count + 1, boxes + len(found)
+            seen = {names[c]: int((found[:, 5] == c).sum()) for c in found[:, 5].unique().int().tolist()}
+            number = "" if frame.number is None else f" frame {frame.number}"
+            print(f"{frame.source}{number}: {', '.join(f'{n} {name}' for name, n in seen.items()) or 'nothing'}")
+    finally:
+        output.close()
+    print(f"{count} images, {boxes} detections, results in {folder}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,100 @@
+"""Evaluate a checkpoint.
+
+  python test.py --data data/shapes.yaml --weights runs/train/exp/weights/best.pt --img 160
+
+Prints P, R, mAP@.5 and mAP@.5:.95 with the matching rule they were made by, per class and per head; draws curves,
+confusion matrix and the first batch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from utils import data, plots, record, tables
+from utils.checkpoint import load_detector
+from utils.config import make_parser
+from utils.device import select_device
+from utils.errors import UserError, run_main
+from utils.evaluate import Result, evaluate
+from utils.run import whole_strides
+
+TASKS = ("val", "train", "test", "speed")
+
+
+def parse(argv: list[str]) -> Any:
+    p = make_parser("test.py", "Evaluate a checkpoint.")
+    p.add_argument("--weights", required=True, help="checkpoint, ours or YOLOv5's or YOLOv7's")
+    p.add_argument("--cfg", default="", help="model YAML, for weights that carry none")
+    p.add_argument("--data", default="data/coco.yaml", help="data YAML")
+    p.add_argument("--batch-size", "--batch", type=int, default=32)
+    p.add_argument("--img-size", "--img", "--imgsz", type=int, default=640, help="pixels")
+    p.add_argument("--conf-thres", "--conf", type=float, default=0.001, help="lowest confidence")
+    p.add_argument("--iou-thres", "--iou", type=float, default=0.65, help="IoU of NMS")
+    p.add_argument("--task", default="val", choices=TASKS, help="split to evaluate; speed: val, timings in front")
+    p.add_argument("--device", default="", help="cuda device number, cpu or mps")
+    p.add_argument("--workers", type=int, default=8)
+    p.add_argument("--single-cls", action="store_true", help="treat all classes as one")
+    p.add_argument("--verbose", action="store_true", help="per class also for 50 classes and more")
+    p.add_argument("--save-txt", action="store_true", help="write detections as label files")
+    p.add_argument("--save-conf", action="store_true", help="with --save-txt: confidence as last column")
+    p.add_argument("--save-json", action="store_true", help="write detections in COCO's format")
+    p.add_argument(
+        "--anno-json", default="", help="COCO annotations: category ids, and with --save-json COCO's 12 figures"
+    )
+    p.add_argument(
+        "--save-per-class-ap", default="", metavar="PATH", help="JSON: map50, map, per_class {id: {ap50, ap, name}}"
+    )
+    p.add_argument(
+        "--match", default="coco", choices=("coco", "v7", "v5"), help="rule that matches detections to boxes"
+    )
+    p.add_argument("--v5-metric", action="store_true", help="YOLOv5's recall sentinel in AP")
+    p.add_argument("--no-trace", action="store_true", help="accepted for old commands; nothing is ever traced")
+    p.add_argument("--on-bad-data", default="error", choices=("error", "skip"))
+    p.add_argument("--project", default="runs/test")
+    p.add_argument("--name", default="exp")
+    p.add_argument("--exist-ok", action="store_true")
+    args = p.parse_args(argv)
+    args.named = any(a.split("=")[0] == "--name" for a in argv)
+    return args
+
+
+def main(argv: list[str]) -> Result:
+    args = parse(argv)
+    device = select_device(args.device)
+    folder = record.free_folder(args.project, args.name, args.named, args.exist_ok)
+    model, _ = load_detector(args.weights, args.cfg)
+    spec = data.read_data(args.data)
+    if not args.single_cls and spec.nc != model.nc:
+        raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
+    stride = int(model.stride.max())
+    size = whole_strides(args.img_size, stride)
+    dataset = data.make_dataset(
+        spec, "val" if args.task == "speed" else args.task, img_size=size, stride=stride,
+        batch_size=args.batch_size, augment=None, rect=True, pad=0.5, cache_images=False, single_cls=args.single_cls,
+        on_bad_data=args.on_bad_data, seed=0,
+    )  # fmt: skip
+    loader = data.make_loader(dataset, batch_size=args.batch_size, workers=args.workers, shuffle=False, seed=0)
+    names = ["item"] if args.single_cls else list(spec.names)
+    record.make_folder(folder, weights=False)
+    result = evaluate(
+        model.to(device), loader, device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
+        match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls,
+        first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
+    )  # fmt: skip
+    if args.task == "speed":
+        print(tables.speed_line(result))
+    print(tables.result_table(result, per_class=args.verbose or len(names) < 50))
+    plots.plot_evaluation(result, folder)
+    if args.save_per_class_ap:
+        tables.write_per_class_ap(result, Path(args.save_per_class_ap))
+    if args.save_txt:
+        tables.write_labels(result, dataset.sizes, folder / "labels", args.save_conf)
+    if args.save_json:
+        from utils import coco_eval  # its backend is loaded only where it is asked for
+
+        coco_eval.report(result, names, folder / "detections.json", args.anno_json)
+    print(f"results in {folder}")
+    return result
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,79 @@
+"""What an evaluation prints and writes: tables per class and per head, AP as JSON, detections as label files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from utils.evaluate import Result
+
+
+def number(value: float) -> str:
+    """A share with four digits, or - where there was nothing to measure."""
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def result_table(result: Result, per_class: bool) -> str:
+    """All classes, then each class with objects, then each head where there are several."""
+    rows = [("all", result.n_gt.sum(), result.mp, result.mr, result.f1, result.map50, result.map)]
+    if per_class and len(result.names) > 1:
+        seen = [c for c in range(len(result.names)) if result.n_gt[c]]
+        rows += [
+            (
+                result.names[c],
+                result.n_gt[c],
+                result.p[c],
+                result.r[c],
+                result.f1_per_class[c],
+                result.ap50[c],
+                result.ap[c],
+            )
+            for c in seen
+        ]
+    width = max(len(str(r[0])) for r in rows) + 2
+    head = f"{'class':{width}}{'objects':>9}" + "".join(f"{t:>11}" for t in ("P", "R", "F1", "mAP@.5", "mAP@.5:.95"))
+    lines = [f"{result.images} images, {result.rule}", head]
+    lines += [f"{r[0]:{width}}{r[1]:>9}" + "".join(f"{number(float(v)):>11}" for v in r[2:]) for r in rows]
+    if len(result.per_head) > 1:
+        lines += [f"{'head':{width}}{'objects':>9}{'mAP@.5':>11}{'mAP@.5:.95':>11}"]
+        lines += [f"{k:{width}}{h.n_gt:>9}{number(h.map50):>11}{number(h.map):>11}" for k, h in result.per_head.items()]
+    return "\n".join(lines)
+
+
+def speed_line(result: Result) -> str:
+    """Milliseconds per image of each part."""
+    return ", ".join(f"{k} {1000 * v / max(result.images, 1):.1f} ms" for k, v in result.seconds.items()) + " per image"
+
+
+def write_per_class_ap(result: Result, path: Path) -> None:
+    """JSON: map50, map, match, per_class {id: {ap50, ap, name}} of the classes that have objects."""
+    classes = {
+        str(c): {"ap50": float(result.ap50[c]), "ap": float(result.ap[c]), "name": name}
+        for c, name in enumerate(result.names)
+        if result.n_gt[c]
+    }
+    content = {"map50": result.map50, "map": result.map, "match": result.match, "per_class": classes}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))
+
+
+def label_lines(found: Tensor, shape: Sequence[int], with_confidence: bool) -> str:
+    """Detections [n,6] (x0,y0,x1,y1 native pixels, confidence, class) of an image (h, w) as label lines, in 0..1."""
+    h, w = shape
+    lines = []
+    for x0, y0, x1, y1, confidence, c in found.tolist():
+        box = ((x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h)
+        values = [*box, confidence] if with_confidence else box
+        lines.append(" ".join([str(int(c)), *(f"{v:.6f}" for v in values)]))
+    return "".join(line + "\n" for line in lines)
+
+
+def write_labels(result: Result, sizes: npt.NDArray[np.int64], folder: Path, with_confidence: bool) -> None:
+    """One label file per image with detections. sizes [images,2]: native (h, w), in the order of result.paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, found, shape in zip(result.paths, result.detections, sizes.tolist(), strict=True):
+        if len(found):
+            (folder / f"{Path(path).stem}.txt").write_text(label_lines(found, shape, with_confidence))

@@ -87,7 +87,7 @@ def test_training_forward_statistics_and_gradients_equal_the_original(name: str)
     ("name", "within"), [("yolov7-tiny", 1.0), ("yolov5n", 1.0), ("yolov7-tiny-1b4h-standard", 0.9)]
 )
 def test_gradient_norms_of_all_parameters_equal_the_original(name: str, within: float) -> None:
-    """In float64: in float32 one activation at a LeakyReLU's kink falls on either side, which moves norms by .3 % between
+    """In float64: in float32 an activation at a LeakyReLU kink falls on either side; norms then move by .3 % between
     one and two threads. The reference is float32 itself; of the 1B4H model a few of its norms carry that noise."""
     ref, model, _ = model_or_skip(name)
     notes = ref.json(f"forward/{name}.json")

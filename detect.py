@@ -84,7 +84,7 @@ class Output:
         if self.args.nosave:
             return
         drawn = frame.image.copy()
-        for *box, confidence, c in found.tolist():
+        for *box, confidence, c in found.flip(0).tolist():  # best on top
             draw_box(
                 drawn,
                 box,

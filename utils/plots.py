@@ -186,7 +186,7 @@ def plot_batch(
         picture = np.ascontiguousarray(images[i].permute(1, 2, 0).numpy()[:, :, ::-1])
         method = cv2.INTER_AREA if gain < 1 else cv2.INTER_LINEAR
         picture = cv2.resize(picture, (w, h), interpolation=method).astype(np.uint8, copy=False)
-        for row in np.asarray(rows[i], dtype=np.float64):
+        for row in np.asarray(rows[i], dtype=np.float64)[::-1]:  # best first in the list, so drawn last, on top
             confident = len(row) == 6
             if confident and row[4] < 0.25:
                 continue

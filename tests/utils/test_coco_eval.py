@@ -1,0 +1,139 @@
+"""COCO's files: ids and boxes as COCO has them, the twelve figures equal to pycocotools'."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.shared import ROOT, shared
+from utils import coco_eval
+from utils.coco_eval import FIGURES, NAMES, Ids, figures, read_ids, report, to_rows
+from utils.errors import UserError
+
+needs_hotcoco = pytest.mark.skipif(importlib.util.find_spec("hotcoco") is None, reason="needs the package hotcoco")
+
+
+def reference(case: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(shared("golden/metrics/coco.json").read_text())[case]
+    for image in found["images"]:
+        image["file_name"] = f"{image['id']:012d}.jpg"
+    return found
+
+
+def annotations(folder: Path, found: dict[str, Any]) -> Path:
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({k: found[k] for k in ("images", "annotations", "categories")}))
+    return path
+
+
+@needs_hotcoco
+@pytest.mark.parametrize("case", ["e2e", "crowd"])
+def test_twelve_figures_equal_pycocotools(case: str, tmp_path: Path) -> None:
+    found = reference(case)
+    rows = [{k: d[k] for k in ("image_id", "category_id", "bbox", "score")} for d in found["detections"]]
+    got = figures(annotations(tmp_path, found), rows, [i["id"] for i in found["images"]])
+    assert list(got) == list(FIGURES)
+    np.testing.assert_allclose(list(got.values()), found["stats"], rtol=0, atol=1e-9)
+
+
+@needs_hotcoco
+def test_figures_are_of_the_images_asked_for(tmp_path: Path) -> None:
+    """Half of the images: as if the other half were not in the file."""
+    found = reference("e2e")
+    half = {i["id"] for i in found["images"][::2]}
+    rows = [
+        {k: d[k] for k in ("image_id", "category_id", "bbox", "score")}
+        for d in found["detections"]
+        if d["image_id"] in half
+    ]
+    got = figures(annotations(tmp_path, found), rows, sorted(half))
+    cut = {
+        "images": [i for i in found["images"] if i["id"] in half],
+        "annotations": [a for a in found["annotations"] if a["image_id"] in half],
+        "categories": found["categories"],
+    }
+    assert got == figures(annotations(tmp_path, cut), rows, sorted(half))
+    assert got["AP"] != pytest.approx(found["stats"][0], abs=1e-4)
+
+
+def test_category_ids_of_coco() -> None:
+    names = yaml.safe_load((ROOT / "data" / "coco.yaml").read_text())["names"]
+    assert tuple(names) == NAMES
+    want = json.loads(shared("golden/geometry/yolov7.json").read_text())["misc"]["coco80_to_91"]
+    assert read_ids(names).categories == want
+    assert read_ids(["toothbrush", "person"]).categories == [90, 1], "a selection of COCO's classes keeps COCO's ids"
+    assert read_ids(["person", "heron"]).categories == [0, 1], "other names: numbers of the data YAML"
+
+
+def test_ids_of_an_annotation_file_go_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    content = {
+        "images": [{"id": 7, "file_name": "sub/left_01.png"}],
+        "annotations": [],
+        "categories": [{"id": 30, "name": "b"}, {"id": 4, "name": "a"}, {"id": 5, "name": "person"}],
+    }
+    path.write_text(json.dumps(content))
+    ids = read_ids(["a", "b"], path)
+    assert ids.categories == [4, 30] and ids.image("/x/left_01.png") == 7
+    with pytest.raises(UserError, match=r"left_02\.png"):
+        ids.image("/x/left_02.png")
+    with pytest.raises(UserError, match=r"no category for .*'heron'"):
+        read_ids(["a", "heron"], path)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    (None, "No such file"), ("{", "is no JSON"), ("[]", "`images`"), ('{"images": [{"id": 1}]}', "`images` must be"),
+    ('{"images": [], "annotations": [], "categories": [3]}', "`categories`"),
+])  # fmt: skip
+def test_broken_annotation_files(text: str | None, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_ids(["a"], path)
+
+
+def test_rows() -> None:
+    det = torch.tensor([[10.0, 20.0, 30.5, 60.25, 0.123456789, 1.0]])
+    ids = Ids([1, 90], None, "")
+    rows = to_rows(["/d/000000000139.jpg", "/d/night_7.jpg"], [det, det], ids)
+    assert rows[0] == {"image_id": 139, "category_id": 90, "bbox": [10.0, 20.0, 20.5, 40.25], "score": 0.12346}
+    assert rows[1]["image_id"] == "night_7"
+    with pytest.raises(UserError, match="both be image 139"):
+        to_rows(["/a/139.jpg", "/b/0139.jpg"], [det, det], ids)
+
+
+@needs_hotcoco
+def test_report_writes_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Detections that are the truth: AP 1, through the file names and category names of the annotation file."""
+    found = reference("e2e")
+    boxes: dict[int, list[list[float]]] = {i["id"]: [] for i in found["images"]}
+    for a in found["annotations"]:
+        x, y, w, h = a["bbox"]
+        boxes[a["image_id"]].append([x, y, x + w, y + h, 0.9, a["category_id"]])
+    result: Any = SimpleNamespace(
+        paths=[f"/images/{i:012d}.jpg" for i in boxes],
+        detections=[torch.tensor(v).reshape(-1, 6) for v in boxes.values()],
+    )
+    names = [c["name"] for c in found["categories"]]
+    out = tmp_path / "detections.json"
+    got = report(result, names, out, annotations(tmp_path, found))
+    assert got is not None and got["AP"] == pytest.approx(1.0)
+    assert len(json.loads(out.read_text())) == len(found["annotations"])
+    assert "AP 1.0000" in capsys.readouterr().out
+    assert report(result, names, out) is None
+
+
+def test_missing_backend_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(coco_eval.importlib, "import_module", absent)
+    with pytest.raises(UserError, match="pip install hotcoco"):
+        figures(tmp_path / "a.json", [], [])

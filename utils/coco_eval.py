@@ -1,6 +1,6 @@
 """COCO's files: detections as a result JSON, and COCO's twelve figures of it against an annotation JSON.
 
-A result file lists {"image_id", "category_id", "bbox": x, y, w, h in native pixels, "score"}, rounded to 0.001 and 0.00001.
+A result file lists {"image_id", "category_id", "bbox": x, y, w, h in native pixels, "score"}, with 3 and 5 decimals.
 Ids are those of the annotation file where there is one: images by file name, classes by name. Without it an image's id
 is its file name without suffix, as a number where it is one; a class's id is COCO's (1..90) where all class names are
 COCO's, else its number in the data YAML. The figures come from hotcoco, which agrees with pycocotools to the last digit

@@ -102,6 +102,7 @@ class Detector(nn.Module):
         self.joins: set[int] = set()  # rows whose `from` is a list: they take a list, of one entry too
         rows = [*check_rows(spec, "backbone"), *check_rows(spec, "head")]
         self.sections = sections(len(spec["backbone"]), len(rows))
+        check_settings(spec)
         default_act = parse_word(spec["activation"], {}) if "activation" in spec else None
         modules: list[nn.Module] = []
         outputs = [channels]  # outputs[i + 1] = channels of module i
@@ -113,7 +114,7 @@ class Detector(nn.Module):
             try:
                 module = build_row(spec, nc, builders, kind, number, args, c1 if isinstance(source, list) else c1[0])
             except (TypeError, ValueError, RuntimeError) as error:
-                raise GraphError(f"row {i} ({kind} {args}): {error}") from None
+                raise GraphError(f"row {i} ({kind} {args}): {first_line(error)}") from None
             if default_act is not None:
                 replace_activation(module, default_act)
             modules.append(module)
@@ -126,7 +127,10 @@ class Detector(nn.Module):
         if not hasattr(modules[-1], "decode"):
             raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
         self.kept = {s for i, source in enumerate(self.sources) for s in source if s != i - 1}
-        self.head.attach([128 // shape[-1] for shape in self.shapes(128)[-1]])
+        sizes = [shape[-1] for shape in self.shapes(128)[-1]]
+        if any(128 % size for size in sizes):
+            raise GraphError(f"row {len(rows) - 1}: 128 px give {sizes} cells; strides must be powers of 2")
+        self.head.attach([128 // size for size in sizes])
 
     @property
     def head(self) -> Head:
@@ -182,12 +186,18 @@ class Detector(nn.Module):
         ]
         modes = [(module, module.training) for module in self.modules()]
         state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
-        with torch.no_grad():
-            torch.func.functional_call(self.eval(), state, torch.zeros(1, self.in_channels, size, size, device="meta"))
-        for module, mode in modes:
-            module.training = mode  # not train(): frozen norms stay in eval
-        for hook in hooks:
-            hook.remove()
+        try:
+            with torch.no_grad():
+                image = torch.zeros(1, self.in_channels, size, size, device="meta")
+                torch.func.functional_call(self.eval(), state, image)
+        except (TypeError, ValueError, RuntimeError) as error:
+            failed = len(shapes)
+            raise GraphError(f"row {failed} ({self.kinds[failed]}) at {size} px: {first_line(error)}") from None
+        finally:
+            for module, mode in modes:
+                module.training = mode  # not train(): frozen norms stay in eval
+            for hook in hooks:
+                hook.remove()
         return [shapes[i] for i in range(len(self.model))]
 
     def table(self, size: int) -> list[Row]:
@@ -207,7 +217,30 @@ def check_rows(spec: Mapping[str, Any], part: str) -> list[Any]:
     for i, row in enumerate(rows):
         if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
             raise GraphError(f"{part} row {i}: {row} is not [from, number, module, args]")
+        source = row[0] if isinstance(row[0], list) else [row[0]]
+        if not source or not all(whole(s) for s in source):
+            raise GraphError(f"{part} row {i}: {row}: from must be a row number or a list of them")
+        if not whole(row[1]) or row[1] < 1:
+            raise GraphError(f"{part} row {i}: {row}: number must be 1 or more")
     return rows
+
+
+def whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_settings(spec: Mapping[str, Any]) -> None:
+    """The keys beside the rows."""
+    for key in ("width_multiple", "depth_multiple"):
+        value = spec.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise GraphError(f"{key} must be a number above 0, got {value!r}")
+    if "activation" in spec and not isinstance(parse_word(spec["activation"], {}), nn.Module):
+        raise GraphError(f"activation: {spec['activation']!r} is none of nn.{', nn.'.join(ACTIVATIONS)}")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def sections(backbone: int, total: int) -> dict[str, range]:
@@ -223,7 +256,11 @@ def build_row(
     if build is None:
         raise ValueError(f"unknown module; {REFUSED.get(kind, 'known: ' + ', '.join(sorted(builders)))}")
     words = [parse_word(a, {"nc": nc, "anchors": spec.get("anchors")}) for a in args]
+    if odd := [w for w in words if isinstance(w, str) and not re.fullmatch(r"[A-Za-z]\w*", w)]:
+        raise ValueError(f"cannot read the argument {odd[0]!r}; nothing is evaluated")
     if getattr(build, "scales_width", False):
+        if not words or not isinstance(words[0], (int, float)) or not words[0] > 0:
+            raise ValueError("its first argument must be a number of output channels")
         words[0] = make_divisible(words[0] * spec.get("width_multiple", 1.0))
     n = max(round(number * spec.get("depth_multiple", 1.0)), 1) if number > 1 else number
     if getattr(build, "takes_repeats", False):

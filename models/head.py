@@ -49,6 +49,10 @@ class AnchorHead(nn.Module):
 
     def __init__(self, c1: Sequence[int], nc: int, anchors: Sequence[Sequence[float]]) -> None:
         super().__init__()
+        if not isinstance(c1, list):
+            raise ValueError("a detector's `from` must be a list of rows")
+        if not isinstance(anchors, list) or not all(isinstance(a, list) for a in anchors):
+            raise ValueError(f"anchors are {anchors!r}: give a list of w,h pairs per level")
         if len(anchors) != len(c1) or any(len(a) % 2 or not len(a) for a in anchors):
             raise ValueError(
                 f"the detector joins {len(c1)} levels, but anchors are {anchors}: give w,h pairs per level"

@@ -22,6 +22,7 @@ from models.graph import LAYERS, Detector
 from models.loss import Criterion, DetectionLoss, LossSettings
 from utils import seams
 from utils.errors import UserError
+from utils.head_file import HeadTable
 
 ROOT = Path(__file__).resolve().parent.parent
 UNFILLED = ("num_batches_tracked", "anchors", "anchor_grid")  # keys that the fill rule leaves as built
@@ -100,10 +101,10 @@ def multihead() -> ModuleType:
         raise Absent(str(error)) from None
 
 
-def head_table(groups: Any, weights: Any, full_head: bool) -> Any:
-    """multihead.HeadTable of the reference's description."""
+def head_table(groups: Any, weights: Any, full_head: bool) -> HeadTable:
+    """The reference's description of the heads as ours."""
     names = tuple(f"head_{h}" for h in range(len(groups)))
-    return multihead().HeadTable(names, tuple(map(tuple, groups)), tuple(weights), "", full_head)
+    return HeadTable(names, tuple(map(tuple, groups)), tuple(weights), "", full_head)
 
 
 def model_for(ref: Reference, name: str) -> Detector:

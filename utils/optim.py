@@ -76,9 +76,8 @@ class Schedule:
         epoch = step // self.batches
         if self.warming(step):
             return interpolate(step, self.warmup, self.bias_start if bias else 0.0, self.peak * self.factor(epoch))
-        late = (
-            1 if self.compat != "none" else 0
-        )  # the originals step their scheduler at the end of each epoch, after warm-up's own rule
+        # the originals step their scheduler at the end of an epoch; where warm-up ends, its last rate lasts that epoch
+        late = self.compat != "none" and epoch > self.warmup // self.batches
         return self.peak * self.factor(max(epoch - late, 0))
 
     def warming(self, step: int) -> bool:
@@ -149,9 +148,7 @@ def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -
     """Write the rates of this step into the groups: schedule times the group's own lr_scale."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr(step, bias=group["name"].startswith("bias")) * group["lr_scale"]
-        if "betas" in group:
-            group["betas"] = (schedule.momentum_at(step), group["betas"][1])
-        else:
+        if "momentum" in group:  # Adam's betas have no warm-up, as in the originals
             group["momentum"] = schedule.momentum_at(step)
 
 

@@ -91,6 +91,12 @@ def test_iou_by_hand() -> None:
     assert boxes.box_iou(a, torch.zeros(0, 4)).shape == (2, 0)
 
 
+def test_polygon_box_leaves_out_points_beyond_each_side() -> None:
+    inner = [[2.0, 3.0], [8.0, 4.0], [5.0, 9.0]]
+    for outer in ([-1.0, 5.0], [11.0, 5.0], [5.0, -1.0], [5.0, 11.0]):
+        assert boxes.polygon_box(np.array([*inner, outer]), 10, 10).tolist() == [2, 3, 8, 9]
+
+
 def test_polygon_outside_gives_zeros_and_no_polygons_give_no_boxes() -> None:
     assert (boxes.polygon_box(np.array([[-3.0, -3.0], [-1.0, -2.0]]), 10, 10) == 0).all()
     assert boxes.polygons_to_xywh([]).shape == (0, 4)

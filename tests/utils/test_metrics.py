@@ -229,6 +229,20 @@ def test_order_of_detections_does_not_matter() -> None:
         np.testing.assert_array_equal(a.f1, b.f1)
 
 
+def test_equal_scores_keep_their_order() -> None:
+    """Of 64 detections with one score the first 32 are right: precision is 1 up to full recall."""
+    tp = np.repeat((np.arange(64) < 32)[:, None], 10, 1)
+    found = average_precision(tp, np.full(64, 0.5), np.zeros(64), np.zeros(32), "coco")
+    assert found.ap == pytest.approx(1)
+
+
+def test_iou_is_computed_in_the_type_of_the_rule() -> None:
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    assert {r: image_iou(box, box, r).dtype for r in ("coco", "v5", "v7")} == {
+        "coco": torch.float64, "v5": torch.float32, "v7": torch.float32,
+    }  # fmt: skip
+
+
 def test_best_confidence_is_where_mean_f1_peaks() -> None:
     """One class; the right detections score above .6, the wrong ones below .4."""
     conf = np.concatenate([np.linspace(0.6, 0.9, 50), np.linspace(0.1, 0.4, 50)])

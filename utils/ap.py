@@ -19,9 +19,7 @@ from utils.matching import Floats, Ints
 
 GRID = np.linspace(0, 1, 1000)  # confidences (or recalls) at which the curves are sampled
 RECALLS = np.linspace(0, 1, 101)
-SMOOTH = (
-    0.1  # share of the grid over which F1 is averaged before its peak is looked for (coco and v5; v7 does not smooth)
-)
+SMOOTH = 0.1  # coco and v5 look for the peak of F1 averaged over this share of the grid; v7 does not average
 
 
 @dataclass(frozen=True)

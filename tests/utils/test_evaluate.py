@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.head import Part
 from utils.errors import UserError
 from utils.evaluate import evaluate
+from utils.nms import nms
 
 CPU = torch.device("cpu")
 
@@ -99,6 +100,46 @@ def test_a_blind_head_pulls_down_its_own_classes_only() -> None:
     assert result.per_head["head_0"].map == pytest.approx(1) and result.per_head["head_1"].map == 0
     assert result.map == pytest.approx(0.5) and result.ap[:4].tolist() == [1, 0, 0, 1]
     assert result.confusion[5].tolist() == [0, 1, 1, 0, 0, 0], "missed objects are in the background row"
+
+
+def test_loose_boxes_count_at_low_thresholds_only() -> None:
+    """Boxes 1.3 times as wide: IoU 1 / 1.3 = .77 passes .50 to .75, six of ten thresholds."""
+    ids = list(range(5))
+    wide = torch.tensor([1, 1, 1.3, 1, 1, *[1.0] * 5])
+    model = Told([[answer(t, ids) * wide for t in TARGETS]], [ids])
+    result = evaluate(model, batches(TARGETS), CPU, names=NAMES, progress=False)  # type: ignore[arg-type]
+    assert result.ap50[:4].tolist() == [1, 1, 1, 1] and result.map50 == pytest.approx(1)
+    assert result.ap[2] == pytest.approx(0.6) and result.fitness == pytest.approx(0.1 + 0.9 * result.map)
+
+
+def test_coco_leaves_out_what_comes_after_a_hundred_of_a_class() -> None:
+    """150 detections in one image, apart from each other; the only right one is the worst."""
+    target = [[[0, 25, 20, 10, 10]]]
+    pred = torch.zeros(150, 10)
+    pred[:, 0], pred[:, 1] = torch.arange(150) % 15 * 6.0 + 3, torch.arange(150) // 15 * 1.0 + 1
+    pred[:, 2:4], pred[:, 4], pred[:, 5] = 1.0, torch.linspace(0.9, 0.5, 150), 1.0
+    pred[149, :4] = torch.tensor([50.0, 50.0, 20.0, 20.0])
+    for match, low, high in (("coco", 0.0, 0.0), ("v5", 0.001, 0.05)):
+        model = Told([[pred]], [list(range(5))])
+        result = evaluate(model, batches(target), CPU, names=NAMES, match=match, progress=False)  # type: ignore[arg-type]
+        assert len(result.detections[0]) == 150
+        assert low <= result.map50 <= high, match
+
+
+@pytest.mark.parametrize(("match", "offset", "conf"), [
+    ("coco", None, "obj"), ("v7", 4096.0, "obj"), ("v5", 7680.0, "product"),
+])  # fmt: skip
+def test_each_rule_has_its_nms(match: str, offset: float | None, conf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def spy(*args: Any, **options: Any) -> list[Tensor]:
+        asked.update(options)
+        return nms(*args, **options)
+
+    monkeypatch.setattr("utils.evaluate.nms", spy)
+    model = Told([[answer(t, [0]) for t in TARGETS]], [[0]])
+    evaluate(model, batches(TARGETS), CPU, names=["a"], match=match, progress=False, single_cls=True)  # type: ignore[arg-type]
+    assert (asked["offset"], asked["single_class_conf"]) == (offset, conf)
 
 
 def test_head_without_objects_is_nan() -> None:

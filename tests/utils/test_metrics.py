@@ -230,9 +230,10 @@ def test_order_of_detections_does_not_matter() -> None:
 
 
 def test_equal_scores_keep_their_order() -> None:
-    """Of 64 detections with one score the first 32 are right: precision is 1 up to full recall."""
-    tp = np.repeat((np.arange(64) < 32)[:, None], 10, 1)
-    found = average_precision(tp, np.full(64, 0.5), np.zeros(64), np.zeros(32), "coco")
+    """Half of the detections share a score; the right ones come first among them: precision is 1 up to full recall."""
+    conf = np.tile([0.3, 0.2, 0.1, 0.2], 16)
+    right = (conf == 0.3) | ((conf == 0.2) & (np.arange(64) < 16))
+    found = average_precision(np.repeat(right[:, None], 10, 1), conf, np.zeros(64), np.zeros(24), "coco")
     assert found.ap == pytest.approx(1)
 
 

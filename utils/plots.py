@@ -87,8 +87,11 @@ def plot_evaluation(result: Result, folder: Path) -> None:
 
 def plot_curve(out: Path, values: npt.NDArray[np.float64], x: str, y: str, result: Result, summary: str) -> None:
     """values [K,G] over GRID, one line per class and the mean."""
+    from matplotlib import colormaps
+
     figure, (ax,) = new_figure(8, 5.5)
     few = len(values) <= FEW
+    ax.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
     for c, line in zip(result.curves.classes, values, strict=True):
         label = f"{result.names[c]} {result.ap50[c]:.3f}" if y == "precision" else result.names[c]
         ax.plot(

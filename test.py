@@ -3,13 +3,14 @@
   python test.py --data data/shapes.yaml --weights runs/train/exp/weights/best.pt --img 160
 
 Prints P, R, mAP@.5 and mAP@.5:.95 with the matching rule they were made by, per class and per head; draws curves,
-confusion matrix and the first batch.
+confusion matrix and the first batch. --match v5 or v7 repeats that program throughout: its matching, its AP, its NMS
+rounding and how it batches and maps images; with its --iou-thres and --batch-size the figures are its own.
 """
 
 from pathlib import Path
 from typing import Any
 
-from utils import data, plots, record, tables
+from utils import coco_eval, data, plots, record, tables
 from utils.checkpoint import load_detector
 from utils.config import make_parser
 from utils.device import select_device
@@ -25,10 +26,16 @@ def parse(argv: list[str]) -> Any:
     p.add_argument("--weights", required=True, help="checkpoint, ours or YOLOv5's or YOLOv7's")
     p.add_argument("--cfg", default="", help="model YAML, for weights that carry none")
     p.add_argument("--data", default="data/coco.yaml", help="data YAML")
-    p.add_argument("--batch-size", "--batch", type=int, default=32)
+    p.add_argument(
+        "--batch-size",
+        "--batch",
+        type=int,
+        default=16,
+        help="images of like shape are batched, so it moves mAP a little",
+    )
     p.add_argument("--img-size", "--img", "--imgsz", type=int, default=640, help="pixels")
     p.add_argument("--conf-thres", "--conf", type=float, default=0.001, help="lowest confidence")
-    p.add_argument("--iou-thres", "--iou", type=float, default=0.65, help="IoU of NMS")
+    p.add_argument("--iou-thres", "--iou", type=float, help="IoU of NMS (default 0.65, with --match v5 0.6)")
     p.add_argument("--task", default="val", choices=TASKS, help="split to evaluate; speed: val, timings in front")
     p.add_argument("--device", default="", help="cuda device number, cpu or mps")
     p.add_argument("--workers", type=int, default=8)
@@ -38,7 +45,9 @@ def parse(argv: list[str]) -> Any:
     p.add_argument("--save-conf", action="store_true", help="with --save-txt: confidence as last column")
     p.add_argument("--save-json", action="store_true", help="write detections in COCO's format")
     p.add_argument(
-        "--anno-json", default="", help="COCO annotations: category ids, and with --save-json COCO's 12 figures"
+        "--anno-json",
+        default="",
+        help="COCO annotations: also write the JSON, with their ids, and print COCO's 12 figures",
     )
     p.add_argument(
         "--save-per-class-ap", default="", metavar="PATH", help="JSON: map50, map, per_class {id: {ap50, ap, name}}"
@@ -53,6 +62,8 @@ def parse(argv: list[str]) -> Any:
     p.add_argument("--name", default="exp")
     p.add_argument("--exist-ok", action="store_true")
     args = p.parse_args(argv)
+    if args.iou_thres is None:
+        args.iou_thres = 0.6 if args.match == "v5" else 0.65
     args.named = any(a.split("=")[0] == "--name" for a in argv)
     return args
 
@@ -70,10 +81,11 @@ def main(argv: list[str]) -> Result:
     dataset = data.make_dataset(
         spec, "val" if args.task == "speed" else args.task, img_size=size, stride=stride,
         batch_size=args.batch_size, augment=None, rect=True, pad=0.5, cache_images=False, single_cls=args.single_cls,
-        on_bad_data=args.on_bad_data, seed=0,
+        on_bad_data=args.on_bad_data, seed=0, like="" if args.match == "coco" else args.match,
     )  # fmt: skip
     loader = data.make_loader(dataset, batch_size=args.batch_size, workers=args.workers, shuffle=False, seed=0)
     names = ["item"] if args.single_cls else list(spec.names)
+    coco_eval.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
     record.make_folder(folder, weights=False)
     result = evaluate(
         model.to(device), loader, device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
@@ -88,9 +100,7 @@ def main(argv: list[str]) -> Result:
         tables.write_per_class_ap(result, Path(args.save_per_class_ap))
     if args.save_txt:
         tables.write_labels(result, dataset.sizes, folder / "labels", args.save_conf)
-    if args.save_json:
-        from utils import coco_eval  # its backend is loaded only where it is asked for
-
+    if args.save_json or args.anno_json:
         coco_eval.report(result, names, folder / "detections.json", args.anno_json)
     print(f"results in {folder}")
     return result

@@ -65,9 +65,11 @@ def make_dataset(
     on_bad_data: str,
     seed: int,
     quad: bool = False,
+    like: str = "",
 ) -> DetectionDataset:
     """Check a split of a data set and open it. augment None: evaluation. rect: batches of like aspect ratio in their
-    own shape, `pad` strides larger (0.5 in evaluation, 0 in training). Prints what was found. Errors: UserError."""
+    own shape, `pad` strides larger (0.5 in evaluation, 0 in training). like: see DetectionDataset. Prints what was
+    found. Errors: UserError."""
     if img_size < stride or img_size % stride:
         right = max(round(img_size / stride), 1) * stride
         raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
@@ -84,6 +86,7 @@ def make_dataset(
         cache_images=cache_images,
         seed=seed,
         quad=quad,
+        like=like,
     )
 
 

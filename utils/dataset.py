@@ -58,7 +58,12 @@ def batch_shapes(
 
 class DetectionDataset(Dataset[dict[str, Any]]):
     """See the module's docstring. With `rect` the images are put in order of aspect ratio (`files`, `labels`, `sizes`
-    follow), `shapes` holds each batch's (h, w), and mosaic is off."""
+    follow), `shapes` holds each batch's (h, w), and mosaic is off.
+
+    like "v5" or "v7": three habits of that program, without which its mAP cannot be met to the third digit. Images of
+    equal aspect ratio come in the order of numpy's unstable sort (which depends on the kind of CPU), so that other
+    images share a batch and its shape; half a pixel of padding counts in coordinates though no picture can be moved by
+    it; and v7 rounds the resized image down."""
 
     def __init__(
         self,
@@ -73,16 +78,17 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         cache_images: bool = False,
         seed: int = 0,
         quad: bool = False,
+        like: str = "",
     ) -> None:
         order = np.arange(len(scan.files))
         if rect:
-            order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind="stable")
+            order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind=None if like else "stable")
         self.files: list[Path] = [scan.files[i] for i in order]
         self.labels: list[Labels] = [scan.labels[i] for i in order]
         self.objects = [Objects.of(labels) for labels in self.labels]
         self.sizes = scan.sizes[order]  # [n,2] native (h, w)
         self.img_size, self.augment, self.seed, self.quad = img_size, augment, seed, quad
-        self.rect, self.batch_size = rect, batch_size
+        self.rect, self.batch_size, self.like = rect, batch_size, like
         self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
         self._cache: tuple[torch.Tensor, npt.NDArray[np.int64]] | None = None
         if cache_images:
@@ -164,7 +170,8 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         height, width = self.sizes[index].tolist()
         target = self.img_size if self.shapes is None else tuple(self.shapes[index // self.batch_size].tolist())
         placed = fit((image.shape[0], image.shape[1]), target, auto=False, scaleup=self.augment is not None)
-        return place(image, placed), (placed.inner[1] / width, placed.inner[0] / height), (placed.left, placed.top)
+        pad = placed.pad if self.like else (float(placed.left), float(placed.top))
+        return place(image, placed), (placed.inner[1] / width, placed.inner[0] / height), pad
 
     def load(self, index: int) -> Image:
         """RGB uint8 [h,w,3], the long side img_size. From the cache it is read-only."""
@@ -187,6 +194,8 @@ class DetectionDataset(Dataset[dict[str, Any]]):
     def _loaded_size(self, index: int) -> tuple[int, int]:
         h, w = self.sizes[index].tolist()
         long = max(h, w)
+        if self.like == "v7":
+            return int(h * (self.img_size / long)), int(w * (self.img_size / long))
         return -(-h * self.img_size // long), -(-w * self.img_size // long)  # rounded up, in whole numbers
 
     def _fill_cache(self) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:

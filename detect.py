@@ -21,7 +21,7 @@ from utils.errors import UserError, run_main
 from utils.letterbox import letterbox
 from utils.nms import nms
 from utils.plots import colour, draw_box
-from utils.run import whole_strides
+from utils.runs import whole_strides
 from utils.source import Frame, Image, find_files, frames
 from utils.tables import label_lines
 

@@ -1,7 +1,7 @@
 """Train a detector.
 
-  python train.py --data data/shapes.yaml --cfg cfg/training/demo.yaml --hyp data/hyp.demo.yaml --img 160 --epochs 40
-  --name base python train.py ... --weights runs/train/base/weights/best.pt --transfer-weights --freeze 50 --name stage1
+  python train.py --data data/shapes.yaml --cfg cfg/training/demo.yaml --hyp data/hyp.demo.yaml --img 160 --name base
+  python train.py ... --weights runs/train/base/weights/best.pt --transfer-weights --freeze 50 --name stage1
   python train.py --resume runs/train/stage1
 
 Read top to bottom: setup() builds the parts, fit() is the loop, main() joins them. Features from outside enter only
@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, optim, record, report, seams
+from utils import checkpoint, data, optim, record, report, runs, seams
 from utils.anchors import box_sizes, fit_anchors
 from utils.config import Config, parse
 from utils.device import select_device
-from utils.errors import UserError, run_main
+from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
-from utils.run import Run, close_folder, open_folder, restore, reweigh_images, save, whole_strides, write_rows
+from utils.interrupt import Interrupt, Stopped
+from utils.runs import Run
 from utils.step import LossStep
 
 
@@ -46,7 +47,7 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
         model.load_state_dict(resumed["model"])
 
     # data
-    size = whole_strides(cfg.train_size, int(model.stride.max()))
+    size = runs.whole_strides(cfg.train_size, int(model.stride.max()))
     train, val = loaders(cfg, spec, patches, size, int(model.stride.max()))
     if not (cfg.noautoanchor or source or resumed):
         print(fit_anchors(model, box_sizes(train.dataset.labels, train.dataset.sizes, size), cfg.anchor_t, cfg.seed))
@@ -61,21 +62,22 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
     optimizer = optim.make_optimizer(groups, cfg, device)
     schedule = optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights))
     scaler = torch.amp.GradScaler(enabled=device.type == "cuda" and cfg.amp)
-    results = record.Results(folder, resumed["meta"]["epoch"] + 1 if resumed else 0)
+    results = record.Results(folder, resumed["meta"]["next_epoch"] if resumed else 0)
 
     settings = {"config": dataclasses.asdict(cfg), "patches": patches.records()}
     heads = {"groups": model.groups, "group_names": model.group_names}
     meta = {**settings, **heads, "spec": graph, "nc": nc, "names": names, "img_size": size}
     ema = optim.Ema(model)
     run = Run(
-        cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results
+        cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
+        Interrupt(cfg.save_steps, cfg.save_minutes),
     )  # fmt: skip
     if resumed:
-        restore(run, resumed)
+        runs.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn)
     report.announce(run, settings, source)
     if not resumed:
-        open_folder(run, {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}})
+        runs.open_folder(run, {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}})
     return run
 
 
@@ -83,7 +85,7 @@ def loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size: int,
     """Training batches as augmented as the hyp file says; validation batches in rectangles."""
     common: dict[str, Any] = {"stride": stride, "cache_images": cfg.cache_images, "single_cls": cfg.single_cls}
     common |= {"on_bad_data": cfg.on_bad_data, "seed": cfg.seed}
-    augment, test_size = data.AugmentParams.of(cfg), whole_strides(cfg.test_size, stride)
+    augment, test_size = data.AugmentParams.of(cfg), runs.whole_strides(cfg.test_size, stride)
     train = data.make_dataset(
         spec, "train", img_size=size, batch_size=cfg.batch_size, augment=augment, rect=cfg.rect, pad=0.0,
         quad=cfg.quad, **common,
@@ -104,24 +106,28 @@ def fit(run: Run) -> None:
     while run.epoch < run.cfg.epochs:
         at = seams.Progress(run.epoch, run.cfg.epochs, run.step)
         run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, at)
-        run.train.sampler.set_epoch(run.epoch)
+        run.train.sampler.set_epoch(run.epoch, run.batch)
         if run.cfg.image_weights:
-            reweigh_images(run)
+            runs.reweigh_images(run)
         optim.train_mode(run.loss_step, run.cfg.freeze_bn)
         start = time.perf_counter()
         losses = train_epoch(run)
         last = run.epoch == run.cfg.epochs - 1
         result = validate(run, run.ema.model) if last or not run.cfg.notest else None
         extra = run.patches.merge("on_epoch_end", run.model, at)
-        write_rows(run, losses, result, extra, time.perf_counter() - start)
-        save(run, result)
-        run.epoch += 1
+        runs.write_rows(run, losses, result, extra, time.perf_counter() - start)
+        runs.save(run, result)
+        run.epoch, run.batch = run.epoch + 1, 0
+        if run.interrupt.asked and not last:
+            raise Stopped
 
 
 def train_epoch(run: Run) -> dict[str, float]:
     """One pass over the data; returns the mean of each loss term, and `labels` and `size` of the last batch."""
-    cfg, sums = run.cfg, {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
-    bar = tqdm(run.train, desc=f"epoch {run.epoch + 1}/{cfg.epochs}", unit="batch", dynamic_ncols=True, mininterval=1.0)
+    cfg = run.cfg
+    if run.batch == 0:
+        run.sums = {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
+    bar = tqdm(run.train, f"epoch {run.epoch + 1}/{cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1)
     run.optimizer.zero_grad(set_to_none=True)
     for batch in bar:
         optim.set_rates(run.optimizer, run.schedule, run.step)
@@ -134,24 +140,22 @@ def train_epoch(run: Run) -> dict[str, float]:
             loss, terms = run.loss_step(batch)
         run.scaler.scale(loss).backward()
         run.pending += 1
-        if run.schedule.due(run.step, run.pending):
+        stepped = run.schedule.due(run.step, run.pending)
+        if stepped:
             run.scaler.step(run.optimizer)
             run.scaler.update()
             run.optimizer.zero_grad(set_to_none=True)
             run.ema.update()
             run.pending = 0
-        run.step += 1
+        run.step, run.batch = run.step + 1, run.batch + 1
         for name, value in terms.items():
-            sums[name] += value
+            run.sums[name] += value
         if run.step % 10 == 0 or run.step == 1:
-            bar.set_postfix(
-                {k: f"{v:.4f}" for k, v in record.sums_by_kind({n: float(t) for n, t in terms.items()}).items()}
-            )
-    means = {name: float(total) / len(run.train) for name, total in sums.items()}
-    if bad := [name for name, mean in means.items() if not torch.isfinite(torch.tensor(mean))]:
-        raise UserError(
-            f"epoch {run.epoch}: loss terms {bad} are not finite; {run.dir / 'weights/last.pt'} is from before"
-        )
+            bar.set_postfix(record.shown(terms))
+        if stepped:
+            runs.pause(run)
+    runs.check_finite(run)
+    means = {name: float(total) / run.schedule.batches for name, total in run.sums.items()}
     return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1]}
 
 
@@ -181,8 +185,13 @@ def main(argv: list[str]) -> Run | None:
         named = any(a.split("=")[0] == "--name" for a in argv)
         folder = record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok)
     run = setup(cfg, patches, folder, resumed)
-    fit(run)
-    close_folder(run, validate)
+    with run.interrupt.listening():
+        try:
+            fit(run)
+        except Stopped:
+            print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
+            return run
+    runs.close_folder(run, validate)
     return run
 
 

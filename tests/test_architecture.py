@@ -13,8 +13,9 @@ ENTRIES = [p for p in (ROOT / n for n in ("train.py", "test.py", "detect.py")) i
 OURS = {"models", "utils", "patches", "train", "test", "detect", "tests"}
 MAY_IMPORT = {"models": {"models"}, "utils": {"models", "utils"}, "patches": {"models", "utils"}}
 TOP_LEVEL = {
-    "train.py", "test.py", "detect.py", "export.py", "bench.py", "models", "utils", "patches", "cfg", "data", "scripts", "tests", "docs", "runs",
-    "README.md", "LICENSE", "CHANGELOG.md", "BENCHMARKS.md", "Makefile", "pyproject.toml", "requirements.txt", "requirements-dev.txt", ".ci", ".gitignore",
+    "train.py", "test.py", "detect.py", "export.py", "bench.py", "models", "utils", "patches", "cfg", "data", "scripts",
+    "tests", "docs", "runs", "README.md", "LICENSE", "CHANGELOG.md", "BENCHMARKS.md", "Makefile", "pyproject.toml",
+    "requirements.txt", "requirements-dev.txt", ".ci", ".gitignore",
 }  # fmt: skip
 
 

@@ -114,12 +114,15 @@ def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
         if k in state and state[k].shape != v.shape
     ]
     if missing or extra or shapes:
-        lines = [*(f"missing in the file: {k}" for k in missing), *(f"not in the model: {k}" for k in extra), *shapes]
-        more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+        kinds = {"of another shape": shapes, "missing in the file": missing, "not in the model": extra}
+        lines = [
+            f"{len(found)} {kind}: {'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}"
+            for kind, found in kinds.items()
+            if found
+        ]
         raise UserError(
             f"--weights {path} does not fit the model (take what fits with --transfer-weights):\n  "
-            + "\n  ".join(lines[:20])
-            + more
+            + "\n  ".join(lines)
         )
     fitting = {k: v for k, v in state.items() if k in own and k not in derived}
     model.load_state_dict(fitting, strict=False)

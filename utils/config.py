@@ -83,6 +83,8 @@ class Config:
     # evaluation and outputs
     notest: bool = opt(False, "evaluate after the last epoch only")
     nosave: bool = opt(False, "write checkpoints after the last epoch only")
+    save_steps: int = opt(0, "also write last.pt every so many steps within an epoch", low=0)
+    save_minutes: float = opt(0.0, "also write last.pt every so many minutes within an epoch", low=0)
     save_period: int = opt(-1, "also keep a checkpoint every so many epochs", low=-1)
     v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP")
     match: str = opt("coco", "rule that matches detections to boxes", choices=("coco", "v7", "v5"))

@@ -5,6 +5,7 @@ epoch; the epoch then travels inside each `Sample`. Batch: see `collate`.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -103,8 +104,9 @@ def _two_by_two(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def start_worker(_: int) -> None:
-    """Workers are the parallelism; threads of OpenCV inside them would only compete."""
+    """Workers are the parallelism; threads of OpenCV inside them would only compete. Ctrl-C is the main process's."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def build_loader(

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from utils.errors import UserError
 
@@ -97,12 +98,12 @@ class Results:
             return
         for file in (self.folder / "results.csv", self.folder / "timing.csv"):
             if file.exists():
-                lines = file.read_text().splitlines(keepends=True)
+                lines = whole_lines(file)
                 kept = [line for line in lines[1:] if int(line.split(",")[0]) < keep_epochs]
                 file.write_text("".join(lines[:1] + kept) if kept else "")
         text = self.folder / "results.txt"
         if text.exists():
-            text.write_text("".join(text.read_text().splitlines(keepends=True)[:keep_epochs]))
+            text.write_text("".join(whole_lines(text)[:keep_epochs]))
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """One row of a CSV; the header is written with the first."""
@@ -128,12 +129,22 @@ class Results:
             f.write(line + "%10.4g" * 7 % tuple(metrics) + "\n")
 
 
+def whole_lines(file: Path) -> list[str]:
+    """Lines of a text file without a last one that was cut short by a kill."""
+    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
 def read_rows(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV written by Results; empty where there is none."""
     if not file.is_file():
         return []
     with open(file, newline="") as f:
         return list(csv.DictReader(f))
+
+
+def shown(terms: Mapping[str, Tensor]) -> dict[str, str]:
+    """Loss terms of a batch by kind, for the progress bar."""
+    return {k: f"{v:.4f}" for k, v in sums_by_kind({n: float(t) for n, t in terms.items()}).items()}
 
 
 def sums_by_kind(terms: Mapping[str, float], kinds: Sequence[str] = ("box", "obj", "cls")) -> dict[str, float]:

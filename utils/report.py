@@ -11,7 +11,7 @@ from utils import seams
 from utils.checkpoint import build_detector
 from utils.config import parse, read_yaml, train_parser
 from utils.optim import count_parameters
-from utils.run import Run
+from utils.runs import Run
 
 PLACES = {
     "weights",

@@ -18,8 +18,9 @@ from utils.record import read_rows
 
 HEADS = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml", "--cfg", "cfg/training/demo-1b4h.yaml"]
 FILES = {
-    "run.yaml", "results.csv", "results.txt", "timing.csv", "results.png", "labels.png", "train_batch0.jpg", "val_batch0_labels.jpg",
-    "val_batch0_pred.jpg", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png", "weights",
+    "run.yaml", "results.csv", "results.txt", "timing.csv", "results.png", "labels.png", "train_batch0.jpg",
+    "val_batch0_labels.jpg", "val_batch0_pred.jpg", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png",
+    "confusion_matrix.png", "weights",
 }  # fmt: skip
 
 
@@ -227,9 +228,10 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
     import sys
 
     settings: dict[str, str] = {
-        "WEIGHTS": str(trained / "weights/best.pt"), "DATA": str(small_shapes), "CFG": HEADS[5], "HEAD_CONFIG": HEADS[3], "IMG": "64",
-        "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu", "PROJECT": str(tmp_path), "PREFIX": "g", "FREEZE": "50 0", "EPOCHS": "1 1",
-        "HYPS": "data/hyp.demo.yaml data/hyp.demo.stage2.yaml", "MAX_DROP": "-2", "PYTHON": sys.executable,
+        "WEIGHTS": str(trained / "weights/best.pt"), "DATA": str(small_shapes), "CFG": HEADS[5], "HEAD_CONFIG": HEADS[3],
+        "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu", "PROJECT": str(tmp_path), "PREFIX": "g",
+        "FREEZE": "50 0", "EPOCHS": "1 1", "HYPS": "data/hyp.demo.yaml data/hyp.demo.stage2.yaml", "MAX_DROP": "-2",
+        "PYTHON": sys.executable,
     }  # fmt: skip
     run: Callable[[dict[str, str]], subprocess.CompletedProcess[str]] = lambda extra: subprocess.run(  # noqa: E731
         ["bash", "scripts/gradual_unfreeze.sh"], cwd=ROOT, env={**os.environ, **settings, **extra},

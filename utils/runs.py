@@ -1,12 +1,13 @@
 """A training run: everything it is made of, and what it writes: checkpoints, results, pictures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.graph import Detector
 from utils import checkpoint, optim, plots, record, seams
@@ -15,6 +16,7 @@ from utils.data import Sample, class_weights, collate, image_weights
 from utils.device import peak_memory
 from utils.errors import UserError
 from utils.evaluate import Result, Sink
+from utils.interrupt import Interrupt, Stopped
 from utils.step import LossStep
 
 
@@ -36,7 +38,10 @@ class Run:
     train: Any  # DataLoader of Batch
     val: Any
     results: record.Results
-    epoch: int = 0  # next epoch to run
+    interrupt: Interrupt
+    epoch: int = 0  # next epoch to run, or the one under way
+    batch: int = 0  # micro-batches done in it
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss term over these
     step: int = 0  # micro-batches done
     pending: int = 0  # micro-batches since the last optimizer step
     best: float = -1.0  # fitness of the best epoch so far
@@ -72,7 +77,8 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
     run.optimizer.load_state_dict(ckpt["optimizer"])
     run.scaler.load_state_dict(ckpt["scaler"])
     at = ckpt["meta"]
-    run.epoch, run.step, run.pending, run.best = at["epoch"] + 1, at["step"], at["pending"], at["best"]
+    run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
+    run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
     run.ema.updates, run.class_ap = at["ema_updates"], at["class_ap"]
 
 
@@ -85,21 +91,48 @@ def save(run: Run, result: Result | None) -> None:
         run.class_ap = np.nan_to_num(result.ap).tolist()
     if run.cfg.nosave and run.epoch < run.cfg.epochs - 1:
         return
-    at: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
-    at |= {"ema_updates": run.ema.updates, "class_ap": run.class_ap}
     found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
-    state, meta, weights = run.ema.model.state_dict(), {**run.meta, **at, **found}, run.dir / "weights"
+    state, meta, weights = run.ema.model.state_dict(), {**run.meta, **found, "epoch": run.epoch}, run.dir / "weights"
+    if better:  # before last.pt: a kill between the two repeats the epoch and writes the same best.pt again
+        checkpoint.save_checkpoint(weights / "best.pt", state=state, meta=meta)
+    save_last(run, {**found, "next_epoch": run.epoch + 1, "next_batch": 0}, {})
+    if run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0:
+        checkpoint.save_checkpoint(weights / f"epoch_{run.epoch + 1:03d}.pt", state=state, meta=meta)
+
+
+def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
+    """last.pt: everything that the next step depends on. at: what to say beside it, next_epoch and next_batch
+    included."""
+    progress = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
+    meta = {**run.meta, **progress, "ema_updates": run.ema.updates, "class_ap": run.class_ap, **at}
     training = {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "patches": run.patches.state_dict(),
         "scaler": run.scaler.state_dict(),
+        "sums": sums,
     }
-    checkpoint.save_checkpoint(weights / "last.pt", state=state, meta=meta, training=training)
-    if better:
-        checkpoint.save_checkpoint(weights / "best.pt", state=state, meta=meta)
-    if run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0:
-        checkpoint.save_checkpoint(weights / f"epoch_{run.epoch + 1:03d}.pt", state=state, meta=meta)
+    checkpoint.save_checkpoint(
+        run.dir / "weights/last.pt", state=run.ema.model.state_dict(), meta=meta, training=training
+    )
+    run.interrupt.saved()
+
+
+def check_finite(run: Run) -> None:
+    """A loss term that became infinite or NaN in this epoch ends the run before anything is saved over a good
+    checkpoint."""
+    if bad := [name for name, total in run.sums.items() if not torch.isfinite(total)]:
+        where = f"epoch {run.epoch}, by step {run.step}"
+        raise UserError(f"{where}: loss terms {bad} are not finite; {run.dir / 'weights/last.pt'} is from before")
+
+
+def pause(run: Run) -> None:
+    """After an optimizer step within an epoch: save where that is due, stop where that was asked for."""
+    if run.batch < run.schedule.batches and run.interrupt.save_due(run.step):
+        check_finite(run)
+        save_last(run, {"next_epoch": run.epoch, "next_batch": run.batch}, run.sums)
+    if run.interrupt.asked and run.batch < run.schedule.batches:
+        raise Stopped
 
 
 def metrics(result: Result) -> dict[str, float]:

@@ -1,0 +1,48 @@
+"""When to stop, and when to save within an epoch: SIGINT and SIGTERM ask, the training loop answers after its next
+optimizer step."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupt:
+    """`asked` turns true at the first SIGINT or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self, save_steps: int = 0, save_minutes: float = 0.0) -> None:
+        self.save_steps, self.save_minutes = save_steps, save_minutes
+        self.asked = False
+        self.saved_at = time.monotonic()
+
+    def save_due(self, step: int) -> bool:
+        """After optimizer steps: whether a checkpoint within the epoch is wanted. When it is written changes nothing
+        else."""
+        by_step = self.save_steps > 0 and step % self.save_steps == 0
+        by_time = self.save_minutes > 0 and time.monotonic() - self.saved_at >= 60 * self.save_minutes
+        return self.asked or by_step or by_time
+
+    def saved(self) -> None:
+        self.saved_at = time.monotonic()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the two signals for the time of a run; the handlers from before come back afterwards."""
+
+        def note(number: int, _: FrameType | None) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            print(f"\n{signal.Signals(number).name}: finishing the step, then saving", flush=True)
+
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved everything."""

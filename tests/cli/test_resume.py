@@ -73,6 +73,12 @@ def test_sigterm_saves_and_says_how_to_go_on(unbroken: Path, small_shapes: Path,
     same(unbroken, tmp_path / "a")
 
 
+@pytest.mark.parametrize("extra", [["--workers", "2"], ["--cache-images"]], ids=" ".join)
+def test_workers_and_cache_change_no_bit(unbroken: Path, small_shapes: Path, tmp_path: Path, extra: list[str]) -> None:
+    assert start(*flags(small_shapes, tmp_path, "a"), *extra).wait(300) == 0
+    same(unbroken, tmp_path / "a")
+
+
 def kill_and_resume(unbroken: Path, data: Path, project: Path, kills: int, seed: int) -> None:
     """SIGKILL at random moments until `kills` of them hit; then let it finish."""
     draw = np.random.default_rng(seed)

@@ -170,7 +170,7 @@ class MultiHeadLoss(Criterion):
             for h, g in enumerate(table.groups)
             for c, k in zip(g, table.used(h)[5:], strict=True)
         }
-        weight = torch.tensor(table.weights)
+        weight = torch.tensor(table.weights, dtype=torch.float32)
         self.width = table.starts[-1]
         for name, value in {
             "anchors": anchors.clone(),

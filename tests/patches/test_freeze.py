@@ -1,0 +1,151 @@
+"""What --freeze freezes: the right modules, by every name; parameters and statistics stand still everywhere, the rest
+moves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from models.graph import Detector
+from patches.freeze import Flags, Freeze, cut, parse_modules
+from tests.models.test_zoo import spec
+from tests.shared import ROOT
+from utils import checkpoint, optim
+from utils.errors import UserError
+from utils.runs import Run
+
+
+@pytest.fixture(scope="module")
+def demo() -> Detector:
+    return Detector({**spec("demo"), "width_multiple": 0.25}, 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["0"], []),
+        (["1"], [0]),
+        (["10"], list(range(10))),
+        (["50"], list(range(50))),
+        (["77"], list(range(77))),
+        (["3", "5"], [3, 5]),
+        (["0-10"], list(range(11))),
+        (["0-2", "7"], [0, 1, 2, 7]),
+        (["backbone"], list(range(29))),
+        (["neck"], list(range(29, 77))),
+        (["backbone+neck"], list(range(77))),
+        (["backbone,77"], [*range(29), 77]),
+        (["head"], [77]),
+    ],
+    ids=lambda v: " ".join(v) if v and isinstance(v[0], str) else "",
+)
+def test_words_name_modules(demo: Detector, words: list[str], expected: list[int]) -> None:
+    assert parse_modules(words, demo) == expected
+    model = Detector({**spec("demo"), "width_multiple": 0.25}, 12)
+    Freeze(Flags(freeze=tuple(words))).on_model_built(model, ())
+    frozen = {
+        i
+        for i, m in enumerate(model.model)
+        if list(m.parameters()) and not any(p.requires_grad for p in m.parameters())
+    }
+    assert frozen == {i for i in expected if list(demo.model[i].parameters())}
+
+
+@pytest.mark.parametrize(
+    "words", [["79"], ["500"], ["78", "2"], ["5-78"], ["7-3"], ["trunk"], ["-1"], ["1.5"]], ids=" ".join
+)
+def test_what_is_not_there_is_refused_with_what_is(demo: Detector, words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"backbone \(0-28\), neck \(29-76\), head \(77-77\)"):
+        parse_modules(words, demo)
+
+
+def test_freezing_everything_is_refused(demo: Detector) -> None:
+    with pytest.raises(UserError, match="whole model"):
+        Freeze(Flags(freeze=("78",))).on_model_built(Detector({**spec("demo"), "width_multiple": 0.25}, 12), ())
+
+
+def test_the_cut_is_said(demo: Detector) -> None:
+    assert cut(range(29), demo) == "backbone frozen, neck open, head open"
+    assert cut(range(50), demo) == "backbone frozen, neck SPLIT: 21 of 48 modules frozen, head open"
+    yolov7 = Detector(spec("yolov7"), 80)
+    assert cut(range(50), yolov7) == "backbone SPLIT: 50 of 51 modules frozen, neck open, head open"
+
+
+def run(data: Path, project: Path, name: str, *flags: str) -> Run:
+    words = [
+        "--data",
+        str(data),
+        "--cfg",
+        "cfg/training/demo.yaml",
+        "--hyp",
+        "data/hyp.demo.yaml",
+        "--img",
+        "64",
+        "--batch",
+        "4",
+    ]
+    words += ["--nominal-batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu", "--project", str(project)]
+    done = train.main([*words, "--name", name, *flags])
+    assert done is not None
+    return done
+
+
+@pytest.fixture(scope="module")
+def start(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return run(small_shapes, tmp_path_factory.mktemp("start"), "s").dir / "weights/last.pt"
+
+
+def module_of(key: str) -> int:
+    return int(key.split(".")[1])
+
+
+@pytest.mark.parametrize("count", [1, 10, 50, 77])
+def test_frozen_stays_and_the_rest_moves(
+    start: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """After two epochs, validation and a resume: in the model, the average, best.pt; and no momentum for what is
+    frozen."""
+    monkeypatch.chdir(ROOT)
+    before = checkpoint.read_checkpoint(start)["ema"]
+    done = run(small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", str(count), "--save_period", "1")
+    last = checkpoint.read_checkpoint(done.dir / "weights/last.pt")
+    best = checkpoint.read_checkpoint(done.dir / "weights/best.pt")
+    for state in (last["model"], last["ema"], best["ema"]):
+        for key, old in before.items():
+            if key.endswith((".anchors", ".anchor_grid")):
+                continue
+            assert torch.equal(old, state[key]) == (module_of(key) < count), key
+    momentum = {id(p) for p in done.optimizer.state}
+    for name, p in done.model.named_parameters():
+        assert (id(p) in momentum) == (module_of(name) >= count), name
+    optim.check_partition(done.optimizer.param_groups, done.loss_step)
+
+
+def test_norms_are_in_eval_after_every_train(
+    start: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done = run(small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", "50", "--epochs", "1")
+    done.loss_step.train()
+    optim.train_mode(done.loss_step)
+    norms = [(module_of(n), m.training) for n, m in done.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(training == (i >= 50) for i, training in norms)
+    assert optim.norm_modes(done.model) == (21, 34)
+
+
+def test_freeze_bn_train_lets_statistics_drift(
+    start: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As YOLOv5 and YOLOv7: parameters stand still, every running tensor moves."""
+    monkeypatch.chdir(ROOT)
+    before = checkpoint.read_checkpoint(start)["ema"]
+    done = run(
+        small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", "50", "--freeze-bn", "train", "--epochs", "1"
+    )
+    state = done.model.state_dict()
+    frozen = [k for k in before if module_of(k) < 50]
+    moved = {k for k in frozen if not torch.equal(before[k], state[k])}
+    assert moved == {k for k in frozen if k.endswith((".running_mean", ".running_var", ".num_batches_tracked"))}

@@ -1,0 +1,155 @@
+"""--transfer-weights: what is taken, sliced, left; a sliced model detects what the plain one did; its gradients are on
+its scale."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.graph import LAYERS, Detector
+from models.loss import LossSettings, scale_gains
+from patches.multihead import Flags as HeadFlags
+from patches.multihead import MultiHead
+from patches.transfer import Flags, Transfer
+from tests.models.test_zoo import spec
+from tests.shared import ROOT, shared
+from utils.errors import UserError
+from utils.foreign import read_foreign
+from utils.nms import nms
+from utils.reference import fill
+from utils.seams import Source, State
+
+GROUPINGS = ("standard", "geometry", "anticonfusion")
+TERMS = ("box", "obj", "cls")
+
+
+def four_heads(cfg: str, grouping: str, nc: int = 80) -> Detector:
+    file = f"data/coco_320_1b4h_{grouping}.yaml" if grouping in GROUPINGS else f"data/{grouping}.yaml"
+    patch = MultiHead(HeadFlags(heads=4, head_config=str(ROOT / file)))
+    torch.manual_seed(1)
+    return Detector(spec(cfg), nc, {**LAYERS, **patch.layers()})
+
+
+def plain(cfg: str, weights: str = "") -> Detector:
+    """Published weights, fresh ones, or the reference's filling, whose implicit constants make folding matter."""
+    torch.manual_seed(0)
+    model = Detector(spec(cfg), 80)
+    if weights.endswith(".pt"):
+        state = read_foreign(shared(weights)).state
+        model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
+    elif not weights:
+        model.load_state_dict(fill(model.state_dict(), 2.4))
+        model.head.anchors.mul_(1.1)
+        with torch.no_grad():
+            for conv in model.model[-1].m:
+                conv.weight.mul_(0.1)  # no saturated scores: equal ones would be listed in any order
+    return model.eval()
+
+
+def transfer(model: Detector, state: State, heads: str = "sliced") -> State:
+    new = Transfer(Flags(transfer_weights=True, transfer_heads=heads)).load_weights(
+        dict(state), model, Source("x.pt", state, {})
+    )
+    model.load_state_dict(new)
+    return new
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize(("one", "four"), [("yolov7-tiny", "yolov7-tiny-1b4h"), ("yolov5n", "yolov5n-1b4h")])
+def test_same_detections_right_after_transfer(one: str, four: str, grouping: str) -> None:
+    a, b = plain(one), four_heads(four, grouping).eval()
+    transfer(b, a.state_dict())
+    g = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 128, 192, generator=g)
+    with torch.no_grad():
+        old, new = ([*nms(m.decode(m(image)["det"]), 0.05, 0.65, multi_label=True, max_det=30_000)] for m in (a, b))
+    assert sum(map(len, old)) > 100
+    for x, y in zip(old, new, strict=True):
+        assert len(x) == len(y)
+        for c in range(80):  # within a class: the same boxes; scores a rounding apart may change places
+            mine, theirs = x[x[:, 5] == c], y[y[:, 5] == c]
+            assert len(mine) == len(theirs)
+            if len(mine):
+                apart = torch.cdist(mine[:, :5], theirs[:, :5], p=float("inf"))
+                scale = mine[:, :4].abs().amax(1).clamp(min=1)
+                assert (apart.amin(1) < 1e-4 * scale).all() and (apart.amin(0) < 1e-4 * scale.max()).all()
+
+
+def test_same_detections_from_published_weights() -> None:
+    import cv2
+
+    a, b = plain("yolov5n", "data/weights/yolov5n.pt"), four_heads("yolov5n-1b4h", "anticonfusion").eval()
+    transfer(b, a.state_dict())
+    file = sorted(shared("data/coco128/images/train2017").glob("*.jpg"))[9]
+    image = (
+        torch.from_numpy(cv2.resize(cv2.imread(str(file)), (320, 256))[:, :, ::-1].copy()).permute(2, 0, 1)[None] / 255
+    )
+    with torch.no_grad():
+        old, new = (nms(m.decode(m(image)["det"]), 0.001, 0.65, multi_label=True)[0] for m in (a, b))
+    assert len(old) > 20 and len(old) == len(new)
+    torch.testing.assert_close(old, new, rtol=1e-4, atol=1e-3)
+
+
+def trunk_norms(model: Detector, image: torch.Tensor, target: torch.Tensor, ota: bool) -> dict[str, float]:
+    """L2 norm of each kind of term's gradient over all modules but the head, BatchNorm in eval."""
+    criterion = model.eval().criterion(scale_gains(LossSettings(ota=ota), 3, 80, 320))
+    terms: dict[str, Any] = criterion(model(image)["det"], target)
+    trunk = [p for module in list(model.model)[:-1] for p in module.parameters()]
+    norms = {}
+    for kind in TERMS:
+        value = sum(v for k, v in terms.items() if k.split("/")[0] == kind)
+        grads = torch.autograd.grad(value, trunk, retain_graph=True, allow_unused=True)
+        norms[kind] = float(torch.sqrt(sum((g**2).sum() for g in grads if g is not None)))
+    return norms
+
+
+def real_batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import cv2
+
+    images, rows = [], []
+    for i, file in enumerate(sorted(shared("data/coco128/images/train2017").glob("*.jpg"))[:count]):
+        picture = cv2.resize(cv2.imread(str(file)), (320, 320))[:, :, ::-1].copy()
+        images.append(torch.from_numpy(picture).permute(2, 0, 1) / 255)
+        label = Path(str(file).replace("images", "labels")).with_suffix(".txt")
+        for line in label.read_text().splitlines() if label.exists() else []:
+            rows.append([i, *map(float, line.split())])
+    return torch.stack(images), torch.tensor(rows)
+
+
+@pytest.mark.parametrize("ota", [False, True], ids=["plain", "ota"])
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize("weights", ["fresh", "data/weights/yolov5n.pt"], ids=["fresh", "published"])
+def test_gradient_in_the_trunk_is_on_the_scale_of_one_head(weights: str, grouping: str, ota: bool) -> None:
+    """Within 1.5x of 1B1H, term by term, right after a sliced transfer, on the same batch; a plain sum of heads is far
+    outside."""
+    image, target = real_batch(8)
+    a, b = plain("yolov5n", weights), four_heads("yolov5n-1b4h", grouping)
+    transfer(b, a.state_dict())
+    old, new = trunk_norms(a, image, target, ota), trunk_norms(b, image, target, ota)
+    ratios = {kind: new[kind] / old[kind] for kind in TERMS}
+    assert all(1 / 1.5 < r < 1.5 for r in ratios.values()), ratios
+
+
+def test_account_is_printed_and_true(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = plain("yolov7-tiny"), four_heads("yolov7-tiny-1b4h", "standard")
+    own = {k: v.clone() for k, v in b.state_dict().items()}
+    new = transfer(b, a.state_dict())
+    assert "331 of 356 tensors taken from x.pt, 25 sliced, 0 fresh, 0 left over" in capsys.readouterr().out
+    assert all(torch.equal(new[k], v) for k, v in a.state_dict().items() if not k.startswith("model.77."))
+    transfer(b, a.state_dict(), heads="fresh")
+    out = capsys.readouterr().out
+    assert "0 sliced, 24 fresh" in out, out
+    b.load_state_dict(own)
+
+
+def test_heads_start_fresh_where_the_classes_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    b = four_heads("demo-1b4h", "shapes_1b4h", nc=12)
+    transfer(b, Detector(spec("demo"), 11).state_dict())
+    out = capsys.readouterr().out
+    assert "heads start fresh" in out and "0 sliced" in out
+
+
+def test_nothing_that_fits_is_refused() -> None:
+    with pytest.raises(UserError, match="no tensor"):
+        transfer(Detector(spec("demo"), 12), {"other.weight": torch.zeros(3)})

@@ -209,8 +209,8 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
     import sys
 
     settings: dict[str, str] = {
-        "WEIGHTS": str(trained / "weights/best.pt"), "DATA": str(small_shapes), "CFG": HEADS[5], "HEAD_CONFIG": HEADS[3],
-        "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu", "PROJECT": str(tmp_path), "PREFIX": "g",
+        "WEIGHTS": str(trained / "weights/best.pt"), "DATA": str(small_shapes), "CFG": HEADS[5],
+        "HEAD_CONFIG": HEADS[3], "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu", "PROJECT": str(tmp_path), "PREFIX": "g",
         "FREEZE": "50 0", "EPOCHS": "1 1", "HYPS": "data/hyp.demo.yaml data/hyp.demo.stage2.yaml", "MAX_DROP": "-2",
         "PYTHON": sys.executable,
     }  # fmt: skip

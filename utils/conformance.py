@@ -217,8 +217,8 @@ def exceptions(ref: Reference) -> list[str]:
         names = ", ".join(f"`{name.removeprefix('ota/')}`" for name in tied)
         lines.append(
             f"OTA's exact ties: in {len(tied)} of {total} cases ({len(tied) / total:.1%}) candidates of equal cost "
-            "meet and the choice changes the loss. YOLOv7 takes what `torch.topk` happens to return. Here: the lowest cost, "
-            f"then the earlier candidate; these cases are compared with the value by that rule: {names}. For "
+            "meet and the choice changes the loss. YOLOv7 takes what `torch.topk` happens to return. Here: the lowest "
+            f"cost, then the earlier candidate; these cases are compared with the value by that rule: {names}. For "
             f"{len(groups['open'])} of them (focal) the reference has no such value; their box term, which does not "
             "depend on the exponent, is compared with that of the base case."
         )

@@ -50,7 +50,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def try_own(path: str | Path) -> dict[str, Any] | None:
-    """Our own format, or None where the file is something else. A missing file is an error."""
+    """Our own format, or None where the file is something else. A missing or damaged file is an error."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"there is no checkpoint {str(path)!r}")
@@ -60,7 +60,19 @@ def try_own(path: str | Path) -> dict[str, Any] | None:
         return None  # whatever is wrong with it, utils.foreign reads it again with its own checks and says what
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
-    return {**content, "meta": json.loads(content["meta"])}
+    meta, state = parsed(content.get("meta")), content.get("ema")
+    if meta is None or not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} is damaged: its {'description' if meta is None else 'weights'} cannot be read")
+    return {**content, "meta": meta}
+
+
+def parsed(text: object) -> dict[str, Any] | None:
+    """The JSON object in `text`, or None where it is none."""
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def find_last(resume: str, project: str) -> Path:

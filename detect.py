@@ -23,7 +23,7 @@ from utils.nms import nms
 from utils.plots import colour, draw_box
 from utils.runs import whole_strides
 from utils.source import Frame, Image, find_files, frames
-from utils.tables import label_lines
+from utils.tables import free_name, label_lines
 
 
 def parse(argv: list[str]) -> Any:
@@ -72,7 +72,8 @@ class Output:
     def __init__(self, folder: Path, args: Any) -> None:
         self.folder, self.args = folder, args
         self.writers: dict[str, cv2.VideoWriter] = {}
-        self.taken: set[Path] = set()
+        self.taken: set[str] = set()
+        self.labels: set[str] = set()
 
     def add(self, frame: Frame, found: torch.Tensor, names: list[str]) -> None:
         stem = Path(frame.source).stem
@@ -80,7 +81,8 @@ class Output:
             suffix = "" if frame.number is None else f"_{frame.number:06d}"
             (self.folder / "labels").mkdir(exist_ok=True)
             text = label_lines(found, frame.image.shape[:2], self.args.save_conf)
-            (self.folder / "labels" / f"{stem}{suffix}.txt").write_text(text)
+            name = free_name(f"{stem}{suffix}.txt", self.labels)
+            (self.folder / "labels" / name).write_text(text)
         if self.args.nosave:
             return
         drawn = frame.image.copy()
@@ -93,23 +95,13 @@ class Output:
                 scale=max(min(drawn.shape[:2]) / 1000, 0.4),
             )
         if frame.number is None:
-            cv2.imwrite(str(self.free(Path(frame.source).name)), drawn)
+            cv2.imwrite(str(self.folder / free_name(Path(frame.source).name, self.taken)), drawn)
             return
         if frame.source not in self.writers:
             size = (drawn.shape[1], drawn.shape[0])
-            path = str(self.free(f"{stem}.mp4"))
+            path = str(self.folder / free_name(f"{stem}.mp4", self.taken))
             self.writers[frame.source] = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
         self.writers[frame.source].write(drawn)
-
-    def free(self, name: str) -> Path:
-        """A path in the folder that this call has not written yet (images of one name from several folders)."""
-        path = self.folder / name
-        number = 2
-        while path in self.taken:
-            path = self.folder / f"{Path(name).stem}_{number}{Path(name).suffix}"
-            number += 1
-        self.taken.add(path)
-        return path
 
     def close(self) -> None:
         for writer in self.writers.values():

@@ -21,7 +21,7 @@ from models.graph import Detector
 from models.loss import scale_gains
 from utils import checkpoint, data, optim, record, report, runs, seams
 from utils.anchors import box_sizes, fit_anchors
-from utils.config import Config, parse
+from utils.config import Config, parse, resume_flags
 from utils.device import select_device
 from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
@@ -31,13 +31,13 @@ from utils.step import LossStep
 
 
 def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, Any] | None) -> Run:
-    torch.manual_seed(cfg.seed)
+    runs.repeatable(cfg.seed)
     device = select_device(cfg.device)
     spec = data.read_data(cfg.data)
     nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
-    source = checkpoint.read_source(cfg.weights) if cfg.weights and not resumed else None
+    source = None if resumed else runs.starting_weights(cfg, patches)
     graph = resumed["meta"]["spec"] if resumed else checkpoint.model_yaml(cfg.cfg, source)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights)
     if source:
@@ -174,10 +174,10 @@ def main(argv: list[str]) -> Run | None:
     kinds = seams.active(argv)
     cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
     resumed = None
-    if cfg.resume:  # the run's own settings; only --resume itself is taken from the command line
+    if cfg.resume:  # the run's own settings; only where it runs is taken from the command line
         path = checkpoint.find_last(cfg.resume, cfg.project)
-        resumed, folder = checkpoint.read_checkpoint(path), path.parent.parent
-        cfg = Config(**seams.plain(resumed["meta"]["config"]))
+        resumed, folder = checkpoint.read_resumable(path), path.parent.parent
+        cfg = Config(**{**seams.plain(resumed["meta"]["config"]), **resume_flags(argv, cfg)})
         patches = seams.revive(resumed["meta"]["patches"])
     else:
         with torch.random.fork_rng(devices=[]):

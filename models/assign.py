@@ -129,7 +129,10 @@ def ota_rows(
     order = group_of.argsort(stable=True)
     count = torch.bincount(group_of, minlength=groups + 1)  # [groups+1]
     start = count.cumsum(0) - count
-    column = torch.arange(int(count[:groups].max()), device=target.device)  # [M], the largest group
+    most = int(count[:groups].max())  # the largest group
+    if most == 0:  # no target fits any anchor
+        return [level._replace(weight=torch.zeros_like(level.weight)) for level in levels]
+    column = torch.arange(most, device=target.device)  # [M]
     real = column < count[group][:, None]  # [N,M]
     place = (start[group][:, None] + column).clamp(max=len(order) - 1)  # [N,M] position in the sorted list
     candidate = order[place]  # [N,M]

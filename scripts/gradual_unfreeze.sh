@@ -48,9 +48,13 @@ for i in "${!freeze[@]}"; do
             if [ -n "${rates[$i]:-}" ]; then rate=(--lr0 "${rates[$i]}"); fi
             "$python" train.py --img-size "$IMG" "$IMG" --batch-size "$BATCH" --test-batch-size "$BATCH" --data "$DATA" --cfg "$CFG" \
                 --device "$DEVICE" --workers "$WORKERS" --project "$PROJECT" --noautoanchor --cache-images --heads "$HEADS" \
-                --head-config "$HEAD_CONFIG" --weights "$weights" "${transfer[@]}" --freeze "${freeze[$i]}" --epochs "${epochs[$i]}" \
-                --hyp "${hyps[$i]}" "${rate[@]}" --name "$name" "$@"
+                --head-config "$HEAD_CONFIG" --weights "$weights" ${transfer[@]+"${transfer[@]}"} --freeze "${freeze[$i]}" --epochs "${epochs[$i]}" \
+                --hyp "${hyps[$i]}" ${rate[@]+"${rate[@]}"} --name "$name" "$@"
         fi
+    fi
+    if [ "$(tail -n +2 "$run/results.csv" 2>/dev/null | wc -l)" -lt "${epochs[$i]}" ]; then
+        echo "stage $((i + 1)) ($run) was stopped before its last epoch; run this command again to go on" >&2
+        exit 1
     fi
     if ! "$python" -m utils.stages check "$weights" "$run" --max-drop "$MAX_DROP" --max-loss-jump "$MAX_LOSS_JUMP" --max-head-drop "$MAX_HEAD_DROP"; then
         if [ "$CONTINUE" != 1 ]; then

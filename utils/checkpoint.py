@@ -49,6 +49,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_resumable(path: Path) -> dict[str, Any]:
+    """A checkpoint with everything that the next step depends on; best.pt and numbered copies hold weights only."""
+    content = read_checkpoint(path)
+    if "optimizer" not in content:
+        raise UserError(
+            f"--resume {path}: it holds weights only; give the run's last.pt, or start a stage with --weights"
+        )
+    return content
+
+
 def try_own(path: str | Path) -> dict[str, Any] | None:
     """Our own format, or None where the file is something else. A missing or damaged file is an error."""
     file = Path(path)

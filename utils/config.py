@@ -132,6 +132,10 @@ class Config:
     def __post_init__(self) -> None:
         if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
             raise UserError(f"--img-size takes one or two sizes of at least 32 px, got {self.img_size}")
+        if self.rect and self.image_weights:
+            raise UserError(
+                "--rect batches images of like shape, --image-weights draws them singly: give one of the two"
+            )
         for f in dataclasses.fields(self):
             check_range(f, getattr(self, f.name))
 
@@ -270,6 +274,18 @@ def train_parser(patches: Mapping[str, type]) -> argparse.ArgumentParser:
     for name, schema in patches.items():
         add_flags(parser, schema, f"patches/{name}.py (active when one of the flags that switch it on is given)")
     return parser
+
+
+def resume_flags(argv: Sequence[str], cfg: Config) -> dict[str, Any]:
+    """What --resume takes from the command line beside itself: --device and --workers. Any other flag is an error: a
+    changed setting is a new stage (--weights), not the same one."""
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    if foreign := given - {"resume", "project", "device", "workers"}:
+        flags = " ".join("--" + f.replace("_", "-") for f in sorted(foreign))
+        raise UserError(
+            f"--resume goes on with the run's own settings, without {flags}; to change them start a stage: --weights"
+        )
+    return {name: getattr(cfg, name) for name in ("device", "workers") if name in given}
 
 
 def parse(argv: Sequence[str], patches: Mapping[str, type]) -> tuple[Config, dict[str, Any]]:

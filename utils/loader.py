@@ -104,9 +104,11 @@ def _two_by_two(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def start_worker(_: int) -> None:
-    """Workers are the parallelism; threads of OpenCV inside them would only compete. Ctrl-C is the main process's."""
+    """Workers are the parallelism; threads of OpenCV inside them would only compete. Signals to the
+    process group (Ctrl-C, a job's end) are the main process's: it finishes its step with the workers alive."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)
 
 
 def build_loader(

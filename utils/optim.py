@@ -138,7 +138,9 @@ def check_partition(groups: Groups, module: nn.Module) -> None:
 
 
 def make_optimizer(groups: Groups, cfg: Config, device: torch.device) -> torch.optim.Optimizer:
-    fused = device.type in ("cpu", "cuda")  # one kernel for all tensors: 4x faster than a loop
+    # One kernel for all tensors, 4x faster than a loop. Not on CUDA: where AMP's first step overflows, fused SGD would
+    # skip it and keep the momentum it had allocated but not filled.
+    fused = device.type == "cpu"
     if cfg.adam:
         return torch.optim.Adam(groups, lr=cfg.peak_lr, betas=(cfg.momentum, 0.999), fused=fused)
     return torch.optim.SGD(groups, lr=cfg.peak_lr, momentum=cfg.momentum, nesterov=True, fused=fused)

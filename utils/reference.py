@@ -172,7 +172,7 @@ def expected(result: Any) -> tuple[list[float], list[float]]:
 
 
 def loss_keys(book: Any) -> list[str]:
-    """Cases of loss/yolov5.json or yolov7.json, without `autobalance`: an option, off by default, that is absent here."""
+    """Cases of loss/yolov5.json or yolov7.json, without `autobalance`: an option, off by default, absent here."""
     return [key for key in book["results"] if not key.endswith("/autobalance")]
 
 

@@ -53,6 +53,21 @@ class Run:
         return torch.float16 if self.scaler.is_enabled() else None
 
 
+def repeatable(seed: int) -> None:
+    """The same numbers again: one seed, and no choice of cuDNN kernels by timing."""
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+
+
+def starting_weights(cfg: Config, patches: seams.Patches) -> seams.Source | None:
+    """What --weights holds; None where the run starts from scratch. A patch that acts on weights needs some."""
+    if cfg.weights:
+        return checkpoint.read_source(cfg.weights)
+    if users := patches.users("load_weights"):
+        raise UserError(f"--weights is missing: patches/{users}.py was switched on to act on them")
+    return None
+
+
 def whole_strides(size: int, stride: int) -> int:
     """The size rounded up to a multiple of the largest stride, said where it differs."""
     rounded = -(-size // stride) * stride
@@ -70,12 +85,13 @@ def reweigh_images(run: Run) -> None:
 
 def restore(run: Run, ckpt: dict[str, Any]) -> None:
     """Continue exactly where the checkpoint was written; the model itself was loaded when it was built."""
-    if "optimizer" not in ckpt:
-        raise UserError("--resume needs a last.pt: best.pt holds weights only")
     run.ema.model.load_state_dict(ckpt["ema"])
     run.patches.load_state_dict(ckpt["patches"])
     run.optimizer.load_state_dict(ckpt["optimizer"])
-    run.scaler.load_state_dict(ckpt["scaler"])
+    if bool(ckpt["scaler"]) != run.scaler.is_enabled():
+        print("resumed with another device type or AMP setting: the run goes on, but not to the bit")
+    elif ckpt["scaler"]:
+        run.scaler.load_state_dict(ckpt["scaler"])
     at = ckpt["meta"]
     run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
     run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
@@ -89,7 +105,7 @@ def save(run: Run, result: Result | None) -> None:
     run.best = max(result.fitness if result else run.best, run.best)
     if result is not None:
         run.class_ap = np.nan_to_num(result.ap).tolist()
-    if run.cfg.nosave and run.epoch < run.cfg.epochs - 1:
+    if run.cfg.nosave and run.epoch < run.cfg.epochs - 1 and not run.interrupt.asked:
         return
     found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
     state, meta, weights = run.ema.model.state_dict(), {**run.meta, **found, "epoch": run.epoch}, run.dir / "weights"
@@ -135,6 +151,13 @@ def pause(run: Run) -> None:
         raise Stopped
 
 
+def metric_columns(run: Run) -> list[str]:
+    """Names of `metrics`, for epochs that were not evaluated."""
+    heads = [f"{kind}/{name}" for kind in ("mAP50", "mAP") for name in run.model.group_names]
+    terms = [f"val_{name}" for name in run.loss_step.criterion.terms]
+    return ["P", "R", "F1", "mAP50", "mAP", *terms, *(heads if len(run.model.group_names) > 1 else [])]
+
+
 def metrics(result: Result) -> dict[str, float]:
     """Columns of results.csv: means, validation loss terms, and mAP per head where there are several."""
     row = {"P": result.mp, "R": result.mr, "F1": result.f1, "mAP50": result.map50, "mAP": result.map}
@@ -161,12 +184,10 @@ def write_rows(
     the last batch."""
     labels, size = losses.pop("labels"), losses.pop("size")
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
-    found = metrics(result) if result else {}
+    found: dict[str, Any] = metrics(result) if result else {}
     memory = peak_memory(run.device)
-    rule = {"match": result.match} if result else {}
-    run.results.append(
-        "results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **found, **rule, **extra}
-    )
+    columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
+    run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
     run.results.append("timing.csv", {"epoch": run.epoch, "seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}"})
     kinds = record.sums_by_kind(losses)
     val = record.sums_by_kind(result.losses if result else {})

@@ -127,13 +127,13 @@ class Patches(nn.ModuleDict):
         """{patch: plain values}, for run.yaml and the checkpoint."""
         return {name: patch.record() for name, patch in self.items() if isinstance(patch, Patch)}
 
+    def users(self, seam: str) -> str:
+        """Names of the patches that override a seam."""
+        return ", ".join(n for n, p in self.items() if seam in vars(type(p)))
+
     def show(self) -> str:
         """Which patch sits on which seam."""
-
-        def users(seam: str) -> str:
-            return ", ".join(n for n, p in self.items() if seam in vars(type(p)))
-
-        return "\n".join(f"  {seam:15} {users(seam)}" for seam in SEAMS if users(seam))
+        return "\n".join(f"  {seam:15} {self.users(seam)}" for seam in SEAMS if self.users(seam))
 
 
 def table() -> dict[str, str]:

@@ -50,7 +50,7 @@ def frames(source: str) -> Iterator[Frame]:
         image = read_image(path)
         if image is None:
             raise UserError(f"--source {path}: not a readable image")
-        yield Frame(image, str(path), None, 0.0)
+        yield Frame(np.ascontiguousarray(image[:, :, ::-1]), str(path), None, 0.0)  # read_image gives RGB
 
 
 def video_frames(device: str | int, name: str) -> Iterator[Frame]:

@@ -80,25 +80,30 @@ def table(stages: list[Stage]) -> str:
 
 def faults(
     before: dict[str, Any], previous: Stage | None, now: Stage, drop: float, jump: float, head_drop: float
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """What went wrong from the checkpoint with meta `before` (and its run `previous`, where it exists) to the stage
-    `now`."""
+    `now`, and what was compared: with another matching rule or other heads that is less."""
     if not now.best:
-        return ["no evaluated epoch in this run"]
-    said = []
+        return ["no evaluated epoch in this run"], []
+    said, compared = [], []
     start, reached = before.get("map50"), float(now.best["mAP50"])
-    if start is not None and before.get("match") == now.best["match"] and reached < start - drop:
-        said.append(f"mAP@0.5 fell from {start:.4f} to {reached:.4f} (more than {drop:g})")
-    if previous and previous.rows and set(previous.heads) == set(now.heads):
+    if start is not None and before.get("match") == now.best["match"]:
+        compared.append(f"mAP@0.5 {start:.4f} -> {reached:.4f}")
+        if reached < start - drop:
+            said.append(f"mAP@0.5 fell from {start:.4f} to {reached:.4f} (more than {drop:g})")
+    if previous and previous.rows:
         last, first = previous.loss(-1), now.loss(0)
+        compared.append(f"loss {last:.4f} -> {first:.4f}")
         if first > jump * last:
             said.append(
                 f"the loss jumped from {last:.4f} (last epoch before) to {first:.4f} (more than {jump:g} times)"
             )
+    if previous and previous.heads and set(previous.heads) == set(now.heads):
+        compared.append("each head's mAP@0.5")
         for head, value in now.heads.items():
             if value < previous.heads[head] - head_drop:
                 said.append(f"{head} fell from {previous.heads[head]:.4f} to {value:.4f} (more than {head_drop:g})")
-    return said
+    return said, compared
 
 
 def main(argv: list[str]) -> None:
@@ -127,14 +132,14 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.run} has no results.csv")
     folder = Path(args.weights).parent.parent
     previous = read_stage(folder) if (folder / "results.csv").is_file() else None
-    said = faults(
+    said, compared = faults(
         dict(read_source(args.weights).meta), previous, now, args.max_drop, args.max_loss_jump, args.max_head_drop
     )
     for fault in said:
         print(f"{now.name}: {fault}", file=sys.stderr)
     if said:
         raise SystemExit(1)
-    print(f"{now.name}: mAP@0.5 {float(now.best['mAP50']):.4f}, no fall, no loss jump, no collapsed head")
+    print(f"{now.name}: nothing wrong; compared: {', '.join(compared) or 'nothing, the start has no figures'}")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,18 @@ def label_lines(found: Tensor, shape: Sequence[int], with_confidence: bool) -> s
 def write_labels(result: Result, sizes: npt.NDArray[np.int64], folder: Path, with_confidence: bool) -> None:
     """One label file per image with detections. sizes [images,2]: native (h, w), in the order of result.paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
     for path, found, shape in zip(result.paths, result.detections, sizes.tolist(), strict=True):
         if len(found):
-            (folder / f"{Path(path).stem}.txt").write_text(label_lines(found, shape, with_confidence))
+            name = free_name(f"{Path(path).stem}.txt", taken)
+            (folder / name).write_text(label_lines(found, shape, with_confidence))
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, numbered where it was taken before (images of one name from several folders); it is taken from now
+    on."""
+    path, number, free = Path(name), 2, name
+    while free in taken:
+        free, number = f"{path.stem}_{number}{path.suffix}", number + 1
+    taken.add(free)
+    return free

@@ -107,13 +107,36 @@ def edit(path: Path, **changes: object) -> None:
             ],
             ["80", "12"],
         ),
-        (["--resume", "nowhere"], ["nowhere"]),
+        (["--transfer-weights"], ["--weights is missing"]),
+        (["--rect", "--image-weights"], ["--rect", "--image-weights"]),
     ],
     ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else None,
 )
 def test_flags(train: Callable[..., str], flags: list[str], words: list[str]) -> None:
     message = train(*flags)
     assert all(w in message for w in words), message
+
+
+def test_resume_takes_no_other_settings(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> None:
+    words = [
+        "--data",
+        str(small_shapes),
+        "--cfg",
+        "cfg/training/demo.yaml",
+        "--hyp",
+        "data/hyp.demo.yaml",
+        "--img",
+        "64",
+    ]
+    words += ["--batch", "4", "--epochs", "1", "--workers", "0", "--project", str(tmp_path), "--name", "r"]
+    assert command_line("train.py", *words).returncode == 0
+    for flags, said in (
+        (["--resume", "nowhere"], "nowhere"),
+        (["--resume", str(tmp_path / "r"), "--epochs", "3"], "--epochs"),
+        (["--resume", str(tmp_path / "r/weights/best.pt")], "weights only"),
+    ):
+        out = command_line("train.py", *flags)
+        assert out.returncode == 2 and said in out.stderr and "Traceback" not in out.stderr, out.stderr
 
 
 def test_device_that_is_not_there(train: Callable[..., str]) -> None:

@@ -13,7 +13,9 @@ import yaml
 
 from tests.conftest import ROOT, CommandLine
 from tests.shared import shared
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import load_detector, read_checkpoint
+from utils.letterbox import letterbox
+from utils.nms import nms
 from utils.record import read_rows
 
 HEADS = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml", "--cfg", "cfg/training/demo-1b4h.yaml"]
@@ -67,7 +69,7 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
         ["--loss-ota", "1", "--notest", "--nosave", "--compat", "v7"],
         ["--mosaic", "1", "--mixup", "1", "--copy-paste", "1", "--paste-in", "1", "--degrees", "10", "--shear", "5"],
         ["--multi-scale", "--loss-ota", "1", *HEADS],
-        ["--rect", "--adam", "--image-weights", *HEADS],
+        ["--rect", "--adam", *HEADS],
         ["--head-loss", "sum", "--quad", *HEADS],
     ],
     ids=lambda f: f[0] + (" 1B4H" if "--heads" in f else ""),
@@ -195,6 +197,44 @@ def test_detect_on_images_and_video(
     assert out.returncode == 2 and "--source" in out.stderr and not (tmp_path / "e").exists()
 
 
+def test_detect_sees_the_picture_that_test_py_sees(
+    command_line: CommandLine, trained: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    """A still picture keeps its colours, and its detections are those of the same weights in evaluation."""
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[:, :, 2] = 255
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "red.png"), red)
+    words = ["--weights", str(trained / "weights/best.pt"), "--img", "64", "--project", str(tmp_path)]
+    out = command_line("detect.py", *words, "--source", str(tmp_path), "--name", "d", "--conf-thres", "0.9")
+    assert out.returncode == 0, out.stderr
+    assert {p.name for p in (tmp_path / "d").iterdir()} == {"red.png", "red_2.png"}
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "d/red.png")), red)
+
+    source = sorted((small_shapes.parent / "shapes/images/val").iterdir())[0]
+    low = ["--conf-thres", "0.0001", "--iou-thres", "0.65", "--save-txt", "--save-conf"]
+    out = command_line("detect.py", *words, *low, "--source", str(source), "--name", "one", "--nosave")
+    assert out.returncode == 0, out.stderr
+    model, _ = load_detector(trained / "weights/best.pt")
+    picture = cv2.cvtColor(cv2.imread(str(source)), cv2.COLOR_BGR2RGB)
+    fitted, _, _ = letterbox(picture, 64)
+    tensor = torch.from_numpy(fitted.transpose(2, 0, 1).copy())[None].float() / 255
+    with torch.no_grad():
+        best = float(nms(model.decode(model(tensor)["det"]), 0.0001, 0.65, multi_label=False)[0][0, 4])
+    lines = next((tmp_path / "one/labels").glob("*.txt")).read_text().splitlines()
+    assert float(lines[0].split()[5]) == pytest.approx(best, abs=2e-6)
+
+
+def test_epochs_without_evaluation(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> None:
+    out = command_line("train.py", *base(small_shapes, tmp_path, "n"), "--epochs", "2", "--notest")
+    assert out.returncode == 0, out.stderr
+    first, last = read_rows(tmp_path / "n/results.csv")
+    assert first.keys() == last.keys() and first["mAP"] == "" and last["mAP"] != ""
+    out = command_line("-m", "utils.stages", "table", str(tmp_path / "n"), str(tmp_path / "nothing"))
+    assert out.returncode == 0 and "| n " in out.stdout and "missing" in out.stdout
+
+
 def test_help_lists_patches_and_modules(command_line: CommandLine) -> None:
     out = command_line("train.py", "--help", "--cfg", "cfg/training/yolov5n.yaml")
     assert out.returncode == 0, out.stderr
@@ -210,7 +250,8 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
 
     settings: dict[str, str] = {
         "WEIGHTS": str(trained / "weights/best.pt"), "DATA": str(small_shapes), "CFG": HEADS[5],
-        "HEAD_CONFIG": HEADS[3], "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu", "PROJECT": str(tmp_path), "PREFIX": "g",
+        "HEAD_CONFIG": HEADS[3], "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu",
+        "PROJECT": str(tmp_path), "PREFIX": "g",
         "FREEZE": "50 0", "EPOCHS": "1 1", "HYPS": "data/hyp.demo.yaml data/hyp.demo.stage2.yaml", "MAX_DROP": "-2",
         "PYTHON": sys.executable,
     }  # fmt: skip

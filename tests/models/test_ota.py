@@ -214,3 +214,15 @@ def test_every_box_with_a_candidate_gets_at_least_one_prediction_unless_outbid()
     plain = {int(t) for r in assigned(criterion(), det, target) for t in r.target}
     given = {int(t) for r in assigned(loss, det, target) for t in r.target}
     assert given <= plain and len(given) >= 0.9 * len(plain)
+
+
+def test_targets_that_fit_no_anchor_on_cuda_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle rows stay on CUDA, so that there are candidates of weight 0 only: nothing is matched, nothing fails."""
+    from models import loss as loss_module
+
+    monkeypatch.setattr(loss_module, "drop_idle", lambda rows: rows)
+    anchors = torch.tensor([[[1.25, 1.6], [2.0, 3.75]], [[1.9, 3.8], [3.9, 2.8]]])
+    criterion = loss_module.DetectionLoss(4, anchors, loss_module.LossSettings(ota=True), torch.tensor([8.0, 16.0]))
+    det = [torch.randn(2, 2, 8, 8, 9), torch.randn(2, 2, 4, 4, 9)]
+    terms = criterion(det, torch.tensor([[0, 1, 0.5, 0.5, 0.002, 0.002], [1, 2, 0.3, 0.3, 0.002, 0.002]]))
+    assert float(terms["box"]) == 0 and float(terms["cls"]) == 0 and terms["obj"].isfinite()

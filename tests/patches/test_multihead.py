@@ -265,7 +265,7 @@ def test_on_the_scale_of_one_head(full_head: bool) -> None:
 
 
 def test_head_weights_act() -> None:
-    det, target = raw(2, WIDTH), boxes(25, 2, 6)
+    det, target = [level.detach() for level in raw(2, WIDTH)], boxes(25, 2, 6)
     even, heavy, scaled = (mean_loss(w)(det, target) for w in ((1.0, 1.0, 1.0), (1.0, 4.0, 1.0), (2.0, 8.0, 2.0)))
     assert all(float(heavy[k]) == pytest.approx(float(scaled[k]), rel=1e-6) for k in heavy), "only ratios count"
     for kind in ("box", "obj"):

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.dataset import DetectionDataset, Sample
+from utils.errors import UserError
 from utils.labels import Labels
 from utils.rng import rng
 
@@ -111,16 +112,26 @@ def start_worker(_: int) -> None:
     os.setpgid(0, 0)
 
 
+class Loader(DataLoader[dict[str, Any]]):
+    """A DataLoader whose workers' bad-input errors arrive as they were raised, without the workers' traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition("UserError: ")[2].rstrip()) from None
+
+
 def build_loader(
     dataset: Dataset[dict[str, Any]],
     sampler: Order,
     *,
     workers: int = 0,
     collate_fn: Collate = collate,
-) -> DataLoader[dict[str, Any]]:
+) -> Loader:
     """A loader over a sampler's order, the last partial batch included. At most as many workers as there are cores."""
     workers = min(workers, os.cpu_count() or 1)
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=sampler.batch_size,
         sampler=sampler,
@@ -135,7 +146,7 @@ def build_loader(
 
 def make_loader(
     dataset: DetectionDataset, *, batch_size: int, workers: int, shuffle: bool, seed: int, quad: bool = False
-) -> DataLoader[dict[str, Any]]:
+) -> Loader:
     """The loader of a data set. Its order is at `loader.sampler` (an `Order`): set_epoch, weights."""
     if dataset.rect and batch_size != dataset.batch_size:
         raise ValueError(f"rect shapes were made for batches of {dataset.batch_size}, not {batch_size}")

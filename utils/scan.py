@@ -1,11 +1,12 @@
 """Reads and checks every image and label of a split once, and remembers the result in a checked cache.
 
-A cache file lies beside the label folder (`labels/train.thaw.cache`): an .npz of numbers and JSON, no pickles. An
-entry counts only while path, size and modification time of image and label are as they were; so a changed, new or
-deleted file is noticed and only that one is read again. Where the folder cannot be written, the scan works without a
-cache.
+A cache file lies beside the label folder (`labels/train.thaw.cache`), or in the user's cache folder where that place is
+read-only: an .npz of numbers and JSON, no pickles. An entry counts only while path, size and modification time of image
+and label are as they were; so a changed, new or deleted file is noticed and only that one is read again. Where nothing
+can be written, the scan works without a cache.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -191,12 +192,15 @@ def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
     return Entry(stamps, sha, size, labels, tuple(problems))
 
 
-def _cache_file(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".thaw.cache")
+def _cache_files(folder: Path) -> list[Path]:
+    """Where a folder's cache may lie: beside it, else in the user's cache folder under a name made of its full path."""
+    own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "thaw")
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
+    return [folder.with_name(folder.name + ".thaw.cache"), own / f"{name}.thaw.cache"]
 
 
 def _save(folder: Path, entries: dict[str, Entry]) -> None:
-    """Write a folder's cache by way of a temporary file; a folder that cannot be written simply has none."""
+    """Write a folder's cache to the first place that can be written; if there is none, do without."""
     names = sorted(entries)
     rows = [entries[name] for name in names]
     points = [p if p is not None else np.zeros((0, 2), np.float32) for e in rows for p in e.labels.polygons]
@@ -205,27 +209,42 @@ def _save(folder: Path, entries: dict[str, Entry]) -> None:
         for n, e in zip(names, rows, strict=True)
     ]
     text = json.dumps({"version": VERSION, "images": meta}).encode()
-    target = _cache_file(folder)
+    arrays = {
+        "meta": np.frombuffer(text, np.uint8),
+        "boxes": np.concatenate([EMPTY.boxes, *(e.labels.boxes for e in rows)]),
+        "lines": np.concatenate([EMPTY.lines, *(e.labels.lines for e in rows)]),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *points]),
+        "counts": np.array([len(p) for p in points], np.int64),
+    }
+    beside, own = _cache_files(folder)
+    with contextlib.suppress(OSError):
+        return _write(beside, arrays)
+    with contextlib.suppress(OSError):
+        own.parent.mkdir(parents=True, exist_ok=True)
+        _write(own, arrays)
+
+
+def _write(target: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write an .npz by way of a temporary file, so that no reader sees half of it."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with temporary.open("wb") as file:
-            np.savez(
-                file,
-                meta=np.frombuffer(text, np.uint8),
-                boxes=np.concatenate([EMPTY.boxes, *(e.labels.boxes for e in rows)]),
-                lines=np.concatenate([EMPTY.lines, *(e.labels.lines for e in rows)]),
-                points=np.concatenate([np.zeros((0, 2), np.float32), *points]),
-                counts=np.array([len(p) for p in points], np.int64),
-            )
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         temporary.replace(target)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _load(folder: Path) -> dict[str, Entry]:
     """A folder's cache as {image name: entry}; empty when there is none or when it is not to be trusted."""
+    return next(filter(None, map(_read_cache, _cache_files(folder))), {})
+
+
+def _read_cache(path: Path) -> dict[str, Entry]:
     try:
-        with np.load(_cache_file(folder), allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             content: dict[str, Any] = json.loads(arrays["meta"].tobytes())
             if content["version"] != VERSION:
                 return {}

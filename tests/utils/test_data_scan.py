@@ -104,12 +104,23 @@ def test_a_broken_cache_is_not_trusted(spec: DataSpec, reads: list[str]) -> None
         assert len(reads) == 12
 
 
-def test_an_unwritable_place_works_without_cache(spec: DataSpec, reads: list[str]) -> None:
+def test_an_unwritable_place_is_replaced_by_the_users_cache_folder(
+    spec: DataSpec, reads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     (spec.root / "labels/train.thaw.cache/in the way").mkdir(parents=True)
     first = scan_split(spec, "train")
     assert same(scan_split(spec, "train"), first)
-    assert len(reads) == 24
+    assert len(reads) == 12
     assert sorted(p.name for p in (spec.root / "labels").iterdir()) == ["train", "train.thaw.cache"]
+    assert len(list((home / "thaw").iterdir())) == 1
+    # no place at all: without a cache
+    (home / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
+    assert same(scan_split(spec, "train"), first)
+    assert same(scan_split(spec, "train"), first)
+    assert len(reads) == 36
 
 
 def spoil(spec: DataSpec, kind: str) -> str:

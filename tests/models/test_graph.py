@@ -267,6 +267,8 @@ def test_multiples_scale_channels_and_repeats() -> None:
     assert [m.out_channels for m in list(model.model)[:3]] == [24, 40, 32], "up to a multiple of 8"
     assert len(model.model[1].get_submodule("m")) == 3, "9 * .33, inside of the block"
     assert not isinstance(model.model[2], nn.Sequential), "3 * .33 = 1"
+    deep = Detector(as_yaml(Rows().add("C3", 8, number=5).detect("Detect", 0), [[10, 13]], 1, depth_multiple=0.5), 2)
+    assert len(deep.model[0].get_submodule("m")) == 2, "2.5 is rounded half to even, as in the originals"
     twice = Detector(as_yaml(rows, [[10, 13]], 2, depth_multiple=0.6), 2)
     assert isinstance(twice.model[2], nn.Sequential) and len(twice.model[2]) == 2
     assert [make_divisible(c) for c in (1, 8, 8.1, 30.4)] == [8, 8, 16, 32]

@@ -152,6 +152,29 @@ def test_joined_convolutions_equal_the_heads_own(full_head: bool) -> None:
     assert widths == ([11, 11, 11] if full_head else [7, 6, 8])
 
 
+@pytest.mark.parametrize("full_head", [False, True])
+def test_heads_cut_out_of_a_plain_detector_say_what_it_says(full_head: bool) -> None:
+    """Class ids in any order within a head, implicit constants folded in: every column is the plain detector's."""
+    torch.manual_seed(3)
+    plain = Detector({**spec("demo"), "width_multiple": 0.25}, 6).eval()
+    for name, p in plain.head.named_parameters():  # type: ignore[attr-defined]
+        if "implicit" in name:
+            torch.nn.init.normal_(p, mean=1.0 if ".im." in f".{name}" else 0.0, std=0.5)
+    model = small(full_head=full_head).eval()
+    assert isinstance(model.head, MultiHeadDetect)
+    detector = {k.removeprefix("model.77."): v for k, v in plain.state_dict().items() if k.startswith("model.77.")}
+    trunk = {k: v for k, v in plain.state_dict().items() if not k.startswith("model.77.")}
+    heads = {f"model.77.{k}": v for k, v in model.head.sliced(detector).items()}
+    model.load_state_dict({**model.state_dict(), **trunk, **heads})
+    image = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        ((want, _), parts) = *plain.decode(plain(image)["det"]), model.decode(model(image)["det"])
+    for pred, classes in parts:
+        torch.testing.assert_close(pred[..., :4], want[..., :4], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(pred[..., 4], want[..., 4], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(pred[..., 5:], want[..., 5 + classes], rtol=1e-4, atol=1e-6)
+
+
 def test_decoding_gives_each_head_its_own_columns_and_no_more() -> None:
     model, wide = small().eval(), small(full_head=True).eval()
     for detector in (model, wide):

@@ -158,6 +158,17 @@ def test_loading_is_strict_and_lists_what_does_not_fit() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "nothing was loaded"
 
 
+@pytest.mark.parametrize("fault", ["missing in the file", "not in the model"])
+def test_one_tensor_too_few_or_too_many_is_enough(fault: str) -> None:
+    state = dict(small().state_dict())
+    if fault == "missing in the file":
+        del state["model.3.bn.bias"]
+    else:
+        state["model.99.weight"] = torch.zeros(1)
+    with pytest.raises(UserError, match=f"1 {fault}: model"):
+        load_into(small(), state, "x.pt")
+
+
 def test_another_number_of_classes_is_said_by_shape() -> None:
     with pytest.raises(UserError, match=r"of another shape: model\.77\.m\.0\.weight"):
         load_into(small(3), small(4).state_dict(), "x.pt")

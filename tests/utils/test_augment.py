@@ -91,8 +91,8 @@ def test_warp_moves_rotated_sheared_and_tilted_boxes(seed: int) -> None:
 
 def test_points_beyond_the_horizon_are_dropped() -> None:
     matrix = np.array([[1, 0, 0], [0, 1, 0], [-0.01, 0, 1.0]])  # depth 0 at x = 100
-    objects = objects_of("0 .1 .5 .1 .5\n1 .8 .5 .3 .5", (160, 160))
-    _, after = augment.warp(np.zeros((160, 160, 3), np.uint8), objects, matrix, (160, 160))
+    objects = objects_of("0 .1 .5 .1 .5\n1 .8 .05 .3 .1", (160, 160))
+    _, after = augment.warp(np.zeros((160, 160, 3), np.uint8), objects, matrix, (160, 1600))
     assert after.classes.tolist() == [0]
 
 

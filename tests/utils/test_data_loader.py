@@ -102,6 +102,8 @@ def test_epochs_differ_and_repeat(tmp_path: Path) -> None:
     assert [len(b["path"]) for b in first] == [5, 5, 2]  # the last partial batch is kept
     assert same(first, batches(dataset))
     assert not torch.equal(dataset[Sample(0, 3)]["image"], dataset[Sample(1, 3)]["image"])
+    geometry = open_set(tmp_path / "data.yaml", augment=AugmentParams(translate=0.2, mosaic=0.5))
+    assert not torch.equal(geometry[Sample(0, 3)]["target"], geometry[Sample(1, 3)]["target"])
     other = open_set(tmp_path / "data.yaml", augment=STRONG, seed=8)
     assert not torch.equal(dataset[Sample(0, 3)]["image"], other[Sample(0, 3)]["image"])
 

@@ -113,6 +113,9 @@ def test_made_once_and_anew_when_the_generator_changed(tmp_path: Path, monkeypat
     (folder / "labels/train/0000.txt").write_text("touched")
     ensure(folder, SMALL)
     assert (folder / "labels/train/0000.txt").read_text() == "touched"  # it was there: nothing is done
+    with monkeypatch.context() as patched:
+        patched.setattr(shapes, "write", None)
+        ensure(folder, SMALL)  # nor is anything rendered to be thrown away
     monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
     ensure(folder, SMALL)
     assert (folder / "labels/train/0000.txt").read_text() != "touched"

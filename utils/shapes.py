@@ -26,7 +26,7 @@ from tqdm import tqdm
 from utils.errors import UserError, run_main
 from utils.rng import rng
 
-VERSION = 1  # raise it when a pixel or a label changes: existing folders are rendered anew
+VERSION = 2  # raise it when a pixel or a label changes: existing folders are rendered anew
 NAMES = (
     *("circle", "ellipse", "ring", "crescent", "square", "rectangle", "diamond"),
     *("triangle", "arrow", "star", "plus", "saltire"),

@@ -48,26 +48,6 @@ class ResBottleneck(nn.Module):
         return x + y if self.add else y
 
 
-class C3(nn.Module):
-    """CSP block with three convolutions: bottlenecks on one path, a 1x1 on the other."""
-
-    scales_width = True
-    takes_repeats = True
-
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
-        super().__init__()
-        hidden = int(c2 * e)
-        self.cv1 = Conv(c1, hidden, 1, 1)
-        self.cv2 = Conv(c1, hidden, 1, 1)
-        self.cv3 = Conv(2 * hidden, c2, 1)
-        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)))
-        self.out_channels = c2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
-        return y
-
-
 class BottleneckCSP(nn.Module):
     """CSP block with plain convolutions at the join, normalised and activated together."""
 
@@ -162,6 +142,10 @@ class CSPC(nn.Module):
 
 class BottleneckCSPA(CSPA):
     """CSPA of plain bottlenecks."""
+
+
+class C3(CSPA):
+    """YOLOv5's name for the same block."""
 
 
 class BottleneckCSPB(CSPB):

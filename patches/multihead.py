@@ -161,9 +161,7 @@ class MultiHeadLoss(Criterion):
         super().__init__()
         self.table, self.settings, self.k = table, settings, len(table.groups)
         self.terms = term_names(self.k)
-        starts = torch.tensor([0, *(5 + table.columns(h) for h in range(self.k))]).cumsum(0)[
-            :-1
-        ]  # first column of each head
+        starts = torch.tensor(table.starts[:-1])
         owner = torch.tensor(table.owner)
         own_columns = {
             c: table.starts[h] + k

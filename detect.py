@@ -19,9 +19,9 @@ from utils.config import make_parser
 from utils.device import select_device
 from utils.errors import UserError, run_main
 from utils.letterbox import letterbox
+from utils.loaders import whole_strides
 from utils.nms import nms
 from utils.plots import colour, draw_box
-from utils.runs import whole_strides
 from utils.source import Frame, Image, find_files, frames
 from utils.tables import free_name, label_lines
 

@@ -16,7 +16,7 @@ from utils.config import make_parser
 from utils.device import select_device
 from utils.errors import UserError, run_main
 from utils.evaluate import Result, evaluate
-from utils.runs import whole_strides
+from utils.loaders import whole_strides
 
 TASKS = ("val", "train", "test", "speed")
 

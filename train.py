@@ -11,26 +11,26 @@ through the seams of utils/seams.py (search for `patches.`); the module table of
 
 import dataclasses
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, optim, record, report, runs, seams
+from utils import checkpoint, data, optim, record, report, runs, seams, start
 from utils.anchors import box_sizes, fit_anchors
-from utils.config import Config, parse, resume_flags
 from utils.device import select_device
 from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
 from utils.interrupt import Interrupt, Stopped
+from utils.loaders import make_loaders, whole_strides
 from utils.runs import Run
+from utils.start import Start
 from utils.step import LossStep
 
 
-def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, Any] | None) -> Run:
+def setup(begun: Start) -> Run:
+    cfg, patches, folder, resumed = begun.cfg, begun.patches, begun.folder, begun.resumed
     runs.repeatable(cfg.seed)
     device = select_device(cfg.device)
     spec = data.read_data(cfg.data)
@@ -47,8 +47,8 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
         model.load_state_dict(resumed["model"])
 
     # data
-    size = runs.whole_strides(cfg.train_size, int(model.stride.max()))
-    train, val = loaders(cfg, spec, patches, size, int(model.stride.max()))
+    size = whole_strides(cfg.train_size, int(model.stride.max()))
+    train, val = make_loaders(cfg, spec, patches, size, int(model.stride.max()))
     if not (cfg.noautoanchor or source or resumed):
         print(fit_anchors(model, box_sizes(train.dataset.labels, train.dataset.sizes, size), cfg.anchor_t, cfg.seed))
 
@@ -79,26 +79,6 @@ def setup(cfg: Config, patches: seams.Patches, folder: Path, resumed: dict[str, 
     if not resumed:
         runs.open_folder(run, {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}})
     return run
-
-
-def loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
-    """Training batches as augmented as the hyp file says; validation batches in rectangles."""
-    common: dict[str, Any] = {"stride": stride, "cache_images": cfg.cache_images, "single_cls": cfg.single_cls}
-    common |= {"on_bad_data": cfg.on_bad_data, "seed": cfg.seed}
-    augment, test_size = data.AugmentParams.of(cfg), runs.whole_strides(cfg.test_size, stride)
-    train = data.make_dataset(
-        spec, "train", img_size=size, batch_size=cfg.batch_size, augment=augment, rect=cfg.rect, pad=0.0,
-        quad=cfg.quad, **common,
-    )  # fmt: skip
-    val = data.make_dataset(
-        spec, "val", img_size=test_size, batch_size=cfg.val_batch, augment=None, rect=True, pad=0.5, **common
-    )  # fmt: skip
-    train, val = patches.fold("wrap_dataset", train, "train"), patches.fold("wrap_dataset", val, "val")
-    order: dict[str, Any] = {"workers": cfg.workers, "seed": cfg.seed}
-    return (
-        data.make_loader(train, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, **order),
-        data.make_loader(val, batch_size=cfg.val_batch, shuffle=False, **order),
-    )
 
 
 def fit(run: Run) -> None:
@@ -171,20 +151,7 @@ def main(argv: list[str]) -> Run | None:
     if any(a in ("-h", "--help") for a in argv):
         report.print_help(argv)
         return None
-    kinds = seams.active(argv)
-    cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
-    resumed = None
-    if cfg.resume:  # the run's own settings; only where it runs is taken from the command line
-        path = checkpoint.find_last(cfg.resume, cfg.project)
-        resumed, folder = checkpoint.read_resumable(path), path.parent.parent
-        cfg = Config(**{**seams.plain(resumed["meta"]["config"]), **resume_flags(argv, cfg)})
-        patches = seams.revive(resumed["meta"]["patches"])
-    else:
-        with torch.random.fork_rng(devices=[]):
-            patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
-        named = any(a.split("=")[0] == "--name" for a in argv)
-        folder = record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok)
-    run = setup(cfg, patches, folder, resumed)
+    run = setup(start.begin(argv))
     with run.interrupt.listening():
         try:
             fit(run)

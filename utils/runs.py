@@ -68,14 +68,6 @@ def starting_weights(cfg: Config, patches: seams.Patches) -> seams.Source | None
     return None
 
 
-def whole_strides(size: int, stride: int) -> int:
-    """The size rounded up to a multiple of the largest stride, said where it differs."""
-    rounded = -(-size // stride) * stride
-    if rounded != size:
-        print(f"--img-size {size} is not a multiple of the stride {stride}: using {rounded}")
-    return rounded
-
-
 def reweigh_images(run: Run) -> None:
     """Draw images by the classes they hold: rare ones, and those found badly in the last evaluation, more often."""
     labels, nc = run.train.dataset.labels, run.meta["nc"]

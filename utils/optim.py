@@ -138,12 +138,20 @@ def check_partition(groups: Groups, module: nn.Module) -> None:
 
 
 def make_optimizer(groups: Groups, cfg: Config, device: torch.device) -> torch.optim.Optimizer:
-    # One kernel for all tensors, 4x faster than a loop. Not on CUDA: where AMP's first step overflows, fused SGD would
-    # skip it and keep the momentum it had allocated but not filled.
-    fused = device.type == "cpu"
+    """SGD with Nesterov momentum, or Adam; one kernel for all tensors where there is one, 4x faster than a loop.
+
+    On CUDA that kernel also takes AMP's scale and overflow flag, so that the host need not wait for the flag.
+    """
+    fused = device.type in ("cpu", "cuda")
     if cfg.adam:
         return torch.optim.Adam(groups, lr=cfg.peak_lr, betas=(cfg.momentum, 0.999), fused=fused)
-    return torch.optim.SGD(groups, lr=cfg.peak_lr, momentum=cfg.momentum, nesterov=True, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=cfg.peak_lr, momentum=cfg.momentum, nesterov=True, fused=fused)
+    # The first step would make these itself, but fused SGD refuses a parameter whose first gradient comes later (one
+    # thawed during the run) and, where AMP's first step overflows, keeps memory that nothing filled.
+    for group in sgd.param_groups:
+        for p in group["params"]:
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:

@@ -207,6 +207,34 @@ def test_rates_reach_the_optimizer() -> None:
             assert 0.8 < optimizer.param_groups[0]["momentum"] == schedule.momentum_at(10) < 0.937
 
 
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_parameter_thawed_during_the_run_starts_like_any_other(adam: bool) -> None:
+    """Its first step is the first step of an optimizer made for it then, bit for bit."""
+    early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.linspace(-1, 1, 3))
+    fresh = nn.Parameter(late.detach().clone())
+
+    def optimizer(*params: nn.Parameter) -> torch.optim.Optimizer:
+        group = {"params": list(params), "weight_decay": 5e-4, "name": "weight", "lr_scale": 1.0}
+        return make_optimizer([group], plain(adam=adam), torch.device("cpu"))
+
+    both, alone = optimizer(early, late), optimizer(fresh)
+    early.grad = torch.full((3,), 0.3)
+    both.step()
+    assert torch.equal(late, fresh), "no gradient, no step"
+    late.grad = fresh.grad = torch.tensor([0.1, -0.2, 0.0])
+    both.step()
+    alone.step()
+    assert torch.equal(late, fresh) and not torch.equal(early, torch.ones(3))
+
+
+def test_momentum_is_laid_out_as_its_parameter() -> None:
+    """The one kernel reads both as plain memory: another order of the axes would mix up the channels."""
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    group = {"params": [weight], "weight_decay": 0.0, "name": "weight", "lr_scale": 1.0}
+    optimizer = make_optimizer([group], plain(), torch.device("cpu"))
+    assert optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
+
+
 def test_train_mode_keeps_norms_of_frozen_modules_in_eval() -> None:
     model = tiny_model()
     for i in (0, 1):

@@ -27,7 +27,7 @@ from utils.errors import UserError
 from utils.labels import EMPTY, Labels, Problem, checked, parse
 from utils.spec import DataSpec, label_path
 
-VERSION = 1  # raise it when parsing or the layout of the cache changes
+VERSION = 2  # raise it when parsing or the layout of the cache changes
 Stamp = tuple[int, int]  # size in bytes, modification time in ns; (-1, -1) for a file that is not there
 
 
@@ -36,6 +36,7 @@ class Entry:
     """What is known of one image: `size` native (h, w) after EXIF rotation, (0, 0) when the image is unusable."""
 
     stamps: tuple[Stamp, Stamp]  # image, label
+    image_sha256: str  # of the image file, "" where it cannot be read
     sha256: str  # of the label file, "" without one
     size: tuple[int, int]
     labels: Labels
@@ -52,7 +53,8 @@ class Scan:
     problems: list[Problem]
     duplicates: int
     background: int  # images without an object
-    sha256: str  # over names and contents of all labels and sizes of all images
+    sha256: str  # over names and contents of all images and labels
+    contents: list[tuple[Path, str, str]]  # of every image listed: its file, SHA-256 of image and label
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8] | None:
@@ -86,7 +88,7 @@ def scan_split(
         kept, foreign = checked(entry.labels, spec.nc, str(label_path(path)))
         problems += [p._replace(file=str(path if p.file == path.name else label_path(path))) for p in entry.problems]
         problems += foreign
-        digest.update(f"{path.name} {entry.stamps[0][0]} {entry.sha256}\n".encode())
+        digest.update(f"{path.name} {entry.image_sha256} {entry.sha256}\n".encode())
         if entry.size != (0, 0):
             files.append(path)
             labels.append(_one_class(kept) if single_cls else kept)
@@ -107,11 +109,12 @@ def scan_split(
         sum(x.duplicates for x in labels),
         sum(not len(x) for x in labels),
         digest.hexdigest(),
+        [(path, e.image_sha256, e.sha256) for path, e in zip(images, entries, strict=True)],
     )
 
 
 def fingerprint(spec: DataSpec) -> str:
-    """SHA-256 of what a run was trained on: class names, image names and sizes, contents of all label files."""
+    """SHA-256 of what a run was trained on: class names, image names, contents of all images and label files."""
     digest = hashlib.sha256("\0".join(spec.names).encode())
     for split in ("train", "val"):
         digest.update(scan_split(spec, split, on_bad_data="skip", progress=False).sha256.encode())
@@ -160,7 +163,7 @@ def _entries(images: Sequence[Path], what: str, progress: bool) -> list[Entry]:
 def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
     """Read and check one image and its label from disk. A missing label is an image without objects."""
     problems: list[Problem] = []
-    size = (0, 0)
+    size, image_sha = (0, 0), ""
     if stamps[0][0] < 0:
         problems.append(Problem(image.name, 0, "the image does not exist"))
     else:
@@ -170,6 +173,7 @@ def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
             data = np.zeros(0, np.uint8)
             problems.append(Problem(image.name, 0, f"cannot be read: {error.strerror}"))
         else:
+            image_sha = hashlib.sha256(data.data).hexdigest()  # it is in memory now, and hashing is quick beside decoding
             pixels = decode(data)  # all of it: nothing less finds a file that was cut off
             if pixels is None:
                 problems.append(Problem(image.name, 0, "the image is corrupt or cut off (it cannot be decoded)"))
@@ -187,7 +191,7 @@ def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
             problems.append(Problem(name.name, 0, "the label is no text"))
         except OSError as error:
             problems.append(Problem(name.name, 0, f"cannot be read: {error.strerror}"))
-    return Entry(stamps, sha, size, labels, tuple(problems))
+    return Entry(stamps, image_sha, sha, size, labels, tuple(problems))
 
 
 def _cache_files(folder: Path) -> list[Path]:
@@ -203,7 +207,7 @@ def _save(folder: Path, entries: dict[str, Entry]) -> None:
     rows = [entries[name] for name in names]
     points = [p if p is not None else np.zeros((0, 2), np.float32) for e in rows for p in e.labels.polygons]
     meta = [
-        [n, *e.stamps, e.sha256, e.size, len(e.labels), e.labels.duplicates, e.problems]
+        [n, *e.stamps, e.image_sha256, e.sha256, e.size, len(e.labels), e.labels.duplicates, e.problems]
         for n, e in zip(names, rows, strict=True)
     ]
     text = json.dumps({"version": VERSION, "images": meta}).encode()
@@ -251,13 +255,13 @@ def _read_cache(path: Path) -> dict[str, Entry]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
     entries, start = {}, 0
-    for name, image, label, sha, size, count, duplicates, problems in content["images"]:
+    for name, image, label, image_sha, sha, size, count, duplicates, problems in content["images"]:
         part = slice(start, start + count)
         shapes = tuple(p if len(p) else None for p in polygons[part])
         labels = (
             Labels(boxes[part], shapes, lines[part], duplicates) if count else replace(EMPTY, duplicates=duplicates)
         )
         stamps = ((image[0], image[1]), (label[0], label[1]))
-        entries[name] = Entry(stamps, sha, (size[0], size[1]), labels, tuple(Problem(*p) for p in problems))
+        entries[name] = Entry(stamps, image_sha, sha, (size[0], size[1]), labels, tuple(Problem(*p) for p in problems))
         start += count
     return entries

@@ -1,5 +1,6 @@
 """Checking a split: bad images and labels, the cache and its invalidation, the fingerprint."""
 
+import hashlib
 import os
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.utils.pictures import make_set, marked
 from utils import scan
-from utils.data import DataSpec, fingerprint, make_dataset, read_data, scan_split
+from utils.data import DataSpec, fingerprint, label_path, make_dataset, read_data, scan_split
 from utils.errors import UserError
 
 
@@ -224,3 +225,19 @@ def test_fingerprint_follows_contents(spec: DataSpec) -> None:
     label.write_text(text)
     os.utime(label)
     assert fingerprint(spec) == first  # the contents count, not the dates
+    image = spec.root / "images/train/01.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # the same size, one bit of the last checksum
+    assert fingerprint(spec) != first
+    image.write_bytes(content)
+    assert fingerprint(spec) == first
+
+
+def test_contents_of_every_listed_file(spec: DataSpec) -> None:
+    """From the files and, the second time, from the cache."""
+    (spec.root / "labels/train/02.txt").unlink()
+    for _ in range(2):
+        for path, image, label in scan_split(spec, "train").contents:
+            text = label_path(path)
+            assert image == hashlib.sha256(path.read_bytes()).hexdigest()
+            assert label == (hashlib.sha256(text.read_bytes()).hexdigest() if text.exists() else "")

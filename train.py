@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, optim, record, report, runs, seams, start
+from utils import checkpoint, data, optim, record, report, runs, seams, start, step
 from utils.anchors import box_sizes, fit_anchors
 from utils.device import select_device
 from utils.errors import run_main
@@ -26,7 +26,6 @@ from utils.interrupt import Interrupt, Stopped
 from utils.loaders import make_loaders, whole_strides
 from utils.runs import Run
 from utils.start import Start
-from utils.step import LossStep
 
 
 def setup(begun: Start) -> Run:
@@ -56,12 +55,12 @@ def setup(begun: Start) -> Run:
     criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), nc, size))
     with torch.random.fork_rng(devices=[]):  # a patch must not shift the random numbers of the base
         patches.each("on_model_built", model, patches.names(criterion.terms))
-    loss_step = LossStep(model, criterion, patches).to(device)
+    loss_step = step.place(step.LossStep(model, criterion, patches), cfg, device)
     groups = patches.fold("param_groups", optim.param_groups(loss_step, cfg.scaled_decay), model)
     optim.check_partition(groups, loss_step)
     optimizer = optim.make_optimizer(groups, cfg, device)
     schedule = optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights))
-    scaler = torch.amp.GradScaler(enabled=device.type == "cuda" and cfg.amp)
+    scaler = step.make_scaler(cfg, device)
     results = record.Results(folder, resumed["meta"]["next_epoch"] if resumed else 0)
 
     settings = {"config": dataclasses.asdict(cfg), "patches": patches.records()}
@@ -76,6 +75,8 @@ def setup(begun: Start) -> Run:
         runs.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn)
     report.announce(run, settings, source)
+    if cfg.compile:
+        step.compile_model(loss_step)
     if not resumed:
         runs.open_folder(run, {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}})
     return run

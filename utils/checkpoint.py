@@ -25,9 +25,10 @@ FORMAT = "thaw-1"
 def save_checkpoint(
     path: Path, *, state: Mapping[str, Tensor], meta: Mapping[str, Any], training: Mapping[str, Any] | None = None
 ) -> None:
-    """state: the weights to use. training: everything the next step depends on (absent: not resumable). Written aside,
-    flushed, then renamed."""
-    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": dict(state), **(training or {})}
+    """state: the weights to use, in whatever memory order. training: everything the next step depends on (absent: not
+    resumable). Written aside, flushed, then renamed."""
+    weights = {k: v.contiguous() for k, v in state.items()}
+    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": weights, **(training or {})}
     aside = path.with_suffix(f".{os.getpid()}.part")
     try:
         with open(aside, "wb") as f:

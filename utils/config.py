@@ -81,7 +81,14 @@ class Config:
         "rates one epoch late, OTA's square boxes",
         choices=("none", "v5", "v7"),
     )
-    amp: bool = opt(True, "mixed precision on CUDA", negatable=True)
+    amp: bool = opt(True, "mixed precision on CUDA; a CPU always computes in float32", negatable=True)
+    amp_dtype: str = opt(
+        "fp16",
+        "type of mixed precision: fp16 with loss scaling, or bf16 without (coarser; Ampere or later)",
+        choices=("fp16", "bf16"),
+    )
+    channels_last: bool = opt(False, "weights and features in NHWC order: faster, other last digits", negatable=True)
+    compile: bool = opt(False, "compile the model (torch.compile): minutes at the start, then faster")
     # evaluation and outputs
     notest: bool = opt(False, "evaluate after the last epoch only")
     nosave: bool = opt(False, "write checkpoints after the last epoch only")

@@ -17,7 +17,7 @@ from utils.device import peak_memory
 from utils.errors import UserError
 from utils.evaluate import Result, Sink
 from utils.interrupt import Interrupt, Stopped
-from utils.step import LossStep
+from utils.step import LossStep, compute_type
 
 
 @dataclass
@@ -50,7 +50,12 @@ class Run:
     @property
     def autocast(self) -> torch.dtype | None:
         """Type to compute in, None = float32."""
-        return torch.float16 if self.scaler.is_enabled() else None
+        return compute_type(self.cfg, self.device)
+
+    @property
+    def arithmetic(self) -> str:
+        """On what kind of device and in which type, for a resume to compare."""
+        return f"{self.device.type} {str(self.autocast or torch.float32).removeprefix('torch.')}"
 
 
 def repeatable(seed: int) -> None:
@@ -80,11 +85,11 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
     run.ema.model.load_state_dict(ckpt["ema"])
     run.patches.load_state_dict(ckpt["patches"])
     run.optimizer.load_state_dict(ckpt["optimizer"])
-    if bool(ckpt["scaler"]) != run.scaler.is_enabled():
-        print("resumed with another device type or AMP setting: the run goes on, but not to the bit")
+    at = ckpt["meta"]
+    if at["arithmetic"] != run.arithmetic:
+        print(f"resumed on {run.arithmetic}, begun on {at['arithmetic']}: the run goes on, but not to the bit")
     elif ckpt["scaler"]:
         run.scaler.load_state_dict(ckpt["scaler"])
-    at = ckpt["meta"]
     run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
     run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
     run.ema.updates, run.class_ap = at["ema_updates"], at["class_ap"]
@@ -112,7 +117,14 @@ def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
     """last.pt: everything that the next step depends on. at: what to say beside it, next_epoch and next_batch
     included."""
     progress = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
-    meta = {**run.meta, **progress, "ema_updates": run.ema.updates, "class_ap": run.class_ap, **at}
+    meta = {
+        **run.meta,
+        **progress,
+        "arithmetic": run.arithmetic,
+        "ema_updates": run.ema.updates,
+        "class_ap": run.class_ap,
+        **at,
+    }
     training = {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),

@@ -173,7 +173,9 @@ def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
             data = np.zeros(0, np.uint8)
             problems.append(Problem(image.name, 0, f"cannot be read: {error.strerror}"))
         else:
-            image_sha = hashlib.sha256(data.data).hexdigest()  # it is in memory now, and hashing is quick beside decoding
+            image_sha = hashlib.sha256(
+                data.data
+            ).hexdigest()  # it is in memory now, and hashing is quick beside decoding
             pixels = decode(data)  # all of it: nothing less finds a file that was cut off
             if pixels is None:
                 problems.append(Problem(image.name, 0, "the image is corrupt or cut off (it cannot be decoded)"))

@@ -1,0 +1,107 @@
+"""How a step is computed: type, memory order and form are settings that are recorded, kept, and change no name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from models.graph import Detector
+from models.loss import LossSettings
+from tests.conftest import ROOT
+from tests.models.test_zoo import spec
+from utils.checkpoint import read_checkpoint
+from utils.config import Config
+from utils.errors import UserError
+from utils.runs import Run
+from utils.seams import Patches
+from utils.step import LossStep, compile_model, compute_type, place
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+def test_mixed_precision_is_a_matter_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert compute_type(Config(amp_dtype="bf16"), CPU) is None
+    assert compute_type(Config(), CUDA) == torch.float16
+    assert compute_type(Config(amp_dtype="bf16"), CUDA) == torch.bfloat16
+    assert compute_type(Config(amp_dtype="bf16", amp=False), CUDA) is None
+
+
+def test_bf16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    with pytest.raises(UserError, match="--amp-dtype bf16: Card"):
+        compute_type(Config(amp_dtype="bf16"), CUDA)
+    assert compute_type(Config(amp_dtype="fp16"), CUDA) == torch.float16
+
+
+def run(data: Path, project: Path, name: str, *flags: str) -> Run:
+    words = ["--data", str(data), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64"]
+    words += ["--batch", "4", "--nominal-batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu"]
+    done = train.main([*words, "--project", str(project), "--name", name, *flags])
+    assert done is not None
+    return done
+
+
+@pytest.fixture(scope="module")
+def straight(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two epochs in NHWC order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return run(small_shapes, tmp_path_factory.mktemp("nhwc"), "a", "--channels-last")
+
+
+def test_checkpoints_hold_the_usual_order(straight: Run) -> None:
+    weight = straight.model.model[0].get_submodule("conv").weight
+    assert isinstance(weight, torch.Tensor) and weight.is_contiguous(memory_format=torch.channels_last)
+    best = read_checkpoint(straight.dir / "weights/best.pt")
+    assert all(v.is_contiguous() for v in best["ema"].values()) and best["meta"]["config"]["channels_last"]
+    assert torch.equal(best["ema"]["model.0.conv.weight"], straight.ema.model.state_dict()["model.0.conv.weight"])
+
+
+def test_a_resume_keeps_the_order_and_every_bit(
+    straight: Run, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    save = train.runs.save
+
+    def save_and_stop(run: Run, result: object) -> None:
+        save(run, result)  # type: ignore[arg-type]
+        if run.epoch == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.runs, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_shapes, tmp_path, "cut", "--channels-last")
+    monkeypatch.setattr(train.runs, "save", save)
+    resumed = train.main(["--resume", str(tmp_path / "cut")])
+    assert resumed is not None and resumed.cfg.channels_last
+    one, two = straight.loss_step.state_dict(), resumed.loss_step.state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    for p, state in resumed.optimizer.state.items():
+        assert state["momentum_buffer"].stride() == p.stride()
+
+
+@pytest.mark.parametrize("name", ["demo", "yolov7-tiny"])
+def test_the_model_compiles_as_one_graph(name: str) -> None:
+    model = Detector(spec(name), 12).train()
+    image = torch.rand(2, 3, 64, 64)
+    plain = model(image)["det"]
+    det = torch.compile(model, backend="eager", fullgraph=True)(image)["det"]
+    assert [d.shape for d in det] == [d.shape for d in plain]
+
+
+def test_the_usual_order_unless_asked() -> None:
+    model = Detector(spec("demo"), 3)
+    place(LossStep(model, model.criterion(LossSettings()), Patches({})), Config(), CPU)
+    assert all(v.is_contiguous() for v in model.state_dict().values())
+
+
+def test_a_compiled_step_keeps_every_name() -> None:
+    model = Detector(spec("demo"), 3)
+    step = place(LossStep(model, model.criterion(LossSettings()), Patches({})), Config(channels_last=True), CPU)
+    before = list(step.state_dict()), [n for n, _ in step.named_parameters()]
+    compile_model(step)
+    assert (list(step.state_dict()), [n for n, _ in step.named_parameters()]) == before
+    assert list(model.state_dict()) == [k.removeprefix("model.") for k in before[0] if k.startswith("model.")]

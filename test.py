@@ -10,7 +10,7 @@ rounding and how it batches and maps images; with its --iou-thres and --batch-si
 from pathlib import Path
 from typing import Any
 
-from utils import coco_eval, data, plots, record, tables
+from utils import coco_eval, data, dist, plots, record, tables
 from utils.checkpoint import load_detector
 from utils.config import make_parser
 from utils.device import select_device
@@ -71,27 +71,42 @@ def parse(argv: list[str]) -> Any:
 def main(argv: list[str]) -> Result:
     args = parse(argv)
     device = select_device(args.device)
-    folder = record.free_folder(args.project, args.name, args.named, args.exist_ok)
+    dist.join(device)
+    folder = dist.share(record.free_folder(args.project, args.name, args.named, args.exist_ok))
     model, _ = load_detector(args.weights, args.cfg)
     spec = data.read_data(args.data)
     if not args.single_cls and spec.nc != model.nc:
         raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
     stride = int(model.stride.max())
     size = whole_strides(args.img_size, stride)
-    dataset = data.make_dataset(
-        spec, "val" if args.task == "speed" else args.task, img_size=size, stride=stride,
-        batch_size=args.batch_size, augment=None, rect=True, pad=0.5, cache_images=False, single_cls=args.single_cls,
-        on_bad_data=args.on_bad_data, seed=0, like="" if args.match == "coco" else args.match,
+    with dist.main_first():
+        dataset = data.make_dataset(
+            spec, "val" if args.task == "speed" else args.task, img_size=size, stride=stride,
+            batch_size=args.batch_size, augment=None, rect=True, pad=0.5, cache_images=False,
+            single_cls=args.single_cls, on_bad_data=args.on_bad_data, seed=0,
+            like="" if args.match == "coco" else args.match,
+        )  # fmt: skip
+    loader = data.make_loader(
+        dataset, batch_size=args.batch_size, workers=args.workers, shuffle=False, seed=0, rank=dist.rank(),
+        ranks=dist.world(),
     )  # fmt: skip
-    loader = data.make_loader(dataset, batch_size=args.batch_size, workers=args.workers, shuffle=False, seed=0)
     names = ["item"] if args.single_cls else list(spec.names)
     coco_eval.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
-    record.make_folder(folder, weights=False)
+    if dist.main():
+        record.make_folder(folder, weights=False)
     result = evaluate(
         model.to(device), loader, device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
         match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls,
         first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
     )  # fmt: skip
+    if dist.main():
+        write(result, args, names, dataset.sizes, folder)
+    dist.leave()
+    return result
+
+
+def write(result: Result, args: Any, names: list[str], sizes: Any, folder: Path) -> None:
+    """Tables, curves and whatever files were asked for. sizes [n,2]: native width and height of each image."""
     if args.task == "speed":
         print(tables.speed_line(result))
     print(tables.result_table(result, per_class=args.verbose or len(names) < 50))
@@ -99,11 +114,10 @@ def main(argv: list[str]) -> Result:
     if args.save_per_class_ap:
         tables.write_per_class_ap(result, Path(args.save_per_class_ap))
     if args.save_txt:
-        tables.write_labels(result, dataset.sizes, folder / "labels", args.save_conf)
+        tables.write_labels(result, sizes, folder / "labels", args.save_conf)
     if args.save_json or args.anno_json:
         coco_eval.report(result, names, folder / "detections.json", args.anno_json)
     print(f"results in {folder}")
-    return result
 
 
 if __name__ == "__main__":

@@ -17,22 +17,23 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, optim, record, report, runs, seams, start, step
+from utils import checkpoint, data, dist, optim, record, report, runs, seams, start, step
 from utils.anchors import box_sizes, fit_anchors
-from utils.device import select_device
 from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
 from utils.interrupt import Interrupt, Stopped
 from utils.loaders import make_loaders, whole_strides
 from utils.runs import Run
 from utils.start import Start
+from utils.sync_bn import synchronise_norms
 
 
 def setup(begun: Start) -> Run:
     cfg, patches, folder, resumed = begun.cfg, begun.patches, begun.folder, begun.resumed
     runs.repeatable(cfg.seed)
-    device = select_device(cfg.device)
-    spec = data.read_data(cfg.data)
+    device = begun.device
+    with dist.main_first():
+        spec = data.read_data(cfg.data)
     nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
@@ -52,6 +53,8 @@ def setup(begun: Start) -> Run:
         print(fit_anchors(model, box_sizes(train.dataset.labels, train.dataset.sizes, size), cfg.anchor_t, cfg.seed))
 
     # what is optimised, and how
+    if cfg.sync_bn and dist.world() > 1:
+        synchronise_norms(model)
     criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), nc, size))
     with torch.random.fork_rng(devices=[]):  # a patch must not shift the random numbers of the base
         patches.each("on_model_built", model, patches.names(criterion.terms))
@@ -87,7 +90,7 @@ def fit(run: Run) -> None:
     while run.epoch < run.cfg.epochs:
         at = seams.Progress(run.epoch, run.cfg.epochs, run.step)
         run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, at)
-        run.train.sampler.set_epoch(run.epoch, run.batch)
+        run.train.order.set_epoch(run.epoch, run.batch)
         if run.cfg.image_weights:
             runs.reweigh_images(run)
         optim.train_mode(run.loss_step, run.cfg.freeze_bn)
@@ -99,7 +102,7 @@ def fit(run: Run) -> None:
         runs.write_rows(run, losses, result, extra, time.perf_counter() - start)
         runs.save(run, result)
         run.epoch, run.batch = run.epoch + 1, 0
-        if run.interrupt.asked and not last:
+        if run.interrupt.stopping and not last:
             raise Stopped
 
 
@@ -108,7 +111,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     cfg = run.cfg
     if run.batch == 0:
         run.sums = {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
-    bar = tqdm(run.train, f"epoch {run.epoch + 1}/{cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1)
+    bar = tqdm(run.train, f"epoch {run.epoch + 1}/{cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
+               disable=not dist.main())  # fmt: skip
     run.optimizer.zero_grad(set_to_none=True)
     for batch in bar:
         optim.set_rates(run.optimizer, run.schedule, run.step)
@@ -120,9 +124,12 @@ def train_epoch(run: Run) -> dict[str, float]:
         with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
             loss, terms = run.loss_step(batch)
         run.scaler.scale(loss).backward()
+        dist.share_buffers(run.model)
+        terms = dist.mean_terms(terms, batch["share"])
         run.pending += 1
         stepped = run.schedule.due(run.step, run.pending)
         if stepped:
+            dist.sum_gradients(run.optimizer)
             run.scaler.step(run.optimizer)
             run.scaler.update()
             run.optimizer.zero_grad(set_to_none=True)
@@ -160,6 +167,7 @@ def main(argv: list[str]) -> Run | None:
             print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
             return run
     runs.close_folder(run, validate)
+    dist.leave()
     return run
 
 

@@ -65,9 +65,7 @@ class Config:
     adam: bool = opt(False, "Adam instead of SGD")
     linear_lr: bool = opt(False, "linear instead of cosine decay")
     auto_lr: bool = opt(False, "lr0 *= sqrt(batch / 64) above 64; warm-up of 5 epochs from batch 128 on")
-    sync_bn: bool = opt(
-        False, "BatchNorm statistics over all devices; one process drives one device, so without effect"
-    )
+    sync_bn: bool = opt(False, "BatchNorm statistics over all ranks (with torchrun)")
     label_smoothing: float = opt(0.0, "share of the class target spread over the classes", low=0, high=1)
     warmup_share: float = opt(0.1, "largest share of the run that warm-up may take", low=0, high=1)
     freeze_bn: str = opt(

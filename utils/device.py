@@ -1,4 +1,9 @@
-"""Which device to use: CUDA where it is present, else the CPU, or Apple's MPS on request."""
+"""Which device to use: CUDA where it is present, else the CPU, or Apple's MPS on request.
+
+Under torchrun each process takes the device of its number on the machine (LOCAL_RANK).
+"""
+
+import os
 
 import torch
 
@@ -6,20 +11,25 @@ from utils.errors import UserError
 
 
 def select_device(name: str) -> torch.device:
-    """'' -> the best there is; '0', 'cuda:0', 'cpu', 'mps'. A device that is not there is an error that says what
-    is."""
+    """'' -> the best there is; '0', 'cuda:0', 'cpu', 'mps'; '0,1' with torchrun: one for each process. A device that is
+    not there is an error that says what is."""
     name = name.strip().lower()
+    processes, mine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if name in ("", "auto"):
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = str(mine) if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     if name == "mps":
         if not torch.backends.mps.is_available():
             raise UserError(f"--device mps: not on this machine; there is: {present()}")
         return torch.device("mps")
-    number = name.removeprefix("cuda").removeprefix(":") or "0"
-    if "," in number:
-        raise UserError(f"--device {name}: one process drives one device; give one number; there is: {present()}")
+    numbers = (name.removeprefix("cuda").removeprefix(":") or str(mine)).split(",")
+    if len(numbers) > processes:
+        start = f"torchrun --nproc-per-node {len(numbers)} train.py ..."
+        raise UserError(f"--device {name}: one process drives one device; start with {start}; there is: {present()}")
+    number = numbers[mine] if len(numbers) > 1 else numbers[0]
+    if len(numbers) < processes and number != str(mine):
+        raise UserError(f"--device {name}: {processes} processes need as many numbers, or none to count up from 0")
     if not number.isdigit():
         raise UserError(f"--device {name}: expected a CUDA number, cpu or mps; there is: {present()}")
     if not torch.cuda.is_available() or int(number) >= torch.cuda.device_count():

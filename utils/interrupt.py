@@ -7,21 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from utils import dist
+
 
 class Interrupt:
-    """`asked` turns true at the first SIGINT or SIGTERM; a second one ends the process at once."""
+    """`asked` turns true at the first SIGINT or SIGTERM; a second SIGINT ends the process at once."""
 
     def __init__(self, save_steps: int = 0, save_minutes: float = 0.0) -> None:
         self.save_steps, self.save_minutes = save_steps, save_minutes
-        self.asked = False
+        self.asked = False  # of this process, at any moment
+        self.stopping = False  # of all ranks together, as of the last `save_due`
         self.saved_at = time.monotonic()
 
     def save_due(self, step: int) -> bool:
-        """After optimizer steps: whether a checkpoint within the epoch is wanted. When it is written changes nothing
-        else."""
+        """After optimizer steps and at an epoch's end: whether a checkpoint is wanted, beside those of each epoch. When
+        it is written changes nothing else. All ranks agree on it, and on `stopping`, though one alone was asked."""
         by_step = self.save_steps > 0 and step % self.save_steps == 0
         by_time = self.save_minutes > 0 and time.monotonic() - self.saved_at >= 60 * self.save_minutes
-        return self.asked or by_step or by_time
+        vote = dist.highest(2 if self.asked else int(by_step or by_time))
+        self.stopping = vote == 2
+        return vote > 0
 
     def saved(self) -> None:
         self.saved_at = time.monotonic()
@@ -31,8 +36,10 @@ class Interrupt:
         """Take the two signals for the time of a run; the handlers from before come back afterwards."""
 
         def note(number: int, _: FrameType | None) -> None:
-            if self.asked:
+            if self.asked and number == signal.SIGINT:
                 raise KeyboardInterrupt
+            if self.asked:  # torchrun passes on what the terminal has already sent to every process
+                return
             self.asked = True
             print(f"\n{signal.Signals(number).name}: finishing the step, then saving", flush=True)
 

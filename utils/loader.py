@@ -1,6 +1,6 @@
 """Samplers, collation and loaders: which pictures make up a batch, in which order.
 
-Order: a permutation from (seed, epoch), the same for any number of workers. `loader.sampler.set_epoch(e)` before each
+Order: a permutation from (seed, epoch), the same for any number of workers. `loader.order.set_epoch(e)` before each
 epoch; the epoch then travels inside each `Sample`. Batch: see `collate`.
 """
 
@@ -26,16 +26,24 @@ Batch = dict[str, Any]
 Collate = Callable[[list[dict[str, Any]]], Batch]
 
 
-class Order(Sampler[Sample]):
-    """The order of an epoch's samples.
+class Order(Sampler[list[Sample]]):
+    """The batches of an epoch, as lists of samples; of several ranks, those of one.
 
     Rect batches (`grouped`) stay together and only change places, the short last one staying last. With `weights` [n]
     the samples are drawn by weight, with replacement. `set_epoch(e, start)` skips the first `start` batches (after a
     resume).
+
+    batch_size is global: the sequence of samples does not depend on the number of ranks. In training each rank takes
+    a run of equal length out of every batch (of a short last one about that; a rank left without repeats the last
+    sample, which then counts nothing). With `whole`, for evaluation, batch i goes to rank i modulo ranks.
     """
 
-    def __init__(self, count: int, *, batch_size: int, shuffle: bool, seed: int, grouped: bool = False) -> None:
+    def __init__(
+        self, count: int, *, batch_size: int, shuffle: bool, seed: int, grouped: bool = False, rank: int = 0,
+        ranks: int = 1, whole: bool = False,
+    ) -> None:  # fmt: skip
         self.count, self.batch_size, self.shuffle, self.seed, self.grouped = count, batch_size, shuffle, seed, grouped
+        self.rank, self.ranks, self.whole = rank, ranks, whole
         self.weights: npt.NDArray[np.float64] | None = None
         self.epoch = self.start = 0
 
@@ -43,7 +51,7 @@ class Order(Sampler[Sample]):
         self.epoch, self.start = epoch, start
 
     def order(self) -> npt.NDArray[np.int64]:
-        """Indices [n] in the order of the present epoch."""
+        """Indices [n] in the order of the present epoch, over all ranks."""
         everything = np.arange(self.count)
         if not self.shuffle:
             return everything
@@ -56,12 +64,36 @@ class Order(Sampler[Sample]):
         batches = everything[: whole * self.batch_size].reshape(whole, self.batch_size)
         return np.concatenate([batches[draw.permutation(whole)].reshape(-1), everything[whole * self.batch_size :]])
 
-    def __iter__(self) -> Iterator[Sample]:
-        for index in self.order()[self.start * self.batch_size :].tolist():
-            yield Sample(self.epoch, index)
+    def mine(self, size: int) -> slice:
+        """Where this rank's samples lie in a global batch of `size`; empty where there are more ranks than samples."""
+        return slice(self.rank * size // self.ranks, (self.rank + 1) * size // self.ranks)
+
+    def global_sizes(self) -> list[int]:
+        """Samples in each global batch from `start` on."""
+        return [min(self.batch_size, self.count - i) for i in range(0, self.count, self.batch_size)][self.start :]
+
+    def numbers(self) -> range:
+        """Which of the batches from `start` on this rank takes part in."""
+        batches = len(self.global_sizes())
+        return range(self.rank, batches, self.ranks) if self.whole else range(batches)
+
+    def images(self) -> list[tuple[int, float]]:
+        """Of each batch of `__iter__`: this rank's images, and their share of the global batch."""
+        sizes = self.global_sizes()
+        if self.whole:
+            return [(sizes[i], 1.0) for i in self.numbers()]
+        counts = [len(range(size)[self.mine(size)]) for size in sizes]
+        return [(count, count / size) for count, size in zip(counts, sizes, strict=True)]
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        order = self.order()[self.start * self.batch_size :].tolist()
+        for i in self.numbers():
+            batch = order[i * self.batch_size : (i + 1) * self.batch_size]
+            part = batch if self.whole else batch[self.mine(len(batch))] or batch[-1:]
+            yield [Sample(self.epoch, index) for index in part]
 
     def __len__(self) -> int:
-        return max(self.count - self.start * self.batch_size, 0)
+        return len(self.numbers())
 
 
 def collate(items: list[dict[str, Any]]) -> Batch:
@@ -113,46 +145,64 @@ def start_worker(_: int) -> None:
 
 
 class Loader(DataLoader[dict[str, Any]]):
-    """A DataLoader whose workers' bad-input errors arrive as they were raised, without the workers' traceback."""
+    """A DataLoader over an `Order`, which is at `loader.order`.
+
+    Beside what `collate` gives, a batch has `images`, how many samples it counts for, and `share`, their part of the
+    global batch. Workers' bad-input errors arrive as they were raised, without the workers' traceback.
+    """
+
+    def __init__(self, dataset: Dataset[dict[str, Any]], order: Order, **options: Any) -> None:
+        super().__init__(dataset, batch_sampler=order, **options)
+        self.order = order
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        counts = self.order.images()
         try:
-            yield from super().__iter__()
+            for batch, (images, share) in zip(super().__iter__(), counts, strict=True):
+                yield {**batch, "images": images, "share": share}
         except UserError as error:
             raise UserError(str(error).rpartition("UserError: ")[2].rstrip()) from None
 
 
 def build_loader(
     dataset: Dataset[dict[str, Any]],
-    sampler: Order,
+    order: Order,
     *,
     workers: int = 0,
     collate_fn: Collate = collate,
 ) -> Loader:
-    """A loader over a sampler's order, the last partial batch included. At most as many workers as there are cores."""
+    """A loader over an order, the last partial batch included. At most as many workers as there are cores."""
     workers = min(workers, os.cpu_count() or 1)
     return Loader(
         dataset,
-        batch_size=sampler.batch_size,
-        sampler=sampler,
+        order,
         num_workers=workers,
         collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(sampler.seed),  # else each epoch would draw from torch's global stream
+        generator=torch.Generator().manual_seed(order.seed),  # else each epoch would draw from torch's global stream
     )
 
 
 def make_loader(
-    dataset: DetectionDataset, *, batch_size: int, workers: int, shuffle: bool, seed: int, quad: bool = False
-) -> Loader:
-    """The loader of a data set. Its order is at `loader.sampler` (an `Order`): set_epoch, weights."""
+    dataset: DetectionDataset, *, batch_size: int, workers: int, shuffle: bool, seed: int, quad: bool = False,
+    rank: int = 0, ranks: int = 1,
+) -> Loader:  # fmt: skip
+    """The loader of a data set. Its order is at `loader.order` (an `Order`): set_epoch, weights. batch_size: of all
+    ranks together. Shuffled batches are shared out by samples, others (evaluation) as they are."""
     if dataset.rect and batch_size != dataset.batch_size:
         raise ValueError(f"rect shapes were made for batches of {dataset.batch_size}, not {batch_size}")
     if quad != dataset.quad:
         raise ValueError("quad must be given to make_dataset and make_loader alike")
-    order = Order(len(dataset), batch_size=batch_size, shuffle=shuffle, seed=seed, grouped=dataset.rect)
+    unit = 4 * ranks if quad and ranks > 1 else ranks
+    if shuffle and batch_size % unit:
+        what = f"{ranks} ranks" + (" in fours (--quad)" if quad else "")
+        raise UserError(f"--batch-size {batch_size} cannot be shared by {what}: use a multiple of {unit}")
+    order = Order(
+        len(dataset), batch_size=batch_size, shuffle=shuffle, seed=seed, grouped=dataset.rect, rank=rank, ranks=ranks,
+        whole=not shuffle,
+    )  # fmt: skip
     return build_loader(dataset, order, workers=workers, collate_fn=collate_quad if quad else collate)
 
 
@@ -166,7 +216,7 @@ def class_weights(labels: Sequence[Labels], nc: int) -> npt.NDArray[np.float64]:
 def image_weights(labels: Sequence[Labels], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """[n] sum over each image's boxes of its class's weight. For --image-weights pass
     class_weights * (1 - maps)**2, with maps [nc] the last mAP per class, and assign the result to
-    `loader.sampler.weights`."""
+    `loader.order.weights`."""
     return np.array([weights[x.boxes[:, 0].astype(int)].sum() for x in labels])
 
 

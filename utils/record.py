@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from utils import dist
 from utils.errors import UserError
 
 VERSION = "0.1.0"
@@ -94,7 +95,7 @@ class Results:
     def __init__(self, folder: Path, keep_epochs: int) -> None:
         """keep_epochs: rows of epochs from here on are dropped (a resumed run writes them again)."""
         self.folder = folder
-        if not folder.exists():
+        if not folder.exists() or not dist.main():
             return
         for file in (self.folder / "results.csv", self.folder / "timing.csv"):
             if file.exists():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.graph import Detector
-from utils import checkpoint, optim, plots, record, seams
+from utils import checkpoint, dist, optim, plots, record, seams
 from utils.config import Config
 from utils.data import Sample, class_weights, collate, image_weights
 from utils.device import peak_memory
@@ -77,7 +77,7 @@ def reweigh_images(run: Run) -> None:
     """Draw images by the classes they hold: rare ones, and those found badly in the last evaluation, more often."""
     labels, nc = run.train.dataset.labels, run.meta["nc"]
     missed = 1 - np.array(run.class_ap if run.class_ap else [0.0] * nc)
-    run.train.sampler.weights = image_weights(labels, class_weights(labels, nc) * missed**2)
+    run.train.order.weights = image_weights(labels, class_weights(labels, nc) * missed**2)
 
 
 def restore(run: Run, ckpt: dict[str, Any]) -> None:
@@ -102,14 +102,16 @@ def save(run: Run, result: Result | None) -> None:
     run.best = max(result.fitness if result else run.best, run.best)
     if result is not None:
         run.class_ap = np.nan_to_num(result.ap).tolist()
-    if run.cfg.nosave and run.epoch < run.cfg.epochs - 1 and not run.interrupt.asked:
+    wanted = run.interrupt.save_due(run.step)
+    if run.cfg.nosave and run.epoch < run.cfg.epochs - 1 and not wanted:
         return
     found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
     state, meta, weights = run.ema.model.state_dict(), {**run.meta, **found, "epoch": run.epoch}, run.dir / "weights"
-    if better:  # before last.pt: a kill between the two repeats the epoch and writes the same best.pt again
+    # best.pt before last.pt: a kill between the two repeats the epoch and writes the same best.pt again
+    if better and dist.main():
         checkpoint.save_checkpoint(weights / "best.pt", state=state, meta=meta)
     save_last(run, {**found, "next_epoch": run.epoch + 1, "next_batch": 0}, {})
-    if run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0:
+    if run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0 and dist.main():
         checkpoint.save_checkpoint(weights / f"epoch_{run.epoch + 1:03d}.pt", state=state, meta=meta)
 
 
@@ -132,9 +134,10 @@ def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
         "scaler": run.scaler.state_dict(),
         "sums": sums,
     }
-    checkpoint.save_checkpoint(
-        run.dir / "weights/last.pt", state=run.ema.model.state_dict(), meta=meta, training=training
-    )
+    if dist.main():
+        checkpoint.save_checkpoint(
+            run.dir / "weights/last.pt", state=run.ema.model.state_dict(), meta=meta, training=training
+        )
     run.interrupt.saved()
 
 
@@ -148,10 +151,12 @@ def check_finite(run: Run) -> None:
 
 def pause(run: Run) -> None:
     """After an optimizer step within an epoch: save where that is due, stop where that was asked for."""
-    if run.batch < run.schedule.batches and run.interrupt.save_due(run.step):
+    if run.batch == run.schedule.batches:
+        return
+    if run.interrupt.save_due(run.step):
         check_finite(run)
         save_last(run, {"next_epoch": run.epoch, "next_batch": run.batch}, run.sums)
-    if run.interrupt.asked and run.batch < run.schedule.batches:
+    if run.interrupt.stopping:
         raise Stopped
 
 
@@ -186,6 +191,8 @@ def write_rows(
 ) -> None:
     """results.csv, results.txt and timing.csv, and the line on the screen. losses: mean terms, and `labels`, `size` of
     the last batch."""
+    if not dist.main():
+        return
     labels, size = losses.pop("labels"), losses.pop("size")
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
     found: dict[str, Any] = metrics(result) if result else {}
@@ -206,9 +213,11 @@ def write_rows(
 
 def open_folder(run: Run, settings: dict[str, Any]) -> None:
     """The run folder with run.yaml, the label statistics and the first training batch."""
+    if not dist.main():
+        return
     record.make_folder(run.dir)
     record.write_run_yaml(run.dir / "run.yaml", {**settings, "device": str(run.device)})
-    names, order = run.meta["names"], run.train.sampler.order()
+    names, order = run.meta["names"], run.train.order.order()
     plots.plot_labels(run.train.dataset.labels, names, run.dir / "labels.png")
     batch = collate([run.train.dataset[Sample(0, i)] for i in order[: min(run.cfg.batch_size, 16)].tolist()])
     rows = plots.target_rows(batch["target"], len(batch["image"]), *batch["image"].shape[2:])
@@ -218,11 +227,14 @@ def open_folder(run: Run, settings: dict[str, Any]) -> None:
 def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) -> None:
     """Evaluate best.pt once more, draw the pictures, say where everything is."""
     best = run.dir / "weights" / "best.pt"
-    plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+    dist.barrier()  # rank 0 may still be writing it
+    if dist.main():
+        plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
     if best.is_file():
         run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
         names = run.meta["names"]
         result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
-        plots.plot_evaluation(result, run.dir)
+        if dist.main():
+            plots.plot_evaluation(result, run.dir)
         print(f"best.pt: {line(result)}")
     print(f"results in {run.dir}")

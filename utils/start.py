@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from utils import checkpoint, record, seams
+from utils import checkpoint, dist, record, seams
 from utils.config import Config, parse, resume_flags
+from utils.device import select_device
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Start:
 
     cfg: Config
     patches: seams.Patches
+    device: torch.device
     folder: Path  # of the run; made later, when everything else has been found right
     resumed: dict[str, Any] | None  # content of the checkpoint that is continued
 
@@ -30,7 +32,9 @@ def begin(argv: Sequence[str]) -> Start:
     with torch.random.fork_rng(devices=[]):
         patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
     named = any(a.split("=")[0] == "--name" for a in argv)
-    return Start(cfg, patches, record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok), None)
+    device = meet(cfg)
+    folder = dist.share(record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok))
+    return Start(cfg, patches, device, folder, None)
 
 
 def resume(argv: Sequence[str], cfg: Config) -> Start:
@@ -38,4 +42,11 @@ def resume(argv: Sequence[str], cfg: Config) -> Start:
     path = checkpoint.find_last(cfg.resume, cfg.project)
     resumed = checkpoint.read_resumable(path)
     own = Config(**{**seams.plain(resumed["meta"]["config"]), **resume_flags(argv, cfg)})
-    return Start(own, seams.revive(resumed["meta"]["patches"]), path.parent.parent, resumed)
+    return Start(own, seams.revive(resumed["meta"]["patches"]), meet(own), path.parent.parent, resumed)
+
+
+def meet(cfg: Config) -> torch.device:
+    """The device of this process; with torchrun the ranks have found each other afterwards."""
+    device = select_device(cfg.device)
+    dist.join(device)
+    return device

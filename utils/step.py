@@ -29,8 +29,8 @@ class LossStep(nn.Module):
         if tuple(terms) != self.terms:
             raise ValueError(f"loss terms {tuple(terms)} are not the declared {self.terms}")
         weights = self.patches.merge("loss_weights", terms, self.model)
-        # gradients add up over the images of the nominal batch, whatever the micro-batch (YOLOv5/YOLOv7)
-        loss = weighted_sum(terms, weights) * len(batch["image"])
+        # gradients add up over the images of the nominal batch, whatever the micro-batch (YOLOv5/YOLOv7), and the ranks
+        loss = weighted_sum(terms, weights) * batch["images"]
         return loss, {k: v.detach() for k, v in terms.items()}
 
 

@@ -48,7 +48,7 @@ def batches(dataset: DetectionDataset, *, workers: int = 0, epochs: int = 1, **o
     loader = make_loader(dataset, workers=workers, **(settings | options))
     out = []
     for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.order.set_epoch(epoch)
         out += list(loader)
     return out
 
@@ -64,7 +64,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 def test_types_that_travel(tmp_path: Path) -> None:
     batch = batches(open_set(make_set(tmp_path)))[0]
-    assert batch.keys() == {"image", "target", "path", "shape", "gain_pad"}
+    assert batch.keys() == {"image", "target", "path", "shape", "gain_pad", "images", "share"}
     assert (batch["image"].dtype, tuple(batch["image"].shape)) == (torch.uint8, (5, 3, 64, 64))
     assert (batch["target"].dtype, batch["target"].shape[1]) == (torch.float32, 6)
     assert batch["target"][:, 0].tolist() == [0, 1, 2, 3, 4]
@@ -161,7 +161,7 @@ def test_rect_batches(tmp_path: Path) -> None:
     for epoch in range(6):
         order = Order(12, batch_size=5, shuffle=True, seed=0, grouped=True)
         order.set_epoch(epoch)
-        index = [s.index for s in order]
+        index = [s.index for batch in order for s in batch]
         assert index[10:] == [10, 11]
         assert sorted(index[:5]) == index[:5]
         seen.add(tuple(index))
@@ -177,7 +177,7 @@ def test_quad(tmp_path: Path) -> None:
     kinds = set()
     for epoch in range(4):
         loader = make_loader(dataset, batch_size=5, workers=0, shuffle=True, seed=7, quad=True)
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.order.set_epoch(epoch)
         for batch in loader:
             assert batch["image"].shape[1:] == (3, 128, 128)
             assert batch["image"].dtype == torch.uint8
@@ -197,12 +197,12 @@ def test_quad(tmp_path: Path) -> None:
 def test_start_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     dataset = open_set(make_set(tmp_path), augment=STRONG)
     loader = make_loader(dataset, batch_size=5, workers=0, shuffle=True, seed=7)
-    loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
+    loader.order.set_epoch(2)
     whole = list(loader)
-    loader.sampler.set_epoch(2, 1)  # type: ignore[attr-defined]
+    loader.order.set_epoch(2, 1)
     assert len(loader) == 2
     assert same(list(loader), whole[1:])
-    loader.sampler.set_epoch(3)  # type: ignore[attr-defined]
+    loader.order.set_epoch(3)
     assert len(list(loader)) == 3
 
 
@@ -228,12 +228,12 @@ def test_weighted_order() -> None:
     drawn = []
     for epoch in range(200):
         order.set_epoch(epoch)
-        drawn += [s.index for s in order]
+        drawn += [s.index for batch in order for s in batch]
     counts = np.bincount(drawn, minlength=4) / 800
     assert counts[[0, 2]].tolist() == [0, 0]
     assert abs(counts[3] - 0.75) < 0.06
     order.weights = np.zeros(4)  # nothing to go by: a permutation
-    assert sorted(s.index for s in order) == [0, 1, 2, 3]
+    assert sorted(s.index for batch in order for s in batch) == [0, 1, 2, 3]
 
 
 def test_cache_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,14 +118,23 @@ def to_input(boxes: Array, gain_pad: Sequence[float]) -> Array:
     return out
 
 
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Corners [..., 4] and [..., 4] in one frame, broadcast against each other -> IoU [...] in 0..1."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:4], b[..., 2:4])
+    inter, area_a, area_b = (
+        _area(x) for x in ((high - low).clamp(min=0), a[..., 2:4] - a[..., :2], b[..., 2:4] - b[..., :2])
+    )
+    union = area_a + area_b - inter
+    return torch.where(union > 0, inter / union, torch.zeros_like(union))
+
+
+def _area(size: Tensor) -> Tensor:
+    return size[..., 0] * size[..., 1]
+
+
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Corners [N, 4] and [M, 4] in one frame -> IoU [N, M] in 0..1."""
-    low = torch.maximum(a[:, None, :2], b[None, :, :2])  # [N,M,2]
-    high = torch.minimum(a[:, None, 2:4], b[None, :, 2:4])
-    inter = (high - low).clamp(min=0).prod(2)
-    area_a, area_b = (a[:, 2:4] - a[:, :2]).prod(1), (b[:, 2:4] - b[:, :2]).prod(1)
-    union = area_a[:, None] + area_b - inter
-    return torch.where(union > 0, inter / union, torch.zeros_like(union))
+    return paired_iou(a[:, None], b[None])
 
 
 def wh_iou(a: Tensor, b: Tensor) -> Tensor:

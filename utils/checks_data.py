@@ -20,9 +20,9 @@ from utils.ap import Ap, average_precision
 from utils.checks import Found, differ, unequal
 from utils.coco_eval import figures
 from utils.config import Config
-from utils.confusion import image_confusion
+from utils.confusion import confusion_matrix
 from utils.letterbox import letterbox
-from utils.matching import NMS_OFFSET, image_iou, image_pairs, join, tp_table
+from utils.matching import NMS_OFFSET, find_pairs, tp_table
 from utils.nms import nms
 from utils.optim import Ema, Schedule
 from utils.reference import Absent, Reference
@@ -102,18 +102,13 @@ def evaluate(ref: Reference, rule: str, v5_metric: bool = False) -> Evaluation:
     inputs = ref.npz("metrics/inputs.npz")
     gain, pad_x, pad_y = inputs["gain_pad"].tolist()
     gt, part = torch.from_numpy(inputs["gt"]), Part(torch.from_numpy(inputs["preds"]), torch.arange(10))
-    rows, pairs, n_det, n_gt, confusion = [], [], 0, 0, np.zeros((11, 11), np.int64)
-    for i, raw in enumerate(nms([part], 0.001, 0.65, multi_label=True, offset=NMS_OFFSET[rule])):
-        det = torch.cat([boxes.to_native(raw[:, :4], (gain, gain, pad_x, pad_y), (480, 640)), raw[:, 4:]], 1)
-        mine = gt[gt[:, 0] == i, 1:]
-        found = image_pairs(image_iou(det[:, :4], mine[:, 1:], rule), det[:, 5], mine[:, 0])
-        pairs.append(found.shifted(n_det, n_gt))
-        n_det, n_gt = n_det + len(det), n_gt + len(mine)
-        rows.append(det)
-        confusion += image_confusion(det, mine, 10, rule)
-    dets = torch.cat(rows).numpy()
-    tp = tp_table(join(pairs), n_det, rule)
-    return Evaluation(tp, average_precision(tp, dets[:, 4], dets[:, 5], inputs["gt"][:, 1], rule, v5_metric), confusion)
+    out = nms([part], 0.001, 0.65, multi_label=True, offset=NMS_OFFSET[rule])
+    dets = torch.cat(out)
+    dets[:, :4] = boxes.to_native(dets[:, :4], (gain, gain, pad_x, pad_y), (480, 640))
+    image, gt_image = np.repeat(np.arange(len(out)), [len(rows) for rows in out]), gt[:, 0].long().numpy()
+    tp = tp_table(find_pairs(dets, image, gt[:, 1:], gt_image, rule), len(dets), rule)
+    found = average_precision(tp, dets[:, 4].numpy(), dets[:, 5].numpy(), gt[:, 1].numpy(), rule, v5_metric)
+    return Evaluation(tp, found, confusion_matrix(dets, image, gt[:, 1:], gt_image, 10, rule))
 
 
 def metrics(ref: Reference, rule: str, what: str) -> Found:

@@ -22,10 +22,10 @@ from models.graph import Detector
 from models.loss import Criterion
 from utils.ap import Curves, average_precision, fitness
 from utils.boxes import to_native, xywhn_to_xyxy
-from utils.confusion import image_confusion
+from utils.confusion import confusion_matrix
 from utils.data import to_device
 from utils.errors import UserError
-from utils.matching import NMS_OFFSET, RULES, Pairs, coco_counted, image_iou, image_pairs, join, tp_table
+from utils.matching import NMS_OFFSET, RULES, coco_counted, find_pairs, tp_table
 from utils.nms import nms
 
 Batch = dict[str, Any]
@@ -147,16 +147,13 @@ def evaluate(
 
 
 class _Found:
-    """Detections and objects of the images seen so far."""
+    """Detections and objects of the images seen so far, one entry per image; all else is made of them in `result`."""
 
     def __init__(self, nc: int, match: str) -> None:
         self.nc, self.match = nc, match
         self.paths: list[str] = []
         self.dets: list[Tensor] = []  # native pixels
         self.gts: list[Tensor] = []  # [m,5] class, corners in native pixels
-        self.pairs: list[Pairs] = []
-        self.n_det = self.n_gt = 0
-        self.confusion = np.zeros((nc + 1, nc + 1), np.int64)
 
     def add(self, batch: Batch, dets: list[Tensor], single_cls: bool) -> None:
         """One batch as loaded; dets: per image [n,6] in input pixels."""
@@ -169,10 +166,6 @@ class _Found:
             det = torch.cat([to_native(det[:, :4], gain_pad, shape), det[:, 4:]], 1)
             if single_cls:
                 det[:, 5], gt[:, 0] = 0, 0
-            pairs = image_pairs(image_iou(det[:, :4], gt[:, 1:], self.match), det[:, 5], gt[:, 0])
-            self.pairs.append(pairs.shifted(self.n_det, self.n_gt))
-            self.confusion += image_confusion(det, gt, self.nc, self.match)
-            self.n_det, self.n_gt = self.n_det + len(det), self.n_gt + len(gt)
             self.paths.append(batch["path"][i])
             self.dets.append(det)
             self.gts.append(gt)
@@ -185,11 +178,12 @@ class _Found:
         losses: dict[str, float],
         seconds: dict[str, float],
     ) -> Result:
-        dets, gt_cls = torch.cat(self.dets).numpy(), torch.cat(self.gts)[:, 0].numpy().astype(np.int64)
-        tp = tp_table(join(self.pairs), self.n_det, self.match)
-        conf, cls = dets[:, 4], dets[:, 5].astype(np.int64)
+        dets, gts = torch.cat(self.dets), torch.cat(self.gts)
+        image, gt_image = (np.repeat(np.arange(len(x)), [len(rows) for rows in x]) for x in (self.dets, self.gts))
+        confusion = confusion_matrix(dets, image, gts, gt_image, self.nc, self.match)
+        tp = tp_table(find_pairs(dets, image, gts, gt_image, self.match), len(dets), self.match)
+        conf, cls, gt_cls = dets[:, 4].numpy(), dets[:, 5].long().numpy(), gts[:, 0].long().numpy()
         if self.match == "coco":
-            image = np.repeat(np.arange(len(self.dets)), [len(d) for d in self.dets])
             counted = coco_counted(image, cls)
             tp, conf, cls = tp[counted], conf[counted], cls[counted]
         found = average_precision(tp, conf, cls, gt_cls, self.match, v5_metric)
@@ -209,7 +203,7 @@ class _Found:
             match=self.match, v5_metric=v5_metric, names=list(names)[: self.nc],
             mp=_mean(found.p), mr=_mean(found.r), f1=_mean(found.f1), map50=_mean(ap50), map=_mean(ap),
             ap50=ap50, ap=ap, p=spread(found.p), r=spread(found.r), f1_per_class=spread(found.f1), n_gt=n_gt,
-            best_conf=found.curves.best / (found.curves.f1.shape[1] - 1), curves=found.curves, confusion=self.confusion,
+            best_conf=found.curves.best / (found.curves.f1.shape[1] - 1), curves=found.curves, confusion=confusion,
             per_head=heads, losses=losses, seconds=seconds, images=len(self.paths), paths=self.paths,
             detections=self.dets,
         )  # fmt: skip

@@ -1,7 +1,9 @@
 """Which detection found which object: the three rules in use, for all detections and all IoU thresholds at once.
 
-One image gives sparse `Pairs`: detection and object of one class with IoU >= 0.5. `tp_table` turns the pairs of a whole
-data set into true positives [N,T], T thresholds 0.50, 0.55, ..., 0.95. An image's detections come by falling score.
+`find_pairs` gives sparse `Pairs` of a whole data set: detection and object of one image and class with IoU >= 0.5;
+`tp_table` turns them into true positives [N,T], T thresholds 0.50, 0.55, ..., 0.95. N detections and M objects come
+with the numbers of their images; an image's detections stand by falling score. All images are worked on at once, in
+blocks of bounded size: the cost is that of the boxes that can meet, whatever the number of images.
 
 coco  (default) per class and threshold, detections by falling score: each takes the free object of highest IoU that
       reaches the threshold. Only the 100 best detections of a class in an image count. IoU in float64.
@@ -13,17 +15,19 @@ has crowd regions and boxes of its own precision that YOLO labels do not have, a
 scores; `utils.coco_eval` evaluates such files themselves.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from utils.boxes import box_iou
+from utils.boxes import paired_iou
 
 RULES = ("coco", "v7", "v5")
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_MAX_DET = 100  # per image and class
+BLOCK = 1 << 20  # box pairs looked at together: about 100 MB
 NMS_OFFSET = {
     "coco": None,
     "v7": 4096.0,
@@ -43,31 +47,41 @@ class Pairs:
     gt: Ints
     iou: Floats
 
-    def shifted(self, det: int, gt: int) -> "Pairs":
-        """The same pairs with row numbers that start at `det` and `gt`: to join images."""
-        return Pairs(self.det + det, self.gt + gt, self.iou)
+
+def meeting(a: Ints, b: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """All index pairs i [P], j [P] with a[i] == b[j], by rising i, then j; in blocks of about BLOCK pairs."""
+    order = np.argsort(b, kind="stable")
+    keys, first, count = np.unique(b[order], return_index=True, return_counts=True)
+    if len(keys) == 0:
+        return
+    at = np.minimum(np.searchsorted(keys, a), len(keys) - 1)
+    i = (keys[at] == a).nonzero()[0]
+    at = at[i]
+    end = count[at].cumsum()
+    cuts = np.searchsorted(end, np.arange(BLOCK, end[-1] if len(end) else 0, BLOCK))
+    for rows, group in zip(np.split(i, cuts), np.split(at, cuts), strict=True):
+        n = count[group]
+        step = np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)  # 0, 1, ... within each row
+        yield np.repeat(rows, n), order[np.repeat(first[group], n) + step]
 
 
-def join(pairs: list[Pairs]) -> Pairs:
-    """Pairs of several images (already shifted, in order) as one."""
-    if not pairs:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    return Pairs(*(np.concatenate([getattr(p, name) for p in pairs]) for name in ("det", "gt", "iou")))
-
-
-def image_iou(det: torch.Tensor, gt: torch.Tensor, rule: str) -> torch.Tensor:
-    """Corners [n,4] and [m,4] in native pixels -> IoU [n,m], in the number type the rule is defined with."""
-    return box_iou(det.double(), gt.double()) if rule == "coco" else box_iou(det, gt)
-
-
-def image_pairs(iou: torch.Tensor, det_cls: torch.Tensor, gt_cls: torch.Tensor, floor: float = 0.5) -> Pairs:
-    """IoU [n,m] and classes [n], [m] of one image -> its pairs of one class with IoU >= floor."""
-    det, gt = ((iou >= floor) & (det_cls[:, None] == gt_cls)).nonzero(as_tuple=True)
-    return Pairs(det.numpy(), gt.numpy(), iou[det, gt].double().numpy())
+def find_pairs(det: torch.Tensor, det_image: Ints, gt: torch.Tensor, gt_image: Ints, rule: str) -> Pairs:
+    """det [N,6] x1,y1,x2,y2,conf,class and gt [M,5] class,x1,y1,x2,y2, corners in native pixels, with the numbers of
+    their images [N], [M] -> pairs of one image and class with IoU >= 0.5, in the number type the rule is defined with.
+    """
+    det_cls, gt_cls = det[:, 5].long().numpy(), gt[:, 0].long().numpy()
+    classes = max(det_cls.max(initial=0), gt_cls.max(initial=0)) + 1
+    found = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for d, g in meeting(det_image * classes + det_cls, gt_image * classes + gt_cls):
+        a, b = det[d, :4], gt[g, 1:5]
+        iou = paired_iou(a.double(), b.double()) if rule == "coco" else paired_iou(a, b)
+        near = (iou >= 0.5).numpy()
+        found.append(Pairs(d[near], g[near], iou.double().numpy()[near]))
+    return Pairs(*(np.concatenate([getattr(p, name) for p in found]) for name in ("det", "gt", "iou")))
 
 
 def tp_table(pairs: Pairs, n_det: int, rule: str) -> Bools:
-    """Pairs of any number of images (rows numbered through) -> true positives [n_det, T] by `rule`."""
+    """Pairs of any number of images -> true positives [n_det, T] by `rule`."""
     if rule == "coco":
         return _coco(pairs, n_det)
     if rule in ("v5", "v7"):

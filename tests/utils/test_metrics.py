@@ -1,6 +1,5 @@
 """Matching, AP and confusion matrix: the originals' and COCO's numbers, slow versions of the rules, hand-made cases."""
 
-import itertools
 import time
 from typing import Any
 
@@ -13,8 +12,8 @@ from models.head import Part
 from tests.shared import shared
 from utils.ap import Ap, ap_from_curve, average_precision, fitness, smooth
 from utils.boxes import to_native
-from utils.confusion import image_confusion
-from utils.matching import NMS_OFFSET, THRESHOLDS, Pairs, coco_counted, image_iou, image_pairs, join, tp_table
+from utils.confusion import confusion_matrix
+from utils.matching import NMS_OFFSET, THRESHOLDS, Pairs, coco_counted, find_pairs, tp_table
 from utils.nms import nms
 
 
@@ -38,18 +37,13 @@ def end_to_end(inputs: Any, rule: str, v5_metric: bool = False) -> tuple[NDArray
         multi_label=True,
         offset=NMS_OFFSET[rule],
     )
-    rows, pairs, n_det, n_gt, confusion = [], [], 0, 0, np.zeros((11, 11), np.int64)
-    for i, det in enumerate(out):
-        det = torch.cat([to_native(det[:, :4], (gain, gain, pad_x, pad_y), (480, 640)), det[:, 4:]], 1)
-        mine = gt[gt[:, 0] == i, 1:]
-        found = image_pairs(image_iou(det[:, :4], mine[:, 1:], rule), det[:, 5], mine[:, 0])
-        pairs.append(found.shifted(n_det, n_gt))
-        n_det, n_gt = n_det + len(det), n_gt + len(mine)
-        rows.append(torch.cat([torch.full((len(det), 1), float(i)), det], 1))
-        confusion += image_confusion(det, mine, 10, rule)
-    dets = torch.cat(rows).numpy()
-    tp = tp_table(join(pairs), n_det, rule)
-    return dets, tp, average_precision(tp, dets[:, 5], dets[:, 6], inputs["gt"][:, 1], rule, v5_metric), confusion
+    det = torch.cat(out)
+    det[:, :4] = to_native(det[:, :4], (gain, gain, pad_x, pad_y), (480, 640))
+    image, gt_image, gt = np.repeat(np.arange(len(out)), [len(d) for d in out]), gt[:, 0].long().numpy(), gt[:, 1:]
+    tp = tp_table(find_pairs(det, image, gt, gt_image, rule), len(det), rule)
+    rows = np.concatenate([image[:, None].astype(np.float32), det.numpy()], 1)
+    ap = average_precision(tp, rows[:, 5], rows[:, 6], gt[:, 0].numpy(), rule, v5_metric)
+    return rows, tp, ap, confusion_matrix(det, image, gt, gt_image, 10, rule)
 
 
 @pytest.mark.parametrize(("rule", "v5_metric", "file", "key"), [
@@ -119,6 +113,16 @@ def random_image(g: np.random.Generator, n: int, m: int) -> tuple[torch.Tensor, 
     return torch.from_numpy(iou), torch.from_numpy(g.integers(0, 2, n + m))
 
 
+def pairs_of(iou: torch.Tensor, det_cls: Any, gt_cls: Any, det: int = 0, gt: int = 0) -> Pairs:
+    """IoU [n,m] and classes of one image -> its pairs; rows are numbered from `det` and `gt`."""
+    d, g = ((iou >= 0.5) & (det_cls[:, None] == gt_cls)).nonzero(as_tuple=True)
+    return Pairs(d.numpy() + det, g.numpy() + gt, iou[d, g].double().numpy())
+
+
+def joined(pairs: list[Pairs]) -> Pairs:
+    return Pairs(*(np.concatenate([getattr(p, name) for p in pairs]) for name in ("det", "gt", "iou")))
+
+
 def coco_by_definition(iou: NDArray[Any], det_cls: NDArray[Any], gt_cls: NDArray[Any]) -> NDArray[np.bool_]:
     """One detection after the other, one threshold after the other."""
     tp = np.zeros((len(iou), len(THRESHOLDS)), bool)
@@ -169,10 +173,10 @@ def test_matching_equals_its_definition(rule: str, slow: Any) -> None:
         n, m = int(g.integers(0, 12)), int(g.integers(1, 7))
         iou, cls = random_image(g, n, m)
         iou = iou if rule == "coco" else iou.float()
-        pairs.append(image_pairs(iou, cls[:n], cls[n:]).shifted(n_det, n_gt))
+        pairs.append(pairs_of(iou, cls[:n], cls[n:], n_det, n_gt))
         want.append(slow(iou.numpy(), cls[:n].numpy(), cls[n:].numpy()))
         n_det, n_gt = n_det + n, n_gt + m
-    got, expected = tp_table(join(pairs), n_det, rule), np.concatenate(want)
+    got, expected = tp_table(joined(pairs), n_det, rule), np.concatenate(want)
     assert 0.05 < expected.mean() < 0.6
     np.testing.assert_array_equal(got, expected)
 
@@ -180,7 +184,7 @@ def test_matching_equals_its_definition(rule: str, slow: Any) -> None:
 def test_the_rules_differ_where_they_should() -> None:
     """Detection 0 overlaps object 0 by .7; detection 1 overlaps object 0 by .9 and object 1 by .6."""
     iou = torch.tensor([[0.7, 0.0], [0.9, 0.6]])
-    pairs = image_pairs(iou.double(), torch.zeros(2), torch.zeros(2))
+    pairs = pairs_of(iou.double(), torch.zeros(2), torch.zeros(2))
     hits = {rule: tp_table(pairs, 2, rule)[:, [0, 5]].tolist() for rule in ("coco", "v5", "v7")}  # at IoU .5 and .75
     assert hits["coco"] == [[True, False], [True, True]], "the second best object is taken where the best is gone"
     assert hits["v5"] == [[True, False], [False, True]], "only the best object is looked at, per threshold"
@@ -189,16 +193,16 @@ def test_the_rules_differ_where_they_should() -> None:
 
 def test_a_threshold_is_reached_or_exceeded() -> None:
     iou, cls = torch.tensor([[0.5]]), torch.zeros(1)
-    assert tp_table(image_pairs(iou.double(), cls, cls), 1, "coco")[0, 0]
-    assert tp_table(image_pairs(iou, cls, cls), 1, "v5")[0, 0]
-    assert not tp_table(image_pairs(iou, cls, cls), 1, "v7")[0, 0]
+    assert tp_table(pairs_of(iou.double(), cls, cls), 1, "coco")[0, 0]
+    assert tp_table(pairs_of(iou, cls, cls), 1, "v5")[0, 0]
+    assert not tp_table(pairs_of(iou, cls, cls), 1, "v7")[0, 0]
 
 
 def test_no_detections_or_objects() -> None:
-    empty = image_pairs(torch.zeros(3, 0), torch.zeros(3), torch.zeros(0))
+    empty = pairs_of(torch.zeros(3, 0), torch.zeros(3), torch.zeros(0))
     for rule in ("coco", "v5", "v7"):
         assert not tp_table(empty, 3, rule).any()
-        assert tp_table(join([]), 0, rule).shape == (0, 10)
+        assert tp_table(pairs_of(torch.zeros(0, 3), torch.zeros(0), torch.zeros(3)), 0, rule).shape == (0, 10)
         found = average_precision(np.zeros((0, 10), bool), np.zeros(0), np.zeros(0), np.array([4, 4]), rule)
         assert found.classes.tolist() == [4] and found.ap.max() == 0 and found.p[0] == found.r[0] == 0
         found = average_precision(np.zeros((2, 10), bool), np.ones(2), np.zeros(2), np.zeros(0), rule)
@@ -237,13 +241,6 @@ def test_equal_scores_keep_their_order() -> None:
     assert found.ap == pytest.approx(1)
 
 
-def test_iou_is_computed_in_the_type_of_the_rule() -> None:
-    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
-    assert {r: image_iou(box, box, r).dtype for r in ("coco", "v5", "v7")} == {
-        "coco": torch.float64, "v5": torch.float32, "v7": torch.float32,
-    }  # fmt: skip
-
-
 def test_best_confidence_is_where_mean_f1_peaks() -> None:
     """One class; the right detections score above .6, the wrong ones below .4."""
     conf = np.concatenate([np.linspace(0.6, 0.9, 50), np.linspace(0.1, 0.4, 50)])
@@ -271,31 +268,6 @@ def test_coco_counts_the_hundred_best_of_each_image_and_class() -> None:
     counted = coco_counted(image, cls)
     assert counted[:200].all() and not counted[200:250].any() and counted[250:].all()
     assert coco_counted(np.zeros(0, int), np.zeros(0, int)).shape == (0,)
-
-
-def test_confusion_by_hand() -> None:
-    """Object of class 0 found as class 1, object of class 2 missed, one stray detection, one too faint."""
-    gt = torch.tensor([[0.0, 0, 0, 10, 10], [2.0, 50, 50, 60, 60]])
-    det = torch.tensor([[0.0, 0, 10, 9, 0.9, 1], [80, 80, 90, 90, 0.8, 2], [50, 50, 60, 60, 0.2, 2]])
-    want = np.zeros((4, 4), int)
-    want[1, 0] = want[3, 2] = want[2, 3] = 1
-    np.testing.assert_array_equal(image_confusion(det, gt, 3), want)
-    alone = image_confusion(det[1:2], gt, 3)
-    assert alone[2, 3] == 1 and alone[3].sum() == 2
-    assert image_confusion(det[1:2], gt, 3, "v5")[2, 3] == 0, "the originals drop the detections of such an image"
-    assert image_confusion(det[:0], gt[:0], 3).sum() == 0
-
-
-def test_confusion_is_one_to_one() -> None:
-    """Each object and each detection is counted once, whatever overlaps."""
-    g = torch.Generator().manual_seed(0)
-    for _, (n, m) in itertools.product(range(5), [(30, 10), (5, 20), (12, 12)]):
-        corner = torch.rand(n + m, 2, generator=g) * 20
-        box = torch.cat([corner, corner + 15], 1)
-        det = torch.cat([box[:n], torch.ones(n, 1), torch.randint(0, 3, (n, 1), generator=g)], 1)
-        gt = torch.cat([torch.randint(0, 3, (m, 1), generator=g), box[n:]], 1)
-        matrix = image_confusion(det, gt, 3)
-        assert matrix[:, :3].sum() == m and matrix[:3].sum() == n
 
 
 def test_speed() -> None:

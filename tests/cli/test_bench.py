@@ -1,0 +1,104 @@
+"""bench.py at toy size: every section runs and says what it promises. No figure is asserted."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bench
+from tests.conftest import ROOT
+from utils import bench_page
+from utils.bench_sections import SECTIONS
+from utils.errors import UserError
+from utils.timing import interleaved, peak_bytes, ratios
+
+STEP = {"data", "forward", "loss", "backward", "optimizer", "EMA", "step"}
+PARTS = {
+    "step": STEP, "freeze": STEP, "settings": STEP, "loss": {"loss", "backward"}, "loader": {"epoch"}, "wait": set(),
+    "evaluation": {"inference", "nms", "matching", "whole"}, "coco": {"figures"}, "startup": {"seconds"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Figures of the sections that start no process of their own."""
+    out = tmp_path_factory.mktemp("bench") / "quick.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        sections = [k for k in PARTS if k not in ("loader", "wait", "startup")]
+        bench.main([*sections, "--quick", "--device", "cpu", "--out", str(out)])
+    return out
+
+
+def check(name: str, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        assert set(row["parts"]) == PARTS[name], (name, row["name"])
+        for value in [*row["parts"].values(), row.get("ratio", row.get("share"))]:
+            assert 0 <= value["min"] <= value["median"] <= value["max"] < math.inf
+
+
+def test_every_section_has_its_rows_and_parts(quick: Path) -> None:
+    found = json.loads(quick.read_text())["sections"]
+    for name, rows in found.items():
+        check(name, rows)
+    assert [r["name"] for r in found["step"]] == ["1B1H, plain", "1B1H, OTA", "1B4H, plain", "1B4H, OTA"]
+    assert len(found["freeze"]) >= 5 and len(found["loss"]) == 4
+    assert all(r["memory"] > 0 and r["images_per_second"]["min"] > 0 for r in found["step"] + found["evaluation"])
+    assert all(rows[0]["ratio"]["median"] == 1 for rows in found.values()), "the first row is its own base"
+
+
+def test_the_parts_add_up(quick: Path) -> None:
+    for row in json.loads(quick.read_text())["sections"]["step"]:
+        parts = {k: v["median"] for k, v in row["parts"].items()}
+        assert sum(parts.values()) - parts["data"] - parts["step"] == pytest.approx(parts["step"], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_sections_with_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = bench.main(["loader", "wait", "startup", "--quick", "--device", "cpu"])
+    assert found is not None
+    for name, rows in found["sections"].items():
+        check(name, rows)
+
+
+def test_the_page_says_what_was_not_measured_and_what_fell_short(quick: Path) -> None:
+    result = json.loads(quick.read_text())
+    row = result["sections"]["step"][2]
+    row["ratio"] = {"median": 1.5, "min": 1.4, "max": 1.6}
+    text = bench_page.page([result])
+    assert set(bench_page.SECTIONS) == set(SECTIONS)
+    assert text.count("CUDA: not measured.") == len(SECTIONS) + 1
+    assert f"- A training step, {row['name']}: 1.50, aimed at 1.10 or less" in text
+    assert result["versions"]["torch"] in text and result["date"] in text and "python -m bench" in text
+
+
+def test_unknown_sections_are_named() -> None:
+    with pytest.raises(UserError, match="no section steps; there are: step, freeze"):
+        bench.main(["steps"])
+
+
+def test_rounds_go_back_and_forth() -> None:
+    seen: list[str] = []
+
+    def work(name: str) -> dict[str, float]:
+        seen.append(name)
+        return {"whole": float(len(seen))}
+
+    found = interleaved({n: lambda n=n: work(n) for n in "abc"}, 2, warmup=1)  # type: ignore[misc]
+    assert "".join(seen) == "abccbaabc"
+    assert {k: [r["whole"] for r in v] for k, v in found.items()} == {"a": [6, 7], "b": [5, 8], "c": [4, 9]}
+    assert ratios([2, 9, 4], [1, 3, 4]) == {"median": 2, "min": 1, "max": 3}, "round by round"
+
+
+def test_peak_counts_what_lives_at_once() -> None:
+    def work() -> None:
+        first = torch.zeros(1000)
+        second = first + 1
+        del first, second
+        torch.zeros(500)
+
+    assert peak_bytes(work, torch.device("cpu")) == pytest.approx(8000, abs=500)

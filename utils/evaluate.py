@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import Criterion
+from utils import dist
 from utils.ap import Curves, average_precision, fitness
 from utils.boxes import to_native, xywhn_to_xyxy
 from utils.confusion import confusion_matrix
@@ -116,17 +118,14 @@ def evaluate(
     single_class_conf = single_class_conf or ("product" if match == "v5" else "obj")
     nc = 1 if single_cls else model.nc
     seconds = dict.fromkeys(("inference", "nms", "matching"), 0.0)
-    sums: dict[str, Tensor] = {}
     found = _Found(nc, match)
     with torch.inference_mode(), eval_mode(model):
-        for batch in tqdm(loader, desc="evaluate", disable=not progress):
+        for batch in tqdm(loader, desc="evaluate", disable=not (progress and dist.main())):
             with _timed(seconds, "inference", device):
                 moved = to_device(batch, device)
                 with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                     det = model(moved["image"])["det"]
-                    if criterion is not None:
-                        for name, value in criterion(det, moved["target"]).items():
-                            sums[name] = sums.get(name, 0) + value.detach().float() * len(batch["path"])
+                    losses = criterion(det, moved["target"]) if criterion is not None else {}
                 parts = model.decode(det)
             with _timed(seconds, "nms", device):
                 dets = nms(parts, conf_thres, iou_thres, multi_label=True, agnostic=single_cls, max_det=max_det,
@@ -134,31 +133,40 @@ def evaluate(
                 del det, parts
                 dets = list(torch.split(torch.cat(dets).cpu(), [len(d) for d in dets]))
             with _timed(seconds, "matching", device):
-                if first_batch_sink is not None and not found.paths:
+                if first_batch_sink is not None and dist.main() and not found.batches:
                     first_batch_sink(batch, dets)
-                found.add(batch, dets, single_cls)
-    if not found.paths:
+                found.add(batch, dets, losses, single_cls)
+    found.gather()
+    if not found.batches:
         raise UserError("there are no images to evaluate on")
     started = time.perf_counter()
     groups = {"all": [0]} if single_cls else dict(zip(model.group_names, model.groups, strict=True))
-    result = found.result(names, v5_metric, groups, {k: float(v) / len(found.paths) for k, v in sums.items()}, seconds)
+    result = found.result(names, v5_metric, groups, found.mean_losses(), seconds)
     seconds["matching"] += time.perf_counter() - started
     return result
 
 
+class _Seen(NamedTuple):
+    """What is kept of a batch."""
+
+    paths: list[str]
+    dets: list[Tensor]  # per image [n,6] corners in native pixels, confidence, class
+    gts: list[Tensor]  # per image [m,5] class, corners in native pixels
+    losses: dict[str, Tensor]  # each term times the number of images
+
+
 class _Found:
-    """Detections and objects of the images seen so far, one entry per image; all else is made of them in `result`."""
+    """The batches seen so far; all that is wanted is made of them in `result`."""
 
     def __init__(self, nc: int, match: str) -> None:
         self.nc, self.match = nc, match
-        self.paths: list[str] = []
-        self.dets: list[Tensor] = []  # native pixels
-        self.gts: list[Tensor] = []  # [m,5] class, corners in native pixels
+        self.batches: list[_Seen] = []
 
-    def add(self, batch: Batch, dets: list[Tensor], single_cls: bool) -> None:
+    def add(self, batch: Batch, dets: list[Tensor], losses: dict[str, Tensor], single_cls: bool) -> None:
         """One batch as loaded; dets: per image [n,6] in input pixels."""
         height, width = batch["image"].shape[2:]
         target: Tensor = batch["target"].cpu()
+        native, gts = [], []
         for i, det in enumerate(dets):
             gain_pad, shape = batch["gain_pad"][i].tolist(), (int(batch["shape"][i][0]), int(batch["shape"][i][1]))
             rows = target[target[:, 0] == i]
@@ -166,9 +174,21 @@ class _Found:
             det = torch.cat([to_native(det[:, :4], gain_pad, shape), det[:, 4:]], 1)
             if single_cls:
                 det[:, 5], gt[:, 0] = 0, 0
-            self.paths.append(batch["path"][i])
-            self.dets.append(det)
-            self.gts.append(gt)
+            native.append(det)
+            gts.append(gt)
+        sums = {name: value.detach().float() * len(dets) for name, value in losses.items()}
+        self.batches.append(_Seen(batch["path"], native, gts, sums))
+
+    def gather(self) -> None:
+        """The batches of all ranks, to whom they were dealt in turn, in the order of a single process."""
+        if dist.world() > 1:
+            on_cpu = [b._replace(losses={k: v.cpu() for k, v in b.losses.items()}) for b in self.batches]
+            self.batches = [b for turn in zip_longest(*dist.gather(on_cpu)) for b in turn if b is not None]
+
+    def mean_losses(self) -> dict[str, float]:
+        """Mean of each term over the images."""
+        images, first = sum(len(b.paths) for b in self.batches), self.batches[0].losses
+        return {k: float(sum((b.losses[k] for b in self.batches[1:]), first[k])) / images for k in first}
 
     def result(
         self,
@@ -178,8 +198,11 @@ class _Found:
         losses: dict[str, float],
         seconds: dict[str, float],
     ) -> Result:
-        dets, gts = torch.cat(self.dets), torch.cat(self.gts)
-        image, gt_image = (np.repeat(np.arange(len(x)), [len(rows) for rows in x]) for x in (self.dets, self.gts))
+        paths = [path for b in self.batches for path in b.paths]
+        per_image = [det for b in self.batches for det in b.dets]
+        objects = [gt for b in self.batches for gt in b.gts]
+        dets, gts = torch.cat(per_image), torch.cat(objects)
+        image, gt_image = (np.repeat(np.arange(len(x)), [len(rows) for rows in x]) for x in (per_image, objects))
         confusion = confusion_matrix(dets, image, gts, gt_image, self.nc, self.match)
         tp = tp_table(find_pairs(dets, image, gts, gt_image, self.match), len(dets), self.match)
         conf, cls, gt_cls = dets[:, 4].numpy(), dets[:, 5].long().numpy(), gts[:, 0].long().numpy()
@@ -204,8 +227,7 @@ class _Found:
             mp=_mean(found.p), mr=_mean(found.r), f1=_mean(found.f1), map50=_mean(ap50), map=_mean(ap),
             ap50=ap50, ap=ap, p=spread(found.p), r=spread(found.r), f1_per_class=spread(found.f1), n_gt=n_gt,
             best_conf=found.curves.best / (found.curves.f1.shape[1] - 1), curves=found.curves, confusion=confusion,
-            per_head=heads, losses=losses, seconds=seconds, images=len(self.paths), paths=self.paths,
-            detections=self.dets,
+            per_head=heads, losses=losses, seconds=seconds, images=len(paths), paths=paths, detections=per_image,
         )  # fmt: skip
 
 

@@ -55,8 +55,7 @@ def test_one_run_with_one_set_of_files(unbroken: Path) -> None:
     rows = (unbroken / "results.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in rows[1:]] == [["0", "6"], ["1", "12"], ["2", "18"]]
     assert [p.name for p in unbroken.parent.iterdir()] == ["a"]
-    meta = read_checkpoint(unbroken / "weights/last.pt")["meta"]
-    assert (meta["step"], meta["ema_updates"]) == (18, 9)
+    assert read_checkpoint(unbroken / "weights/last.pt")["meta"]["step"] == 18
 
 
 def test_stopped_and_resumed_on_two_ranks(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:

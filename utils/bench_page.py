@@ -139,9 +139,9 @@ def cells(row: Row, section: Section) -> dict[str, str]:
         found[part] = duration(value["median"])
         if whole and len(row["parts"]) <= 8:
             found[part] += f" ({duration(value['min'])}..{duration(value['max'])})"
-    if "ratio" in row:
-        r = row["ratio"]
-        found["ratio"] = f"{r['median']:.2f} ({r['min']:.2f}..{r['max']:.2f})"
+    for key in ("ratio", "ratio of CPU time"):
+        if r := row.get(key):
+            found[key] = f"{r['median']:.2f} ({r['min']:.2f}..{r['max']:.2f})"
     if goal := section.targets.get(row["name"]):
         found["target"] = f"{goal:.2f}" + ("" if row["ratio"]["median"] <= goal else ", missed")
     elif section.targets:
@@ -221,6 +221,8 @@ Made by `python -m bench --markdown FILE.json`; nothing here is edited by hand.
 
 Every row is a list of train.py's flags, built and run by the code train.py runs, on drawn pictures. The rows of a
 section take turns in one process, round by round; times are medians of the rounds (least..most), ratios are medians of
-the rounds' own ratios to the section's first row. Where other programs run too, the ratios are worth more than the
-milliseconds. Repeat with `OMP_NUM_THREADS=1 python -m bench --out FILE.json`, or as many threads as cores are idle.
+the rounds' own ratios to the section's first row. CPU time is the processor time that the process used: other programs
+disturb it less than the clock on the wall, which the rest shows.
+
+Repeat with `OMP_NUM_THREADS=1 python -m bench --out FILE.json`, or as many threads as cores are idle.
 """

@@ -128,7 +128,8 @@ class Stepper:
         clock = Clock(self.device)
         self.step(next(self.batches), clock)
         if self.device.type != "cuda":
-            return {**clock.parts, "step": sum(clock.parts.values()) - clock.parts["data"]}
+            wall, cpu = (sum(parts.values()) - parts["data"] for parts in (clock.parts, clock.cpu))
+            return {**clock.parts, "step": wall, "CPU time": cpu}
         batches, several = [next(self.batches) for _ in range(5)], Clock(self.device)
         for batch in batches:
             self.step(batch, Clock(self.device, wait=False))
@@ -162,7 +163,7 @@ class LossCall:
         clock.lap("backward")
         for level in self.det:
             level.grad = None
-        return clock.parts
+        return {**clock.parts, "CPU time": clock.cpu["loss"]}
 
 
 class LoaderPass:
@@ -213,7 +214,8 @@ class Evaluation:
             progress=False,
         )  # fmt: skip
         clock.lap("whole")
-        return {name: value / found.images for name, value in {**found.seconds, **clock.parts}.items()}
+        seconds = {**found.seconds, **clock.parts, "CPU time": clock.cpu["whole"]}
+        return {name: value / found.images for name, value in seconds.items()}
 
 
 def coco_files(folder: Path, images: int, each: int) -> tuple[Path, list[dict[str, Any]]]:

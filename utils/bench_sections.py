@@ -1,7 +1,7 @@
 """The sections of bench.py: which rows there are, as flags of train.py, and how each is measured.
 
-A row: name, parts {part: median, min, max in seconds}, ratio to the section's first row, and where it applies
-images_per_second, memory (bytes, weights and optimizer included), start (seconds of the first step).
+A row: name, parts {part: median, min, max in seconds}, ratio to the section's first row, and where it applies the ratio
+of CPU time, images_per_second, memory (bytes, weights and optimizer included), start (seconds of the first step).
 """
 
 import contextlib
@@ -54,7 +54,9 @@ class Bench:
         base, rows = next(iter(found)), []
         for name, rounds in found.items():
             row: Row = {"name": name, "parts": {k: spread([r[k] for r in rounds]) for k in rounds[0]}}
-            row["ratio"] = ratios([r[of] for r in rounds], [r[of] for r in found[base]])
+            for key, part in (("ratio", of), ("ratio of CPU time", "CPU time")):
+                if part in rounds[0]:
+                    row[key] = ratios([r[part] for r in rounds], [r[part] for r in found[base]])
             if images:
                 row["images_per_second"] = spread([images / r[of] for r in rounds])
             rows.append(row | {k: v[name] for k, v in more.items()})

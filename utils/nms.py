@@ -9,7 +9,6 @@ Nothing here is limited by time: a slow machine gives the same boxes.
 from collections.abc import Sequence
 
 import torch
-import torchvision
 from torch import Tensor
 
 from models.head import Part
@@ -57,7 +56,7 @@ def nms(
             kept = keep(rows[:, :4], rows[:, 4], None if agnostic else rows[:, 5], iou_thres)
         else:
             moved = rows[:, :4] + rows[:, 5:6] * (0 if agnostic else offset)
-            kept = torchvision.ops.nms(moved, rows[:, 4], iou_thres)
+            kept = suppress(moved, rows[:, 4], iou_thres)
         images.append(rows[kept[:max_det]])
     return images
 
@@ -76,6 +75,15 @@ def _candidates(pred: Tensor, ids: Tensor, conf_thres: float, multi_label: bool,
     return torch.cat([xywh_to_xyxy(pred[box, :4]), conf[:, None], label[:, None].to(pred.dtype)], 1)
 
 
+def suppress(boxes: Tensor, scores: Tensor, iou_thres: float) -> Tensor:
+    """Greedy NMS of boxes [n,4] by scores [n] -> indices, best first. torchvision takes a second to import, which a
+    start should not wait for."""
+    from torchvision.ops import nms as greedy
+
+    kept: Tensor = greedy(boxes, scores, iou_thres)
+    return kept
+
+
 def keep(boxes: Tensor, scores: Tensor, cls: Tensor | None, iou_thres: float) -> Tensor:
     """Indices of the boxes that stay, in the order given. boxes [K, 4] corners, sorted by falling `scores` [K].
 
@@ -89,14 +97,14 @@ def keep(boxes: Tensor, scores: Tensor, cls: Tensor | None, iou_thres: float) ->
     boxes = boxes.double()
     kept: Tensor
     if cls is None or len(boxes) == 0:
-        kept = torchvision.ops.nms(boxes, scores.double(), iou_thres)
+        kept = suppress(boxes, scores.double(), iou_thres)
     elif len(boxes) <= PER_CLASS_FROM:
         step = 2.0 ** (boxes.abs().max() * 2 + 1).log2().ceil()
-        kept = torchvision.ops.nms(boxes + cls.double()[:, None] * step, scores.double(), iou_thres)
+        kept = suppress(boxes + cls.double()[:, None] * step, scores.double(), iou_thres)
     else:
         stays = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
         for c in torch.unique(cls).tolist():
             mine = (cls == c).nonzero()[:, 0]
-            stays[mine[torchvision.ops.nms(boxes[mine], scores[mine].double(), iou_thres)]] = True
+            stays[mine[suppress(boxes[mine], scores[mine].double(), iou_thres)]] = True
         kept = stays.nonzero()[:, 0]
     return kept.to(device)

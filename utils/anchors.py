@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.cluster.vq import kmeans2
 
 from models.graph import Detector
 from utils.labels import Labels
@@ -38,6 +37,8 @@ def possible_recall(sizes: Floats, anchors: Floats, anchor_t: float) -> float:
 
 def cluster(sizes: Floats, count: int, seed: int) -> Floats:
     """`count` anchors [count,2] in pixels by k-means on whitened sizes, smallest area first."""
+    from scipy.cluster.vq import kmeans2  # imported on first use: it takes a quarter of the start beside torch's
+
     scale = sizes.std(0)
     centres, _ = kmeans2(sizes / scale, count, minit="++", rng=rng(seed, "anchors"), iter=50)
     anchors: Floats = centres * scale

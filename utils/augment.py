@@ -19,6 +19,9 @@ from utils.letterbox import GREY, Image
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+# OpenCV counts from pixel centres, boxes from pixel edges
+TO_EDGES = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+FROM_EDGES = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,22 @@ def warp_matrix(
     return np.asarray(place @ slant @ rotation @ perspective @ centre)
 
 
+def visible(
+    matrix: npt.NDArray[np.float64], source: tuple[int, int], target: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The part x0, y0, x1, y1 of a picture of `source` (h, w) outside of which `warp` by `matrix` onto `target` (h, w)
+    takes no pixel from; everything where there is perspective."""
+    height, width = source
+    if matrix[2, 0] or matrix[2, 1]:
+        return 0, 0, width, height
+    corners = np.array([[0, target[1], 0, target[1]], [0, 0, target[0], target[0]], [1, 1, 1, 1]])
+    x, y = (np.linalg.inv(matrix) @ corners)[:2]
+    reach = 2  # bilinear sampling takes its four nearest pixels, at most one pixel away
+    x0, y0 = np.floor((x.min() - reach, y.min() - reach)).clip(0, (width, height)).astype(int).tolist()
+    x1, y1 = np.ceil((x.max() + reach, y.max() + reach)).clip(0, (width, height)).astype(int).tolist()
+    return x0, y0, x1, y1
+
+
 def warp(
     image: Image, objects: Objects, matrix: npt.NDArray[np.float64], target: tuple[int, int]
 ) -> tuple[Image, Objects]:
@@ -184,8 +203,7 @@ def warp(
     height, width = target
     if (matrix == np.eye(3)).all() and image.shape[:2] == target:
         return image, objects.clipped(width, height)
-    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres, boxes from pixel edges
-    centres = np.linalg.inv(half) @ matrix @ half
+    centres = FROM_EDGES @ matrix @ TO_EDGES
     grey = (GREY, GREY, GREY)
     if matrix[2, 0] or matrix[2, 1]:
         image = cv2.warpPerspective(image, centres, (width, height), borderValue=grey).astype(np.uint8, copy=False)
@@ -208,19 +226,22 @@ def hsv(draw: np.random.Generator, image: Image, params: AugmentParams) -> Image
     factors = 1 + draw.uniform(-1, 1, 3) * gains
     table = np.arange(256)[:, None] * factors  # [256,3]
     table[:, 0] %= 180  # OpenCV's hue goes from 0 to 179
-    lookup = table.clip(0, 255).astype(np.uint8)[None]
-    turned = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), lookup)
-    return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB).astype(np.uint8, copy=False)
+    lookup = np.ascontiguousarray(table.clip(0, 255).astype(np.uint8).T)  # [3,256]
+    planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))  # one table each is faster than one of three channels
+    turned = cv2.merge([cv2.LUT(plane, row) for plane, row in zip(planes, lookup, strict=True)])
+    return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB, dst=turned).astype(np.uint8, copy=False)
 
 
 def flip(draw: np.random.Generator, image: Image, boxes: Floats, params: AugmentParams) -> tuple[Image, Floats]:
-    """Mirror picture (as a view) and boxes [n,4] upside down and left to right with their probabilities."""
+    """Mirror picture and boxes [n,4] upside down and left to right with their probabilities."""
     down, sideways = draw.random(2) < (params.flipud, params.fliplr)
     height, width = image.shape[:2]
     if down:
-        image, boxes = image[::-1], np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1)
+        boxes = np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1)
     if sideways:
-        image, boxes = image[:, ::-1], np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+    if down or sideways:  # OpenCV's axes: 0 upside down, 1 left to right, -1 both
+        image = cv2.flip(image, -1 if down and sideways else int(sideways)).astype(np.uint8, copy=False)
     return image, boxes
 
 

@@ -1,12 +1,13 @@
 """Data in one place: from a data YAML to batches. What train.py, test.py and patches use is exported here.
 
 data YAML -> read_data -> DataSpec -> make_dataset -> DetectionDataset -> make_loader -> batches -> to_device
-(utils/spec.py)            (utils/scan.py, labels.py, dataset.py, augment.py, letterbox.py)      (utils/loader.py)
+(spec.py)  (scan.py, labels.py, images.py, cache.py, dataset.py, augment.py, letterbox.py)  (loader.py)
 """
 
 from utils.augment import AugmentParams
 from utils.dataset import DetectionDataset, Sample
 from utils.errors import UserError
+from utils.images import read_image
 from utils.labels import Labels
 from utils.letterbox import letterbox
 from utils.loader import (
@@ -20,7 +21,7 @@ from utils.loader import (
     multiscale,
     to_device,
 )
-from utils.scan import Scan, fingerprint, read_image, scan_split
+from utils.scan import Scan, fingerprint, scan_split
 from utils.spec import SUFFIXES, DataSpec, label_path, read_data
 
 __all__ = [

@@ -10,9 +10,7 @@ native (h, w); gain_pad float32 [4] gain x, gain y, pad x, pad y with input = na
 augmented).
 """
 
-import os
-import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +19,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from utils import augment
 from utils.augment import AugmentParams, Objects
+from utils.cache import ImageCache
 from utils.errors import UserError
+from utils.images import read_image, reduced, reduction
 from utils.labels import Labels
 from utils.letterbox import GREY, Image, fit, place
 from utils.rng import rng
-from utils.scan import Scan, read_image
+from utils.scan import Scan
 
 MOSAIC_9 = 0.2  # share of the mosaics that have nine tiles
-MEMORY_LEFT = 0.9  # the image cache may take this share of the free memory
 
 
 class Sample(NamedTuple):
@@ -90,9 +88,10 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.img_size, self.augment, self.seed, self.quad = img_size, augment, seed, quad
         self.rect, self.batch_size, self.like = rect, batch_size, like
         self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
-        self._cache: tuple[torch.Tensor, npt.NDArray[np.int64]] | None = None
+        self._cache: ImageCache | None = None
         if cache_images:
-            self._cache = self._fill_cache()
+            loaded = np.array([self._loaded_size(i) for i in range(len(self))])
+            self._cache = ImageCache(loaded, self.load, f"{len(self)} images at {img_size} px")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -144,20 +143,34 @@ class DetectionDataset(Dataset[dict[str, Any]]):
     def _mosaic(self, draw: np.random.Generator, index: int, params: AugmentParams) -> tuple[Image, Objects]:
         """Four or nine pictures on a canvas of twice the size, warped to img_size squared."""
         s = self.img_size
-        others = draw.integers(len(self), size=8 if draw.random() < MOSAIC_9 else 3).tolist()
-        tiles = [self._tile(i) for i in [index, *others]]
+        tiles = [index, *draw.integers(len(self), size=8 if draw.random() < MOSAIC_9 else 3).tolist()]
         if len(tiles) == 9:
             tiles[0], tiles[4] = tiles[4], tiles[0]  # the picture itself is the middle one
-        offsets = augment.mosaic_offsets(draw, [(t.shape[0], t.shape[1]) for t, _ in tiles], s)
-        canvas = np.full((2 * s, 2 * s, 3), GREY, np.uint8)
-        parts = []
-        for (tile, objects), (x, y) in zip(tiles, offsets, strict=True):
-            augment.paste(canvas, tile, x, y)
-            parts.append(objects.moved((1, 1), (x, y)))
+        sizes = [self._loaded_size(i) for i in tiles]
+        offsets = augment.mosaic_offsets(draw, sizes, s)
+        parts = [self.objects[i].moved((w, h), at) for i, (h, w), at in zip(tiles, sizes, offsets, strict=True)]
         objects = augment.joined(parts).clipped(2 * s, 2 * s)
-        if params.copy_paste:
+        if params.copy_paste:  # what is copied may come from anywhere on the canvas
+            canvas = self._canvas(tiles, offsets, (0, 0, 2 * s, 2 * s))
             objects = augment.copy_paste(draw, canvas, objects, params.copy_paste)
-        return augment.warp(canvas, objects, augment.warp_matrix(draw, params, (2 * s, 2 * s), (s, s)), (s, s))
+            matrix = augment.warp_matrix(draw, params, (2 * s, 2 * s), (s, s))
+        else:
+            matrix = augment.warp_matrix(draw, params, (2 * s, 2 * s), (s, s))
+            canvas = self._canvas(tiles, offsets, augment.visible(matrix, (2 * s, 2 * s), (s, s)))
+        return augment.warp(canvas, objects, matrix, (s, s))
+
+    def _canvas(
+        self, tiles: Sequence[int], offsets: Sequence[tuple[int, int]], seen: tuple[int, int, int, int]
+    ) -> Image:
+        """The pictures with their upper left corners at `offsets`, where they touch the part x0, y0, x1, y1 that will
+        be seen; the others would be decoded for nothing."""
+        x0, y0, x1, y1 = seen
+        canvas = np.full((2 * self.img_size, 2 * self.img_size, 3), GREY, np.uint8)
+        for index, (x, y) in zip(tiles, offsets, strict=True):
+            h, w = self._loaded_size(index)
+            if x < x1 and y < y1 and x + w > x0 and y + h > y0:
+                augment.paste(canvas, self.load(index), x, y)
+        return canvas
 
     def _tile(self, index: int) -> tuple[Image, Objects]:
         """A picture with its long side img_size, and its objects in its pixels."""
@@ -167,71 +180,45 @@ class DetectionDataset(Dataset[dict[str, Any]]):
     def _letterboxed(self, index: int) -> tuple[Image, tuple[float, float], tuple[float, float]]:
         """The picture in its square or batch shape -> (image, gain (x, y) from native pixels, pad (x, y))."""
         image = self.load(index)
-        height, width = self.sizes[index].tolist()
+        height, width = self._native_size(index)
         target = self.img_size if self.shapes is None else tuple(self.shapes[index // self.batch_size].tolist())
         placed = fit((image.shape[0], image.shape[1]), target, auto=False, scaleup=self.augment is not None)
         pad = placed.pad if self.like else (float(placed.left), float(placed.top))
         return place(image, placed), (placed.inner[1] / width, placed.inner[0] / height), pad
 
     def load(self, index: int) -> Image:
-        """RGB uint8 [h,w,3], the long side img_size. From the cache it is read-only."""
+        """RGB uint8 [h,w,3], the long side img_size. From the cache it is read-only. For training a large JPEG is
+        decoded at a reduced size, for evaluation whole."""
         if self._cache is not None:
-            block, starts = self._cache
-            h, w = self._loaded_size(index)
-            image: Image = block[starts[index] : starts[index + 1]].numpy().reshape(h, w, 3)
-            image.flags.writeable = False
-            return image
-        native = read_image(self.files[index])
-        if native is None or native.shape[:2] != tuple(self.sizes[index]):
+            return self._cache[index]
+        native, size = self._native_size(index), self._loaded_size(index)
+        factor = 1 if self.augment is None else reduction(native, size)
+        image = read_image(self.files[index], factor)
+        if image is None or image.shape[:2] not in (native, reduced(native, factor)):
             raise UserError(f"{self.files[index]}: the image has changed or vanished since the run began")
-        size = self._loaded_size(index)
-        if native.shape[:2] == size:
-            return native
-        shrinks = size[0] < native.shape[0] or size[1] < native.shape[1]
+        if image.shape[:2] == size:
+            return image
+        shrinks = size[0] < native[0] or size[1] < native[1]
         how = cv2.INTER_AREA if shrinks and self.augment is None else cv2.INTER_LINEAR
-        return cv2.resize(native, size[::-1], interpolation=how).astype(np.uint8, copy=False)
+        return cv2.resize(image, size[::-1], interpolation=how).astype(np.uint8, copy=False)
+
+    def _native_size(self, index: int) -> tuple[int, int]:
+        height, width = self.sizes[index].tolist()
+        return height, width
 
     def _loaded_size(self, index: int) -> tuple[int, int]:
-        h, w = self.sizes[index].tolist()
+        h, w = self._native_size(index)
         long = max(h, w)
         if self.like == "v7":
             return int(h * (self.img_size / long)), int(w * (self.img_size / long))
         return -(-h * self.img_size // long), -(-w * self.img_size // long)  # rounded up, in whole numbers
 
-    def _fill_cache(self) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """Every picture as `load` gives it in one block of memory that worker processes share."""
-        starts = np.cumsum([0, *(3 * h * w for h, w in map(self._loaded_size, range(len(self))))])
-        need, free = int(starts[-1]), free_memory()
-        if free is not None and need > MEMORY_LEFT * free:
-            raise UserError(
-                f"--cache-images needs {need / 2**30:.2f} GiB for {len(self)} images at {self.img_size} px but only"
-                f" {free / 2**30:.2f} GiB of (shared) memory is free; leave the flag out, or use a smaller --img-size"
-            )
-        block: torch.Tensor = torch.empty(need, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-        flat = block.numpy()
-
-        def fill(index: int) -> None:
-            flat[starts[index] : starts[index + 1]] = self.load(index).reshape(-1)
-
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            what = f"caching images ({need / 2**20:.0f} MiB)"
-            list(tqdm(pool.map(fill, range(len(self))), what, len(self), unit="image", dynamic_ncols=True))
-        return block, starts
-
-
-def free_memory() -> int | None:
-    """Bytes that a shared block may take: free memory, and on Linux what /dev/shm has left. None: not known here."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        return min(available, shutil.disk_usage("/dev/shm").free)
-    except (OSError, StopIteration):
-        return None
-
 
 def _item(image: Image, target: npt.NDArray[np.float32], gain_pad: tuple[float, ...]) -> dict[str, Any]:
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))  # writes into them, several times as fast as copying the transposed picture
     return {
-        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "image": torch.from_numpy(planes),
         "target": torch.from_numpy(target),
         "gain_pad": torch.tensor(gain_pad, dtype=torch.float32),
     }

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.images import decode
 from utils.labels import EMPTY, Labels, Problem, checked, parse
 from utils.spec import DataSpec, label_path
 
@@ -55,22 +55,6 @@ class Scan:
     background: int  # images without an object
     sha256: str  # over names and contents of all images and labels
     contents: list[tuple[Path, str, str]]  # of every image listed: its file, SHA-256 of image and label
-
-
-def read_image(path: Path) -> npt.NDArray[np.uint8] | None:
-    """RGB uint8 [H,W,3], EXIF rotation applied; None when it cannot be read or decoded."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError:
-        return None
-    return decode(data)
-
-
-def decode(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
-    if not data.size:
-        return None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
 def scan_split(

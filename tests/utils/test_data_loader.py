@@ -238,7 +238,7 @@ def test_weighted_order() -> None:
 
 def test_cache_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_set(tmp_path)
-    monkeypatch.setattr("utils.dataset.free_memory", lambda: 50_000)
+    monkeypatch.setattr("utils.cache.free_memory", lambda: 50_000)
     with pytest.raises(UserError, match=r"--cache-images needs .* GiB for 12 images at 64 px but only"):
         open_set(source, cache_images=True)
 

@@ -4,6 +4,9 @@ box = mean over rows of 1 - CIoU;  obj = BCE of every cell's objectness against 
 0.4;
 cls = mean over rows and classes of BCE;  each times its gain (YOLOv5/YOLOv7). The trainer multiplies the sum by the
 batch size.
+
+Objectness as computed: every cell as if it held no box, and at the rows that decide, by how much their target changes
+that. Nothing here waits for the device, and no sum depends on an order that a device chooses (see models.cells).
 """
 
 from collections.abc import Sequence
@@ -13,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.assign import Rows, box_targets, decode_rows, drop_idle, ota_rows, plain_rows
+from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, plain_rows
+from models.cells import by_cell, look, read
 from models.iou import iou
+from models.ota import ota_rows
 
 BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06), 5: (4.0, 1.0, 0.25, 0.06, 0.02)}
 
@@ -37,7 +42,10 @@ class LossSettings(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """forward(det, target [N,6] image,class,cx,cy,w,h in 0..1) -> {name: scalar}, exactly the names in `terms`.
+    """forward(det, target [N,6] image,class,cx,cy,w,h in 0..1, most) -> {name: scalar}, exactly the names in `terms`.
+
+    most: the most boxes of one picture, where the host knows it; OTA's tables on CUDA take that size, or the size for
+    all boxes in one picture.
 
     A name is `kind` or `kind/part` (box, obj, cls; box/head_0, ...); kinds add up to the columns of the results file.
     """
@@ -80,7 +88,7 @@ def raw_levels(det: Any, anchors: Tensor, channels: int) -> list[Tensor]:
 def bce(logit: Tensor, target: Tensor, pos_weight: float, gamma: float) -> Tensor:
     """Elementwise BCE in float32; gamma > 0: the focal form with alpha 0.25 (arXiv:1708.02002, eq. 5)."""
     logit = logit.float()
-    weight = torch.tensor(pos_weight, device=logit.device) if pos_weight != 1 else None
+    weight = logit.new_full((), pos_weight) if pos_weight != 1 else None
     loss = F.binary_cross_entropy_with_logits(logit, target, pos_weight=weight, reduction="none")
     if gamma:
         p = logit.sigmoid()
@@ -89,20 +97,22 @@ def bce(logit: Tensor, target: Tensor, pos_weight: float, gamma: float) -> Tenso
     return loss
 
 
-def last_row_map(cell: Tensor, weight: Tensor, value: Tensor, cells: int) -> Tensor:
-    """[cells] zeros with value [R] at cell [R] (long); of several rows of weight > 0 at one cell the last counts.
-    Order-free on every device."""
-    rank = torch.arange(1, len(cell) + 1, device=cell.device) * (weight > 0)
-    last = torch.zeros(cells, dtype=torch.long, device=cell.device).scatter_reduce(0, cell, rank, "amax")
-    wins = (rank > 0) & (last[cell] == rank)
-    out = torch.zeros(cells + 1, device=cell.device, dtype=value.dtype)  # the extra place takes what lost
-    return out.index_put((cell.where(wins, cells),), value)[:cells]
+def as_empty(logit: Tensor, gamma: float) -> Tensor:
+    """`bce` of float32 logits against 0."""
+    loss = F.softplus(logit)
+    return loss * 0.75 * logit.sigmoid() ** gamma if gamma else loss
 
 
-def flat_cell(rows: Rows, raw: Tensor) -> Tensor:
-    """Position [R] of each row's cell in raw [B,A,H,W,...] flattened over its first four dimensions."""
-    _, a, h, w = raw.shape[:4]
-    return ((rows.image * a + rows.anchor) * h + rows.gy) * w + rows.gx
+def one_hot(index: Tensor, classes: int, smoothing: float) -> Tensor:
+    """[R] -> [R,classes] with 1 - smoothing/2 at the class and smoothing/2 elsewhere."""
+    hit = index[:, None] == torch.arange(classes, device=index.device)
+    return hit.float() * (1 - smoothing) + smoothing / 2
+
+
+def level_sums(rows: Rows, weight: Tensor, levels: int) -> Tensor:
+    """Sums per level [L,...] of weight [R,...]."""
+    member = rows.level == torch.arange(levels, device=weight.device)[:, None]  # [L,R]
+    return torch.where(member.view(*member.shape, *[1] * (weight.dim() - 1)), weight, 0).sum(1)
 
 
 class DetectionLoss(Criterion):
@@ -120,62 +130,53 @@ class DetectionLoss(Criterion):
         self.nc, self.settings = nc, settings
         self.register_buffer("anchors", anchors.clone(), persistent=False)
         self.register_buffer("stride", stride.clone(), persistent=False)
+        self.finest = float(stride[0])
 
-    @property
-    def balance(self) -> tuple[float, ...]:
-        levels = len(self.anchors)
-        return BALANCE.get(levels, (1.0,) * levels)
+    def assign(self, raws: Sequence[Tensor], target: Tensor, most: int | None = None) -> Rows:
+        """Which cells answer for which box."""
+        s, grids = self.settings, grids_of(raws)
+        rows = drop_idle(plain_rows(target, self.anchors, grids, s.anchor_t))
+        if not s.ota:
+            return rows
+        size = image_size(grids[0], self.finest, s.square_ota)
+        group, groups = target[:, 0].long(), len(raws[0])
+        return drop_idle(ota_rows(rows, look(raws, rows), target, group, groups, self.anchors, self.stride, size, most))
 
-    def forward(self, det: Any, target: Tensor) -> dict[str, Tensor]:
+    def forward(self, det: Any, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
         raws = raw_levels(det, self.anchors, 5 + self.nc)
-        s = self.settings
+        s, grids = self.settings, grids_of(raws)
+        rows, runs = by_cell(self.assign(raws, target, most), raws)
+        pred, cells = read(raws, rows, runs, objectness=[4])  # [R,5+nc], L x [1,B,A,H,W]
 
-        def read(level: int, rows: Rows) -> Tensor:
-            return raws[level][rows.image, rows.anchor, rows.gy, rows.gx]
-
-        grids = [(raw.shape[2], raw.shape[3]) for raw in raws]
-        levels = assign(
-            target, grids, self.anchors, self.stride, s, read, group=target[:, 0].long(), groups=len(raws[0])
-        )
-        box = obj = cls = raws[0].new_zeros((), dtype=torch.float32)
-        for i, (raw, rows, (h, w)) in enumerate(zip(raws, levels, grids, strict=True)):
-            pred = read(i, rows).float()  # [R,5+nc]
-            total = rows.weight.sum().clamp(min=1)
-            overlap = iou(decode_rows(pred, self.anchors[i][rows.anchor]), box_targets(rows, target, h, w), kind="ciou")
-            box = box + (rows.weight * (1 - overlap)).sum() / total
-            if self.nc > 1:
-                want = one_hot(target[rows.target, 1].long(), self.nc, s.label_smoothing)
-                cls = cls + (rows.weight[:, None] * bce(pred[:, 5:], want, s.cls_pw, s.fl_gamma)).sum() / (
-                    total * self.nc
-                )
-            quality = (1 - s.gr) + s.gr * overlap.detach().clamp(min=0)
-            cells = raw[..., 4].numel()
-            want_obj = last_row_map(flat_cell(rows, raw), rows.weight, quality, cells).view(raw.shape[:4])
-            obj = obj + bce(raw[..., 4], want_obj, s.obj_pw, s.fl_gamma).mean() * self.balance[i]
+        share = rows.weight / level_sums(rows, rows.weight, len(raws)).clamp(min=1)[rows.level]
+        prior = self.anchors[rows.level, rows.anchor]
+        overlap = iou(decode_rows(pred, prior), box_targets(rows, target, grids), kind="ciou")
+        box = (share * (1 - overlap)).sum()
+        cls = box.new_zeros(())
+        if self.nc > 1:
+            want = one_hot(target[rows.target, 1].long(), self.nc, s.label_smoothing)
+            cls = (bce(pred[:, 5:], want, s.cls_pw, s.fl_gamma).sum(1) * share).sum() / self.nc
+        per_cell = cell_shares(cells)
+        quality = (1 - s.gr) + s.gr * overlap.detach().clamp(min=0)
+        change = bce(pred[:, 4], quality, s.obj_pw, s.fl_gamma) - as_empty(pred[:, 4], s.fl_gamma)
+        at_rows = on_device([per_cell], change)[0][rows.level] * runs.decides
+        obj = (change * at_rows).sum()
+        for dense, each in zip(cells, per_cell, strict=True):
+            obj = obj + as_empty(dense, s.fl_gamma).sum() * each
         return {"box": box * s.box, "obj": obj * s.obj, "cls": cls * s.cls}
 
 
-def assign(
-    target: Tensor,
-    grids: Sequence[tuple[int, int]],
-    anchors: Tensor,
-    stride: Tensor,
-    settings: LossSettings,
-    read: Any,
-    group: Tensor,
-    groups: int,
-) -> list[Rows]:
-    """Rows per level by the plain rule or, with settings.ota, by OTA among them (see models.assign)."""
-    levels = [drop_idle(plain_rows(target, anchors[i], h, w, settings.anchor_t)) for i, (h, w) in enumerate(grids)]
-    if not settings.ota:
-        return levels
-    height, width = (
-        round(side * float(stride_0)) for side, stride_0 in zip(grids[0], (stride[0], stride[0]), strict=True)
-    )
-    size = (height, height if settings.square_ota else width)
-    return [drop_idle(rows) for rows in ota_rows(levels, read, target, group, groups, anchors, stride, size)]
+def grids_of(raws: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(raw.shape[2], raw.shape[3]) for raw in raws]
 
 
-def one_hot(index: Tensor, classes: int, smoothing: float) -> Tensor:
-    """[R] -> [R,classes] with 1 - smoothing/2 at the class and smoothing/2 elsewhere."""
-    return F.one_hot(index, classes).float() * (1 - smoothing) + smoothing / 2
+def image_size(grid: tuple[int, int], stride: float, square: bool) -> tuple[int, int]:
+    """(height, width) in pixels from the finest grid and its stride; square: the height twice."""
+    height, width = round(grid[0] * stride), round(grid[1] * stride)
+    return height, height if square else width
+
+
+def cell_shares(cells: Sequence[Tensor]) -> list[float]:
+    """What a cell's objectness counts, per level: balance / number of cells. cells: [K,B,A,H,W] per level."""
+    balance = BALANCE.get(len(cells), (1.0,) * len(cells))
+    return [weight / (dense.numel() / len(dense)) for weight, dense in zip(balance, cells, strict=True)]

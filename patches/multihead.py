@@ -19,22 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.assign import Rows, box_targets, decode_rows
+from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, plain_rows
+from models.cells import by_cell, look, read
 from models.graph import Build
 from models.head import AnchorHead, Part, prior_biases
 from models.iou import iou
 from models.layers import CBAM
 from models.loss import (
     Criterion,
-    DetectionLoss,
     LossSettings,
-    assign,
+    as_empty,
     bce,
-    flat_cell,
-    last_row_map,
+    cell_shares,
+    grids_of,
+    image_size,
+    level_sums,
     one_hot,
     raw_levels,
 )
+from models.ota import ota_rows
 from utils.config import opt
 from utils.errors import UserError
 from utils.head_file import HeadTable, read_head_file, restored_table
@@ -148,117 +151,124 @@ def term_names(heads: int) -> tuple[str, ...]:
 
 class MultiHeadLoss(Criterion):
     """The normalised combination described above. forward(raw levels [B,A,H,W,P], target [N,6]) -> {box/head_0, ...},
-    adding up to box, obj, cls."""
+    adding up to box, obj, cls. All heads and levels at once; K heads."""
 
     anchors: Tensor  # [L,A,2] in cells
     stride: Tensor  # [L] pixels
     owner: Tensor  # [nc] head of each class
-    box_columns: Tensor  # [K,5]
-    class_columns: Tensor  # [nc]
+    columns: Tensor  # [5*K+nc] box and objectness head by head, then the classes in global order
     head_weight: Tensor  # [K], mean 1
 
     def __init__(self, table: HeadTable, anchors: Tensor, settings: LossSettings, stride: Tensor) -> None:
         super().__init__()
         self.table, self.settings, self.k = table, settings, len(table.groups)
         self.terms = term_names(self.k)
-        starts = torch.tensor(table.starts[:-1])
-        owner = torch.tensor(table.owner)
-        own_columns = {
+        column_of = {
             c: table.starts[h] + k
             for h, g in enumerate(table.groups)
             for c, k in zip(g, table.used(h)[5:], strict=True)
         }
-        weight = torch.tensor(table.weights, dtype=torch.float32)
-        self.width = table.starts[-1]
+        boxes = [start + i for start in table.starts[:-1] for i in range(5)]
         for name, value in {
             "anchors": anchors.clone(),
             "stride": stride.clone(),
-            "owner": owner,  # [nc]
-            "box_columns": starts[:, None] + torch.arange(5),  # [K,5]
-            "class_columns": torch.tensor([own_columns[c] for c in range(table.nc)]),  # [nc]
-            "head_weight": weight / weight.mean(),  # [K]
+            "owner": torch.tensor(table.owner),
+            "columns": torch.tensor(boxes + [column_of[c] for c in range(table.nc)]),
+            "head_weight": self.weights(torch.tensor(table.weights, dtype=torch.float32)),
         }.items():
             self.register_buffer(name, value, persistent=False)
-        self.balance = DetectionLoss(table.nc, anchors, settings, stride).balance
+        self.finest = float(stride[0])
 
-    def forward(self, det: Any, target: Tensor) -> dict[str, Tensor]:
-        raws = raw_levels(det, self.anchors, self.width)
-        s, nc = self.settings, self.table.nc
+    def weights(self, given: Tensor) -> Tensor:
+        """Weights of the heads [K] as used, from those of the head file."""
+        return given / given.mean()
+
+    def assign(self, raws: Sequence[Tensor], target: Tensor, most: int | None = None) -> Rows:
+        """Which cells answer for which box. With OTA boxes compete within their image and head."""
+        s, grids = self.settings, grids_of(raws)
+        rows = drop_idle(plain_rows(target, self.anchors, grids, s.anchor_t))
+        if not s.ota:
+            return rows
         head_of = self.owner[target[:, 1].long()]  # [N]
+        group, groups = target[:, 0].long() * self.k + head_of, len(raws[0]) * self.k
+        pred = self.own_only(look(raws, rows)[:, self.columns], head_of[rows.target])
+        size = image_size(grids[0], self.finest, s.square_ota)
+        return drop_idle(ota_rows(rows, pred, target, group, groups, self.anchors, self.stride, size, most))
 
-        def read(level: int, rows: Rows) -> Tensor:
-            """[R,5+nc]: box and objectness of the row's head, class logits of all heads in global order."""
-            picked = raws[level][rows.image, rows.anchor, rows.gy, rows.gx]  # [R,P]
-            columns = torch.cat((self.box_columns[head_of[rows.target]], self.class_columns.expand(len(picked), nc)), 1)
-            return picked.gather(1, columns)
+    def forward(self, det: Any, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
+        raws = raw_levels(det, self.anchors, self.table.starts[-1])
+        s, nc, grids = self.settings, self.table.nc, grids_of(raws)
+        head_of = self.owner[target[:, 1].long()]  # [N]
+        rows = self.assign(raws, target, most)
+        rows, runs = by_cell(rows, raws, head_of[rows.target], self.k)
+        pred, cells = read(
+            raws, rows, runs, [start + 4 for start in self.table.starts[:-1]], self.columns
+        )  # [R,5*K+nc], L x [K,B,A,H,W]
 
-        def read_own(level: int, rows: Rows) -> Tensor:
-            """As read, with the classes of other heads impossible: OTA weighs a head's own classes only."""
-            pred = read(level, rows).float()
-            foreign = self.owner.ne(head_of[rows.target][:, None])  # [R,nc]
-            return torch.cat((pred[:, :5], pred[:, 5:].masked_fill(foreign, -torch.inf)), 1)
+        head = head_of[rows.target]  # [R]
+        mine = head[:, None] == torch.arange(self.k, device=head.device)  # [R,K]
+        own = self.of_own_head(pred, mine)  # [R,5]
+        share, each = self.shares(rows, head, mine)  # [R]
+        prior = self.anchors[rows.level, rows.anchor]
+        overlap = iou(decode_rows(own, prior), box_targets(rows, target, grids), kind="ciou")
+        box = torch.where(mine, (share * (1 - overlap))[:, None], 0).sum(0)  # [K]
 
-        grids = [(raw.shape[2], raw.shape[3]) for raw in raws]
-        group = target[:, 0].long() * self.k + head_of
-        levels = assign(target, grids, self.anchors, self.stride, s, read_own, group, len(raws[0]) * self.k)
-        box = obj = cls = self.head_weight.new_zeros(self.k)
-        for i, (raw, rows, (h, w)) in enumerate(zip(raws, levels, grids, strict=True)):
-            pred = read(i, rows).float()
-            head = head_of[rows.target]  # [R]
-            weight = rows.weight * self.head_weight[head]
-            total = weight.sum()
-            total = total.where(total > 0, 1)
-            overlap = iou(decode_rows(pred, self.anchors[i][rows.anchor]), box_targets(rows, target, h, w), kind="ciou")
-            box = box + self.by_head(weight * (1 - overlap) / total, head)
-            want = one_hot(target[rows.target, 1].long(), nc, s.label_smoothing)
-            logits = bce(pred[:, 5:], want, s.cls_pw, s.fl_gamma) * weight[:, None] / (total * nc)  # [R,nc]
-            cls = cls + self.by_head(logits.sum(0), self.owner)
-            obj = (
-                obj
-                + self.objectness(raw, rows, head, (1 - s.gr) + s.gr * overlap.detach().clamp(min=0)) * self.balance[i]
-            )
+        want = one_hot(target[rows.target, 1].long(), nc, s.label_smoothing)
+        by_class = (bce(pred[:, 5 * self.k :], want, s.cls_pw, s.fl_gamma) * each).sum(0)  # [nc]
+        heads = torch.arange(self.k, device=head.device)[:, None]
+        cls = torch.where(self.owner == heads, by_class, 0).sum(1)  # [K]
+
+        at_own, elsewhere = self.cell_weights()  # [K]
+        per_cell = cell_shares(cells)
+        quality = (1 - s.gr) + s.gr * overlap.detach().clamp(min=0)
+        change = bce(own[:, 4], quality, s.obj_pw, s.fl_gamma) * at_own[head]
+        change = change - as_empty(own[:, 4], s.fl_gamma) * elsewhere[head]
+        at_rows = on_device([per_cell], change)[0][rows.level] * runs.decides
+        obj = torch.where(mine, (change * at_rows)[:, None], 0).sum(0)  # [K]
+        for dense, of_cell in zip(cells, per_cell, strict=True):
+            obj = obj + as_empty(dense, s.fl_gamma).flatten(1).sum(1) * elsewhere * of_cell
         values = torch.cat((box * s.box, obj * s.obj, cls * s.cls))
         return dict(zip(self.terms, values.unbind(), strict=True))
 
-    def by_head(self, value: Tensor, head: Tensor) -> Tensor:
-        """Sums of value [R] per head [K], in a fixed order."""
-        member = torch.nn.functional.one_hot(head, self.k).to(value.dtype)  # [R,K]
-        return (value[:, None] * member).sum(0)
+    def of_own_head(self, pred: Tensor, mine: Tensor) -> Tensor:
+        """Box and objectness [R,5] of the rows' own heads; mine [R,K] says which that is."""
+        boxes = pred[:, : 5 * self.k].unflatten(1, (self.k, 5))  # [R,K,5]
+        return torch.where(mine[:, :, None], boxes, 0).sum(1)
 
-    def objectness(self, raw: Tensor, rows: Rows, head: Tensor, quality: Tensor) -> Tensor:
-        """Mean over cells, per head [K]. At its own positives a head counts w_h; where no head or another has a
-        positive, w_h / K."""
-        logit = raw[..., self.box_columns[:, 4]]  # [B,A,H,W,K]
-        cell = flat_cell(rows, raw) * self.k + head
-        want = last_row_map(cell, rows.weight, quality, logit.numel()).view(logit.shape)
-        own = last_row_map(cell, rows.weight, torch.ones_like(quality), logit.numel()).view(logit.shape)
-        weight = self.head_weight * (own + (1 - own) / self.k)
-        loss = bce(logit, want, self.settings.obj_pw, self.settings.fl_gamma) * weight
-        return loss.sum((0, 1, 2, 3)) / (logit.numel() / self.k)
+    def own_only(self, pred: Tensor, head: Tensor) -> Tensor:
+        """[R,5*K+nc] -> [R,5+nc] with the classes of other heads impossible: OTA weighs a head's own classes only."""
+        mine = head[:, None] == torch.arange(self.k, device=head.device)
+        classes = pred[:, 5 * self.k :].masked_fill(self.owner != head[:, None], -torch.inf)
+        return torch.cat((self.of_own_head(pred, mine), classes), 1)
+
+    def shares(self, rows: Rows, head: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+        """What a row counts in the box term [R], and each of its class logits in the class term [R,nc or 1]."""
+        weight = rows.weight * self.head_weight[head]
+        total = level_sums(rows, weight, len(self.anchors))  # [L]
+        share = weight / total.where(total > 0, 1)[rows.level]
+        return share, share[:, None] / self.table.nc
+
+    def cell_weights(self) -> tuple[Tensor, Tensor]:
+        """What a head's objectness counts, [K]: at cells of its own positives, elsewhere."""
+        return self.head_weight, self.head_weight / self.k
 
 
-class SummedHeadLoss(Criterion):
+class SummedHeadLoss(MultiHeadLoss):
     """The original's form: each head's own loss over its own boxes, times its weight, added up. One-class heads have no
     class term."""
 
-    def __init__(self, table: HeadTable, anchors: Tensor, settings: LossSettings, stride: Tensor) -> None:
-        super().__init__()
-        self.table = table
-        self.terms = term_names(len(table.groups))
-        self.losses = nn.ModuleList(DetectionLoss(len(group), anchors, settings, stride) for group in table.groups)
-        self.anchors, self.width = anchors, table.starts[-1]
+    def weights(self, given: Tensor) -> Tensor:
+        return given
 
-    def forward(self, det: Any, target: Tensor) -> dict[str, Tensor]:
-        raws = raw_levels(det, self.anchors, self.width)
-        owner = torch.tensor(self.table.owner, device=target.device)[target[:, 1].long()]
-        local = torch.tensor(self.table.local, device=target.device, dtype=target.dtype)[target[:, 1].long()]
-        mine = torch.cat((target[:, :1], local[:, None], target[:, 2:]), 1)
-        out: dict[str, Tensor] = {}
-        for h, loss in enumerate(self.losses):
-            columns = [self.table.starts[h] + c for c in self.table.used(h)]
-            terms = loss([raw[..., columns] for raw in raws], mine[owner == h])
-            out |= {f"{kind}/head_{h}": value * self.table.weights[h] for kind, value in terms.items()}
-        return {name: out[name] for name in self.terms}
+    def shares(self, rows: Rows, head: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+        total = level_sums(rows, mine * rows.weight[:, None], len(self.anchors)).clamp(min=1)  # [L,K]
+        share = rows.weight / total[rows.level, head] * self.head_weight[head]
+        own = self.owner == head[:, None]  # [R,nc]
+        count = own.sum(1, keepdim=True)
+        return share, torch.where(own & (count > 1), share[:, None] / count, 0)
+
+    def cell_weights(self) -> tuple[Tensor, Tensor]:
+        return self.head_weight, self.head_weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,10 +167,12 @@ def built_rows(ref: Reference, family: str) -> Found:
         loss: Any = case.criterion
         for i, raw in enumerate(case.det):
             height, width = raw.shape[2:4]
-            rows = drop_idle(plain_rows(case.target, loss.anchors[i], height, width, loss.settings.anchor_t))
+            rows = drop_idle(
+                plain_rows(case.target, loss.anchors[i : i + 1], [(height, width)], loss.settings.anchor_t)
+            )
             index = (rows.image, rows.anchor, rows.gy, rows.gx, case.target[rows.target, 1].long())
             yield f"{key} level {i}", unequal(torch.stack(index, 1), arrays[f"{key}/idx{i}"])
-            box, expected = box_targets(rows, case.target, height, width), arrays[f"{key}/tbox{i}"]
+            box, expected = box_targets(rows, case.target, [(height, width)]), arrays[f"{key}/tbox{i}"]
             yield f"{key} level {i}", float(differ(box, expected, 1.0) > 1e-6)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models import assign as assign_module
 from models import loss as loss_module
+from models import ota as ota_module
 from models.assign import Rows
 from models.loss import DetectionLoss, LossSettings, scale_gains
 from tests.golden import close, golden, keys, near
@@ -37,6 +38,12 @@ def boxes(n: int, batch: int, nc: int, seed: int = 1) -> Tensor:
     return torch.cat((ids, torch.rand(n, 2, generator=g), torch.rand(n, 2, generator=g) * 0.6 + 0.02), 1)
 
 
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Static tables and no look at values, as where looking would wait for the device."""
+    monkeypatch.setattr(assign_module, "may_look", lambda tensor: False)
+    monkeypatch.setattr(ota_module, "may_look", lambda tensor: False)
+
+
 @pytest.mark.parametrize("family", ["yolov7", "yolov5"])
 def test_items_and_gradients_equal_the_original(family: str) -> None:
     ref = golden()
@@ -57,25 +64,37 @@ def test_items_and_gradients_equal_the_original(family: str) -> None:
 def test_every_element_of_the_gradient_and_of_the_objectness_target(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref, maps = golden(), []
+    """The objectness target is put together from what the loss reads: deciding rows and their overlap with the box."""
+    ref, seen = golden(), []
     arrays = ref.npz(f"loss/{family}.npz")
     files = set(arrays.files)
 
-    def spy(*args: Any) -> Tensor:
-        maps.append(last_row_map(*args))
-        return maps[-1]
+    def sorted_rows(*args: Any) -> Any:
+        seen.append(by_cell(*args))
+        return seen[-1]
 
-    last_row_map = loss_module.last_row_map
-    monkeypatch.setattr(loss_module, "last_row_map", spy)
+    def overlap(*args: Any, **more: Any) -> Tensor:
+        seen.append(iou(*args, **more))
+        return seen[-1]
+
+    by_cell, iou = loss_module.by_cell, loss_module.iou
+    monkeypatch.setattr(loss_module, "by_cell", sorted_rows)
+    monkeypatch.setattr(loss_module, "iou", overlap)
     gradients = objectness = 0
     for key in keys(f"loss/{family}.json", "results"):
         if key.startswith("ota/") or f"{key}/tobj0" not in files:
             continue
         case = loss_case(ref, family, key)
-        maps.clear()
+        seen.clear()
         terms = case.criterion(case.det, case.target)
-        for i, found in enumerate(maps):
-            close(found.view(case.det[i].shape[:4]), arrays[f"{key}/tobj{i}"], atol=1e-5, what=f"{key} tobj{i}")
+        (rows, runs), ciou = seen
+        loss: Any = case.criterion
+        quality = (1 - loss.settings.gr) + loss.settings.gr * ciou.detach().clamp(min=0)
+        for i, level in enumerate(case.det):
+            here = runs.decides & (rows.level == i)
+            found = torch.zeros(level.shape[:4])
+            found[rows.image[here], rows.anchor[here], rows.gy[here], rows.gx[here]] = quality[here]
+            close(found, arrays[f"{key}/tobj{i}"], atol=1e-5, what=f"{key} tobj{i}")
             objectness += 1
         if f"{key}/grad0" in files:
             (sum(terms.values()) * case.batch).backward()
@@ -166,8 +185,7 @@ def test_static_tables_as_on_cuda_give_the_result_of_compact_ones(ota: bool, mon
     results = []
     for keep in (False, True):
         if keep:
-            monkeypatch.setattr(loss_module, "drop_idle", lambda rows: rows)
-            monkeypatch.setattr(assign_module, "drop_idle", lambda rows: rows)
+            as_on_cuda(monkeypatch)
         det = [r.requires_grad_() for r in raw(2, 4)]
         terms = criterion(ota=ota)(det, target)
         sum(terms.values()).backward()
@@ -261,4 +279,4 @@ def test_half_precision_predictions_give_a_float32_loss() -> None:
 
 def test_one_row_per_entry() -> None:
     """Rows is what travels between assignment and loss: names, not positions."""
-    assert Rows._fields == ("image", "anchor", "gy", "gx", "target", "weight")
+    assert Rows._fields == ("level", "image", "anchor", "gy", "gx", "target", "weight")

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.assign import Rows, cheapest, decode_rows, drop_idle, ota_rows, plain_rows, settle
+from models import assign, ota
+from models.assign import Rows, decode_rows, drop_idle, plain_rows, take
 from models.iou import pairwise_iou
 from models.loss import DetectionLoss, LossSettings
+from models.ota import Table, cheapest, ota_rows
 from tests.golden import close, golden, near
-from tests.models.test_loss import STRIDE, boxes, criterion, raw
+from tests.models.test_loss import STRIDE, as_on_cuda, boxes, criterion, raw
 from utils.reference import items_of, loss_case, loss_keys
 
 # Cases in which equal costs meet and the order of equals changes the loss: YOLOv7 takes what torch.topk happens to
@@ -77,13 +79,9 @@ def sort(rows: Any) -> Any:
 
 
 def assigned(loss: Any, det: list[Tensor], target: Tensor) -> list[Rows]:
-    from models.loss import assign
-
-    def read(level: int, rows: Rows) -> Tensor:
-        return det[level].detach()[rows.image, rows.anchor, rows.gy, rows.gx]
-
-    grids = [(r.shape[2], r.shape[3]) for r in det]
-    return assign(target, grids, loss.anchors, loss.stride, loss.settings, read, target[:, 0].long(), len(det[0]))
+    """Rows by level."""
+    rows = loss.assign([raw.detach() for raw in det], target)
+    return [take(rows, (rows.level == i).nonzero().squeeze(1)) for i in range(len(det))]
 
 
 def by_definition(loss: DetectionLoss, det: list[Tensor], target: Tensor, size: tuple[int, int]) -> set[Any]:
@@ -93,7 +91,7 @@ def by_definition(loss: DetectionLoss, det: list[Tensor], target: Tensor, size: 
         candidates = []
         for i, level in enumerate(det):
             rows = drop_idle(
-                plain_rows(target, loss.anchors[i], level.shape[2], level.shape[3], loss.settings.anchor_t)
+                plain_rows(target, loss.anchors[i : i + 1], [tuple(level.shape[2:4])], loss.settings.anchor_t)
             )
             for a, gy, gx, t in zip(rows.anchor, rows.gy, rows.gx, rows.target, strict=True):
                 if target[t, 0] == image:
@@ -156,22 +154,45 @@ def test_square_boxes_of_the_original_only_by_its_switch() -> None:
 
 
 def test_the_k_cheapest_with_ties_to_the_left() -> None:
-    cost = torch.tensor([[3.0, 1, 1, 2, 1], [5, 5, 5, 5, torch.inf], [1, torch.inf, torch.inf, torch.inf, torch.inf]])
-    real = cost.isfinite()
-    picked = cheapest(cost, real, torch.tensor([2, 3, 4]))
-    assert picked.int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
+    inf = torch.inf
+    cost = torch.tensor([[3.0, 1, 1, 2, 1], [5, 5, 5, 5, inf], [1, inf, inf, -2.5, inf], [0.0, -0.0, -1, -2, 1e-30]])
+    assert cheapest(cost, 3).tolist() == [[1, 2, 4], [0, 1, 2], [3, 0, 1], [3, 2, 0]]
+    assert cheapest(cost, 1).tolist() == [[1], [0], [3], [3]]
+    g = torch.Generator().manual_seed(0)
+    many = torch.randn(50, 40, generator=g).round(decimals=1)  # plenty of ties
+    assert torch.equal(cheapest(many, 10), many.sort(dim=1, stable=True).indices[:, :10])
 
 
-def test_a_candidate_wanted_twice_goes_to_the_cheapest_even_if_that_one_did_not_want_it() -> None:
-    cost = torch.tensor([[2.0, 9], [3.0, 9], [1.0, 4]])
-    place = torch.tensor([[0, 1]] * 3)
-    wanted = torch.tensor([[True, False], [True, False], [False, True]])
-    matched, given = settle(wanted, cost, place, 3)
-    assert matched.tolist() == [True, True, False] and given.tolist()[:2] == [2, 2]
-    matched, given = settle(torch.tensor([[True, False], [False, False], [False, True]]), cost, place, 3)
-    assert given.tolist()[:2] == [0, 2], "wanted once: whoever wants it has it"
-    tie = torch.tensor([[1.0, 9], [1.0, 9], [5.0, 4]])
-    assert settle(wanted, tie, place, 3)[1].tolist()[0] == 0, "equal costs: the earlier target"
+def one_group(cost: Tensor, k: list[int], monkeypatch: pytest.MonkeyPatch, look: bool) -> list[int]:
+    """The targets [C] that candidates get, -1 for none, where costs [N,C] and k are given. One image, two levels."""
+    n, c = cost.shape
+    monkeypatch.setattr(assign, "may_look", lambda tensor: look)
+    monkeypatch.setattr(ota, "may_look", lambda tensor: look)
+
+    def pair(self: Table, target: Tensor, candidate: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        overlap = torch.zeros_like(real, dtype=torch.float32)
+        overlap[:, 0] = torch.tensor(k)[target.squeeze(1)].float() if target.shape[1] == 1 else 0
+        return overlap, cost[target, candidate].where(real, torch.inf)
+
+    monkeypatch.setattr(Table, "pair", pair)
+    zeros = torch.zeros(c, dtype=torch.long)
+    level = torch.arange(c) // (c // 2)
+    rows = Rows(level, zeros, zeros, zeros, zeros, torch.arange(c) % n, torch.ones(c))
+    out = ota_rows(rows, torch.zeros(c, 7), torch.full((n, 6), 0.5), torch.zeros(n, dtype=torch.long), 1,
+                   torch.ones(2, 1, 2), torch.ones(2), (32, 32))  # fmt: skip
+    return [int(t) if w else -1 for t, w in zip(out.target, out.weight, strict=True)]
+
+
+@pytest.mark.parametrize("look", [True, False])
+def test_a_candidate_wanted_twice_goes_to_the_cheapest_even_if_that_one_did_not_want_it(
+    look: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = torch.tensor([[2.0, 9, 9, 9], [3, 9, 9, 9], [1, 0, 9, 9], [9, 9, 9, 4]])
+    assert one_group(cost, [1, 1, 1, 1], monkeypatch, look) == [2, 2, -1, 3]
+    cost[1] = torch.tensor([9.0, 9, 3, 9])
+    assert one_group(cost, [1, 1, 1, 1], monkeypatch, look) == [0, 2, 1, 3], "wanted once: whoever wants it has it"
+    tie = torch.tensor([[1.0, 9, 9, 9], [1, 9, 9, 9], [5, 4, 9, 9], [1, 9, 9, 0]])
+    assert one_group(tie, [1, 1, 1, 2], monkeypatch, look) == [0, 2, -1, 3], "equal costs: the earlier target"
 
 
 def test_boxes_compete_within_their_image_only() -> None:
@@ -202,10 +223,10 @@ def test_nothing_to_assign() -> None:
 
 
 def test_without_candidates_the_rows_come_back() -> None:
-    none = plain_rows(torch.zeros(0, 6), torch.ones(3, 2), 4, 4, 4.0)
-    out = ota_rows([none], lambda i, r: torch.zeros(0, 9), torch.zeros(0, 6), torch.zeros(0, dtype=torch.long), 1,
+    none = plain_rows(torch.zeros(0, 6), torch.ones(1, 3, 2), [(4, 4)], 4.0)
+    out = ota_rows(none, torch.zeros(0, 9), torch.zeros(0, 6), torch.zeros(0, dtype=torch.long), 1,
                    torch.ones(1, 3, 2), torch.ones(1), (32, 32))  # fmt: skip
-    assert len(out[0].image) == 0
+    assert len(out.image) == 0
 
 
 def test_every_box_with_a_candidate_gets_at_least_one_prediction_unless_outbid() -> None:
@@ -218,11 +239,9 @@ def test_every_box_with_a_candidate_gets_at_least_one_prediction_unless_outbid()
 
 def test_targets_that_fit_no_anchor_on_cuda_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle rows stay on CUDA, so that there are candidates of weight 0 only: nothing is matched, nothing fails."""
-    from models import loss as loss_module
-
-    monkeypatch.setattr(loss_module, "drop_idle", lambda rows: rows)
+    as_on_cuda(monkeypatch)
     anchors = torch.tensor([[[1.25, 1.6], [2.0, 3.75]], [[1.9, 3.8], [3.9, 2.8]]])
-    criterion = loss_module.DetectionLoss(4, anchors, loss_module.LossSettings(ota=True), torch.tensor([8.0, 16.0]))
+    criterion = DetectionLoss(4, anchors, LossSettings(ota=True), torch.tensor([8.0, 16.0]))
     det = [torch.randn(2, 2, 8, 8, 9), torch.randn(2, 2, 4, 4, 9)]
     terms = criterion(det, torch.tensor([[0, 1, 0.5, 0.5, 0.002, 0.002], [1, 2, 0.3, 0.3, 0.002, 0.002]]))
     assert float(terms["box"]) == 0 and float(terms["cls"]) == 0 and terms["obj"].isfinite()

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import loss as loss_module
 from models.assign import Rows
 from models.graph import LAYERS, Detector, GraphError
 from models.loss import DetectionLoss, LossSettings
-from patches import multihead
 from patches.multihead import Flags, MultiHead, MultiHeadDetect, MultiHeadLoss, SummedHeadLoss
-from tests.golden import close, golden, keys, near
-from tests.models.test_loss import ANCHORS, STRIDE, boxes
+from tests.golden import golden, keys, near
+from tests.models.test_loss import ANCHORS, STRIDE, as_on_cuda, boxes
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
 from utils import seams
@@ -124,7 +122,7 @@ def test_summed_loss_equals_the_original(name: str) -> None:
         terms = case.criterion(case.det, case.target)
         assert near(items_of(terms), case.items), f"{key}: {items_of(terms)} against {case.items}"
         loss: Any = case.criterion
-        gains = dict(zip(("box", "obj", "cls"), loss.losses[0].settings[:3], strict=True))
+        gains = dict(zip(("box", "obj", "cls"), loss.settings[:3], strict=True))
         for h, entry in enumerate(want["heads"]):
             for kind, gain in gains.items():
                 mine = float(terms[f"{kind}/head_{h}"].detach()) / gain / loss.table.weights[h]
@@ -146,28 +144,23 @@ def test_gradients_of_the_summed_loss_equal_the_original(name: str) -> None:
             assert near(norms, [g["l2"] for g in entry["grad"]]), f"{key} head {h}"
 
 
-def test_rows_of_each_head_equal_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_each_head_equal_the_original() -> None:
     """Which boxes a head gets, with which local class, in which cells."""
-    ref, seen = golden(), []
-    original = loss_module.assign
-
-    def spy(target: Tensor, *args: Any, **more: Any) -> list[Rows]:
-        seen.append((target, original(target, *args, **more)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(loss_module, "assign", spy)
+    ref = golden()
     arrays = ref.npz("loss/router.npz")
     compared = 0
     for key in ("rs/typical/base", "ra/typical/base", "rf/duplicates/base", "rg/border/base"):
         case = router_case(ref, key)
-        seen.clear()
-        case.criterion(case.det, case.target)
-        for h, (mine, levels) in enumerate(seen):
-            close(mine, arrays[f"{key}/h{h}/targets"], rtol=1e-6, atol=1e-7)
-            for i, rows in enumerate(levels):
-                index = torch.stack((rows.image, rows.anchor, rows.gy, rows.gx, mine[rows.target, 1].long()), 1)
-                np.testing.assert_array_equal(index, arrays[f"{key}/h{h}/idx{i}"])
-                compared += len(index)
+        loss: Any = case.criterion
+        rows = loss.assign(case.det, case.target)
+        of = case.target[rows.target, 1].long()
+        local, owner = torch.tensor(loss.table.local)[of], torch.tensor(loss.table.owner)[of]
+        index = torch.stack((rows.image, rows.anchor, rows.gy, rows.gx, local), 1)
+        for h in range(loss.k):
+            for i in range(len(case.det)):
+                mine = index[(owner == h) & (rows.level == i)]
+                np.testing.assert_array_equal(mine, arrays[f"{key}/h{h}/idx{i}"])
+                compared += len(mine)
     assert compared > 300
 
 
@@ -265,33 +258,24 @@ def test_every_head_learns_only_from_its_own_boxes() -> None:
 
 
 @pytest.mark.parametrize("full_head", [False, True])
-def test_ota_of_a_head_is_that_of_a_plain_head_on_its_own_columns(
-    full_head: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ota_of_a_head_is_that_of_a_plain_head_on_its_own_columns(full_head: bool) -> None:
     """Boxes compete within their image and head, at the costs of their own head's predictions."""
     det, target = raw(2, 33 if full_head else WIDTH), boxes(30, 2, 6)
-    got: list[tuple[Tensor, list[Rows]]] = []
-    original = loss_module.assign
+    t = table(full_head=full_head)
 
-    def spy(target: Tensor, *args: Any, **more: Any) -> list[Rows]:
-        got.append((target, original(target, *args, **more)))
-        return got[-1][1]
+    def cells(rows: Rows, target: Tensor) -> set[Any]:
+        at = torch.stack((rows.level, rows.image, rows.anchor, rows.gy, rows.gx), 1).tolist()
+        return {(*a, *box) for a, box in zip(at, target[rows.target, 2:].tolist(), strict=True)}
 
-    monkeypatch.setattr(loss_module, "assign", spy)
-    monkeypatch.setattr(multihead, "assign", spy)
-    mean_loss(full_head=full_head, ota=True)(det, target)
-    summed_loss(full_head=full_head, ota=True)(det, target)
-
-    def cells(target: Tensor, levels: list[Rows]) -> set[Any]:
-        return {
-            (i, int(r.image[j]), int(r.anchor[j]), int(r.gy[j]), int(r.gx[j]), *target[r.target[j], 2:].tolist())
-            for i, r in enumerate(levels)
-            for j in range(len(r.image))
-        }
-
-    joint, per_head = cells(*got[0]), [cells(*g) for g in got[1:]]
-    assert len(per_head) == 3 and sum(map(len, per_head)) > 30
-    assert joint == set().union(*per_head)
+    per_head: set[Any] = set()
+    for h, group in enumerate(t.groups):
+        mine = target[torch.tensor(t.owner)[target[:, 1].long()] == h].clone()
+        mine[:, 1] = torch.tensor(t.local)[mine[:, 1].long()]
+        own = [level.detach()[..., [t.starts[h] + c for c in t.used(h)]] for level in det]
+        per_head |= cells(DetectionLoss(len(group), ANCHORS, LossSettings(ota=True), STRIDE).assign(own, mine), mine)
+    for loss in (mean_loss(full_head=full_head, ota=True), summed_loss(full_head=full_head, ota=True)):
+        assert cells(loss.assign(det, target), target) == per_head
+    assert len(per_head) > 30
 
 
 @pytest.mark.parametrize("ota", [False, True])
@@ -299,7 +283,7 @@ def test_static_tables_as_on_cuda_give_the_same(ota: bool, monkeypatch: pytest.M
     target, results = boxes(30, 2, 6), []
     for keep in (False, True):
         if keep:
-            monkeypatch.setattr(loss_module, "drop_idle", lambda rows: rows)
+            as_on_cuda(monkeypatch)
         det = raw(2, WIDTH)
         terms = mean_loss((1.0, 2.0, 3.0), ota=ota)(det, target)
         sum(terms.values()).backward()

@@ -101,7 +101,7 @@ def plain_rows(target: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]]
 
 def box_targets(rows: Rows, target: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
     """What each row's box should be, [R,4]: centre relative to the row's cell, width and height, all in cells."""
-    size = on_device([(w, h, w, h) for h, w in grids], target)[rows.level]
+    size = on_device([(w, h) for h, w in grids], target).repeat(1, 2)[rows.level]
     box = target[rows.target, 2:6] * size
     corner = torch.stack((rows.gx, rows.gy), 1).to(box.dtype)
     return torch.cat((box[:, :2] - corner, box[:, 2:]), 1)

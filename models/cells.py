@@ -95,7 +95,7 @@ class Read(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_rows: Tensor, by_cells: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *cell, first, length, columns = ctx.saved_tensors
-        grad = by_rows.new_empty_strided(ctx.shape, ctx.stride, dtype=ctx.dtype).zero_()
+        grad = by_rows.new_zeros(ctx.shape.numel(), dtype=ctx.dtype).as_strided(ctx.shape, ctx.stride)
         for column, value in zip(ctx.objectness, by_cells.unbind(), strict=True):
             grad[..., column] = value
         if len(first):

@@ -21,7 +21,7 @@ from models.iou import pairwise_iou
 
 TOP = 10  # a box gets as many predictions as its best ten overlaps add up to
 IOU_COST = 3.0
-PAIRS = 1 << 22  # of a chunk; about 60 bytes each
+PAIRS = 1 << 21  # of a chunk; about 100 bytes each
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1: a class that is certain costs 0, not 0 * inf
 
 
@@ -166,7 +166,8 @@ def cheapest(cost: Tensor, k: int) -> Tensor:
     One integer holds cost and column: the bits of a float read as an integer are in the float's order, those below
     zero reversed.
     """
-    bits = (cost + 0.0).view(torch.int32).long()  # + 0.0: no negative zero
-    key = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | torch.arange(cost.shape[1], device=cost.device)
+    bits = (cost + 0.0).view(torch.int32)  # + 0.0: no negative zero
+    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    key = key.bitwise_left_shift_(32).bitwise_or_(torch.arange(cost.shape[1], device=cost.device))
     lowest = key.topk(k, largest=False).values if k > 1 else key.amin(1, keepdim=True)
     return lowest & 0xFFFFFFFF

@@ -157,7 +157,7 @@ class LossCall:
 
     def measure(self) -> Parts:
         clock = Clock(self.device)
-        terms = self.criterion(self.det, self.target)
+        terms = self.criterion(self.det, self.target, BOXES)
         clock.lap("loss")
         torch.stack(list(terms.values())).sum().backward()
         clock.lap("backward")

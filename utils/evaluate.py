@@ -125,7 +125,7 @@ def evaluate(
                 moved = to_device(batch, device)
                 with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                     det = model(moved["image"])["det"]
-                    losses = criterion(det, moved["target"]) if criterion is not None else {}
+                    losses = criterion(det, moved["target"], moved["most"]) if criterion is not None else {}
                 parts = model.decode(det)
             with _timed(seconds, "nms", device):
                 dets = nms(parts, conf_thres, iou_thres, multi_label=True, agnostic=single_cls, max_det=max_det,

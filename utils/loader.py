@@ -222,9 +222,11 @@ def image_weights(labels: Sequence[Labels], weights: npt.NDArray[np.float64]) ->
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """A copy of the batch with image (float32 in 0..1) and target on `device`; the rest as it is. The transfer is of
-    bytes."""
+    bytes. Added: `most`, the boxes of the picture that has most, which the host cannot ask the device for later without
+    waiting."""
     image = batch["image"].to(device, non_blocking=True).float() / 255
-    return {**batch, "image": image, "target": batch["target"].to(device, non_blocking=True)}
+    most = int(torch.bincount(batch["target"][:, 0].long(), minlength=1).max())
+    return {**batch, "image": image, "target": batch["target"].to(device, non_blocking=True), "most": most}
 
 
 def multiscale(image: Tensor, img_size: int, stride: int, seed: int, step: int) -> Tensor:

@@ -21,7 +21,7 @@ from utils.errors import UserError
 Batch = dict[
     str, Any
 ]  # "image" [B,3,H,W] float 0..1, "target" [N,6] image,class,cx,cy,w,h in 0..1, "images" how many it counts for,
-# "share" of the global batch, + what a patch's dataset adds
+# "share" of the global batch, "most" boxes in one picture, + what a patch's dataset adds
 Output = dict[str, Any]  # "det": raw output of the head, "feat": {N: [B,C,H,W]} of the tapped modules
 Terms = dict[str, Tensor]  # named scalar losses
 Groups = list[dict[str, Any]]  # optimizer groups, each with its name and lr_scale

@@ -24,7 +24,7 @@ class LossStep(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         out = self.model(batch["image"])
-        terms: Terms = self.criterion(out["det"], batch["target"])
+        terms: Terms = self.criterion(out["det"], batch["target"], batch.get("most"))
         terms = {**terms, **self.patches.merge("loss_terms", batch, out, self.model)}
         if tuple(terms) != self.terms:
             raise ValueError(f"loss terms {tuple(terms)} are not the declared {self.terms}")

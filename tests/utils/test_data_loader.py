@@ -73,6 +73,9 @@ def test_types_that_travel(tmp_path: Path) -> None:
     assert there["image"].dtype == torch.float32
     assert torch.equal((there["image"] * 255).round().to(torch.uint8), batch["image"])
     assert there["image"].max() <= 1
+    assert there["most"] == 1
+    crowd = {**batch, "target": batch["target"][[0, 1, 2, 2, 2, 4]]}
+    assert (to_device(crowd, "cpu")["most"], to_device({**batch, "target": torch.zeros(0, 6)}, "cpu")["most"]) == (3, 0)
 
 
 def test_channels_are_rgb(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_losses_are_means_over_images_and_flags_are_restored() -> None:
     model.train()
     model.norm.eval()  # as a frozen one
 
-    def criterion(det: Any, target: Tensor) -> dict[str, Tensor]:
+    def criterion(det: Any, target: Tensor, most: int) -> dict[str, Tensor]:
         return {"box": torch.tensor(float(len(target))), "n": torch.tensor(float(det[0].shape[0]))}
 
     loader = batches(TARGETS[:3])  # two images, then one

@@ -34,6 +34,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--quick", action="store_true", help="toy sizes, one round: does it run, not how fast")
     p.add_argument("--out", default="", metavar="FILE.json", help="also write the figures")
     p.add_argument("--markdown", nargs="+", metavar="FILE.json", help="print BENCHMARKS.md of these files and stop")
+    p.add_argument(
+        "--before", default="", metavar="FILE.json", help="with --markdown: an earlier state to compare with"
+    )
     args = p.parse_args(argv[:cut])
     args.extra = argv[cut + 1 :]
     if unknown := [s for s in args.sections if s not in SECTIONS]:
@@ -44,7 +47,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> dict[str, Any] | None:
     args = parse(argv)
     if args.markdown:
-        print(bench_page.page([json.loads(Path(f).read_text()) for f in args.markdown]))
+        before = json.loads(Path(args.before).read_text()) if args.before else None
+        print(bench_page.page([json.loads(Path(f).read_text()) for f in args.markdown], before))
         return None
     device = select_device(args.device)
     found: dict[str, Any] = {}

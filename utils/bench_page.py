@@ -24,7 +24,8 @@ class Section(NamedTuple):
     text: str  # what was measured
     main: str  # the part the ratio is of
     originals: tuple[str, ...] = ()
-    targets: Mapping[str, float] = {}  # row -> highest ratio aimed at
+    targets: Mapping[str, tuple[str, float]] = {}  # row -> what is aimed at: highest ratio or seconds, least images/s
+    cuda: Mapping[str, tuple[str, float]] = {}  # the same on CUDA
 
 
 SECTIONS = {
@@ -39,7 +40,8 @@ SECTIONS = {
             "YOLOv7's memory: 1,260 MB, measured as the process's, so the program itself is in it.",
             "1B4H fork, step: within noise of 1B1H.",
         ),
-        {"1B4H, plain": 1.10},
+        {"1B4H, plain": ("ratio", 1.10)},
+        {"1B4H, plain": ("ratio", 1.10)},
     ),
     "freeze": Section(
         "Frozen modules",
@@ -51,7 +53,8 @@ SECTIONS = {
             "0.73, 0.58, 0.49, 0.38; with BatchNorm folded 0.70, 0.54, 0.47, 0.37.",
             "YOLOv7's memory: freeze 50 868 MB of 1,260 MB.",
         ),
-        {"freeze 50": 0.48, "freeze 74": 0.36},
+        {"freeze 50": ("ratio", 0.48), "freeze 74": ("ratio", 0.36)},
+        {"freeze 50": ("ratio", 0.60), "freeze 74": ("ratio", 0.45)},
     ),
     "settings": Section(
         "Settings of the step",
@@ -77,7 +80,9 @@ SECTIONS = {
             "1B4H fork: 25.1 (2.6x), 32.9 (2.6x), 61.9 ms (2.4x).",
             "On an RTX 5090 at batch 384 (its authors): plain 11.2 ms, OTA 1016 ms.",
         ),
-        {f"1B1H, OTA, batch {n}": 2.0 for n in (8, 16, 64)} | {f"1B4H, plain, batch {n}": 1.5 for n in (8, 16, 64)},
+        {f"1B1H, OTA, batch {n}": ("ratio", 2.0) for n in (8, 16, 64)}
+        | {f"1B4H, plain, batch {n}": ("ratio", 1.5) for n in (8, 16, 64)},
+        {f"{kind}, batch {n}": ("ratio", 1.5) for kind in ("1B1H, OTA", "1B4H, plain") for n in (64, 384)},
     ),
     "loader": Section(
         "Batches without training",
@@ -88,6 +93,13 @@ SECTIONS = {
             "YOLOv7, images/s with 0, 1, 2 workers: 67, 69, 121; from RAM, 1 and 2 workers: 272, 449. The workers had "
             "the cores to themselves.",
         ),
+        {
+            "0 workers": ("images/s", 100),
+            "1 workers": ("images/s", 103),
+            "2 workers": ("images/s", 181),
+            "1 workers, from RAM": ("images/s", 408),
+            "2 workers, from RAM": ("images/s", 673),
+        },
     ),
     "wait": Section(
         "Waiting for data",
@@ -107,8 +119,19 @@ SECTIONS = {
         "figures",
         ("490,000 detections on 5,000 images: pycocotools 247 s, faster-coco-eval 33 s.",),
     ),
-    "startup": Section("Start", "A new process each time; the label cache is warm.", "seconds"),
+    "startup": Section(
+        "Start",
+        "A new process each time; the label cache is warm.",
+        "seconds",
+        targets={"python train.py --help": ("seconds", 1.5), "until the first step is done": ("seconds", 10)},
+    ),
 }
+
+
+def of_device(name: str, device: str) -> Section:
+    """A section with the targets of this device."""
+    section = SECTIONS[name]
+    return section._replace(targets=section.cuda) if device == "cuda" else section
 
 
 def about(device: torch.device, argv: Sequence[str], flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -142,20 +165,32 @@ def cells(row: Row, section: Section) -> dict[str, str]:
     for key in ("ratio", "ratio of CPU time"):
         if r := row.get(key):
             found[key] = f"{r['median']:.2f} ({r['min']:.2f}..{r['max']:.2f})"
-    if goal := section.targets.get(row["name"]):
-        found["target"] = f"{goal:.2f}" + ("" if row["ratio"]["median"] <= goal else ", missed")
-    elif section.targets:
-        found["target"] = ""
     if "images_per_second" in row:
         found["images/s"] = f"{row['images_per_second']['median']:.1f}"
     if "memory" in row:
         found["memory, MB"] = f"{row['memory'] / 1e6:,.0f}"
     if "start" in row:
         found["start"] = duration(row["start"])
+        found["pays after"] = "never" if row["pays_after"] is None else f"{row['pays_after']:,.0f} steps"
     if "share" in row:
         r = row["share"]
         found["share of waiting"] = f"{r['median']:.1%} ({r['min']:.1%}..{r['max']:.1%})"
+    if section.targets:
+        found["target"] = verdict(row, section)[0]
     return found
+
+
+def verdict(row: Row, section: Section) -> tuple[str, bool]:
+    """What was aimed at ("" where nothing was), and whether it was missed. Ratios: of CPU time where there is one."""
+    if row["name"] not in section.targets:
+        return "", False
+    kind, goal = section.targets[row["name"]]
+    if kind == "images/s":
+        missed = row["images_per_second"]["median"] < goal
+        return f"{goal:.0f} images/s or more" + (", missed" if missed else ""), missed
+    got = row["parts"]["seconds"] if kind == "seconds" else row.get("ratio of CPU time", row["ratio"])
+    missed = got["median"] > goal
+    return f"{duration(goal) if kind == 'seconds' else f'{goal:.2f}'} or less" + (", missed" if missed else ""), missed
 
 
 def duration(seconds: float) -> str:
@@ -179,50 +214,79 @@ def table(rows: Sequence[Row], section: Section) -> str:
 def tables(result: Mapping[str, Any]) -> str:
     """Everything that was measured, for the screen."""
     head = f"{result['machine']}, {result['threads']} threads, torch {result['versions']['torch']}; {result['flags']}"
-    shown = [f"{SECTIONS[k].title}\n{table(rows, SECTIONS[k])}" for k, rows in result["sections"].items()]
+    shown = [
+        f"{SECTIONS[k].title}\n{table(rows, of_device(k, result['device']))}" for k, rows in result["sections"].items()
+    ]
     return "\n\n".join([head, *shown])
 
 
-def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """BENCHMARKS.md of one or several files of `--out`."""
+def page(results: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None = None) -> str:
+    """BENCHMARKS.md of one or several files of `--out`. before: the same of an earlier state of the code."""
     lines = [PREFACE]
     for r in results:
-        versions = ", ".join(f"{k} {v}" for k, v in r["versions"].items() if v)
-        lines.append(
-            f"- {r['device'].upper()}: {r['machine']}; threads {r['threads']}; {versions}; {r['date']}\n"
-            f"  - repeat with `{r['command']}`; flags of all rows: `{r['flags']}`"
-        )
+        lines.append(f"{origin(r)}\n  - repeat with `{r['command']}`; flags of all rows: `{r['flags']}`")
     if not any(r["device"] == "cuda" for r in results):
         lines.append("- CUDA: not measured. Rows below that say so are waiting for a device.")
     for name, section in SECTIONS.items():
         lines.append(f"\n## {section.title}\n{section.text}\n")
-        for device in ("cpu", "cuda"):
+        for device, label in (("cpu", "CPU"), ("cuda", "CUDA")):
             rows = [row for r in results if r["device"] == device for row in r["sections"].get(name, [])]
-            label = device.upper() if device == "cuda" else "CPU"
-            lines.append(f"{label}:\n\n{table(rows, section)}\n" if rows else f"{label}: not measured.\n")
+            lines.append(
+                f"{label}:\n\n{table(rows, of_device(name, device))}\n" if rows else f"{label}: not measured.\n"
+            )
         lines += [f"- The original on another occasion, CPU: {text}" for text in section.originals]
+    if before:
+        lines.append(f"\n## Before and after\n{BEFORE}\n\n{origin(before)}\n\n{compared(before, results[0])}")
     return "\n".join([*lines, "", misses(results)])
+
+
+def origin(result: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if v)
+    return (
+        f"- {result['device'].upper()}: {result['machine']}; threads {result['threads']}; {versions}; {result['date']}"
+    )
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """A Markdown table of the rows that both have: CPU time (or what the ratio is of) and memory."""
+    lines = ["| section | row | before | after | ratio | memory, MB |", "|---|---|---|---|---|---|"]
+    for name, section in SECTIONS.items():
+        old = {row["name"]: row for row in before["sections"].get(name, [])}
+        for row in after["sections"].get(name, []):
+            part = "CPU time" if "CPU time" in row["parts"] else section.main
+            if row["name"] not in old or part not in row["parts"]:
+                continue
+            was, now = (r["parts"][part]["median"] for r in (old[row["name"]], row))
+            memory = [f"{r['memory'] / 1e6:,.0f}" for r in (old[row["name"]], row) if "memory" in r]
+            times = f"{duration(was)} | {duration(now)} | {now / was:.2f}"
+            lines.append(f"| {name} | {row['name']} | {times} | {' -> '.join(memory)} |")
+    return "\n".join(lines)
 
 
 def misses(results: Sequence[Mapping[str, Any]]) -> str:
     """Targets that were not met."""
     found = [
-        f"- {SECTIONS[name].title}, {row['name']}: {row['ratio']['median']:.2f}, aimed at {goal:.2f} or less"
+        f"- {r['device'].upper()}, {SECTIONS[name].title}, {row['name']}: aimed at {verdict(row, section)[0]}"
         for r in results
         for name, rows in r["sections"].items()
+        if (section := of_device(name, r["device"]))
         for row in rows
-        if (goal := SECTIONS[name].targets.get(row["name"])) and row["ratio"]["median"] > goal
+        if verdict(row, section)[1]
     ]
     return "\n".join(["## What is not flattering", *(found or ["Every ratio aimed at was reached here."])])
 
 
+BEFORE = (
+    "Medians of two processes on one machine, one after the other: an earlier state of this program and this one. CPU "
+    "time where it is counted."
+)
 PREFACE = """# Benchmarks
 Made by `python -m bench --markdown FILE.json`; nothing here is edited by hand.
 
 Every row is a list of train.py's flags, built and run by the code train.py runs, on drawn pictures. The rows of a
 section take turns in one process, round by round; times are medians of the rounds (least..most), ratios are medians of
 the rounds' own ratios to the section's first row. CPU time is the processor time that the process used: other programs
-disturb it less than the clock on the wall, which the rest shows.
+disturb it less than the clock on the wall, which the rest shows; targets are held against it.
 
 Repeat with `OMP_NUM_THREADS=1 python -m bench --out FILE.json`, or as many threads as cores are idle.
 """

@@ -87,11 +87,13 @@ def settings(b: Bench) -> list[Row]:
 
 
 def compiled(b: Bench) -> list[Row]:
-    """The first step, which compiles, is reported as `start`."""
+    """The first step, which compiles, is reported as `start`; `pays_after` so many steps, None: never."""
     plain, compiled = Stepper(b.words(*PLAIN)), Stepper(b.words(*PLAIN, "--compile"))
     first = {name: s.measure()["step"] for name, s in (("as it comes", plain), ("compiled", compiled))}
     found = interleaved({"as it comes": plain.measure, "compiled": compiled.measure}, b.rounds)
-    return b.rows(found, "step", plain.cfg.batch_size, start=first)
+    gain = [spread([r["step"] for r in rounds])["median"] for rounds in found.values()]
+    pays = {"as it comes": 0.0, "compiled": first["compiled"] / (gain[0] - gain[1]) if gain[0] > gain[1] else None}
+    return b.rows(found, "step", plain.cfg.batch_size, start=first, pays_after=pays)
 
 
 def loss(b: Bench) -> list[Row]:

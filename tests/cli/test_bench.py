@@ -70,12 +70,24 @@ def test_sections_with_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -
 def test_the_page_says_what_was_not_measured_and_what_fell_short(quick: Path) -> None:
     result = json.loads(quick.read_text())
     row = result["sections"]["step"][2]
-    row["ratio"] = {"median": 1.5, "min": 1.4, "max": 1.6}
+    row["ratio of CPU time"] = {"median": 1.5, "min": 1.4, "max": 1.6}
     text = bench_page.page([result])
     assert set(bench_page.SECTIONS) == set(SECTIONS)
     assert text.count("CUDA: not measured.") == len(SECTIONS) + 1
-    assert f"- A training step, {row['name']}: 1.50, aimed at 1.10 or less" in text
+    assert f"- CPU, A training step, {row['name']}: aimed at 1.10 or less, missed" in text
+    cuda = bench_page.page([result | {"device": "cuda"}])
+    assert cuda.count("CPU: not measured.") == len(SECTIONS) and "0.60 or less" in cuda and "0.48 or less" not in cuda
     assert result["versions"]["torch"] in text and result["date"] in text and "python -m bench" in text
+
+
+def test_an_earlier_state_is_set_beside_this_one(quick: Path) -> None:
+    after, before = (json.loads(quick.read_text()) for _ in range(2))
+    row = before["sections"]["loss"][0]
+    row["parts"]["CPU time"]["median"] = 4 * after["sections"]["loss"][0]["parts"]["CPU time"]["median"]
+    del before["sections"]["coco"]
+    lines = bench_page.compared(before, after).splitlines()
+    assert [line.split(" | ")[4] for line in lines if f"| {row['name']} |" in line] == ["0.25"]
+    assert not any(line.startswith("| coco") for line in lines)
 
 
 def test_unknown_sections_are_named() -> None:

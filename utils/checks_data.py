@@ -18,7 +18,7 @@ from models.iou import iou
 from utils import boxes
 from utils.ap import Ap, average_precision
 from utils.checks import Found, differ, unequal
-from utils.coco_eval import figures
+from utils.coco_eval import Entries, figures
 from utils.config import Config
 from utils.confusion import confusion_matrix
 from utils.letterbox import letterbox
@@ -138,11 +138,12 @@ def twelve_figures(ref: Reference) -> Found:
         raise Absent("package hotcoco not present")
     for case, book in ref.json("metrics/coco.json").items():
         images = [{**image, "file_name": f"{image['id']:012d}.jpg"} for image in book["images"]]
-        rows = [{k: d[k] for k in ("image_id", "category_id", "bbox", "score")} for d in book["detections"]]
+        columns = [[d[k] for d in book["detections"]] for k in ("image_id", "category_id", "bbox", "score")]
+        entries = Entries(*map(np.array, columns))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "annotations.json"
             path.write_text(json.dumps({**{k: book[k] for k in ("annotations", "categories")}, "images": images}))
-            found = figures(path, rows, [image["id"] for image in images])
+            found = figures(path, entries, [image["id"] for image in images])
         yield case, differ(list(found.values()), book["stats"])
 
 

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.evaluate import Result
+from utils.evaluate import Floats, Result
 
 NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -86,26 +89,45 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return content  # type: ignore[no-any-return]
 
 
-def to_rows(paths: Sequence[str], detections: Sequence[Tensor], ids: Ids) -> list[dict[str, Any]]:
-    """Detections, per image [n,6] x1,y1,x2,y2 native pixels, confidence, class -> entries of a result file."""
+@dataclass(frozen=True)
+class Entries:
+    """The N entries of a result file, by columns: 490,000 of them take a tenth of the time that so many dicts do."""
+
+    image: NDArray[np.object_]  # [N] ids, numbers or text
+    category: NDArray[np.int64]  # [N] ids
+    box: Floats  # [N,4] x, y, w, h native pixels, 3 decimals
+    score: Floats  # [N] 5 decimals
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As the file lists them."""
+        columns = zip(*(c.tolist() for c in (self.image, self.category, self.box, self.score)), strict=True)
+        return [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in columns]
+
+
+def to_entries(paths: Sequence[str], detections: Sequence[Tensor], ids: Ids) -> Entries:
+    """Detections, per image [n,6] x1,y1,x2,y2 native pixels, confidence, class -> entries of a result file.
+
+    UserError where two images would have one id.
+    """
     called: dict[int | str, str] = {}
-    rows = []
-    for path, det in zip(paths, detections, strict=True):
+    for path in paths:
         image = ids.image(path)
         if called.setdefault(image, path) != path:
             raise UserError(
                 f"{path} and {called[image]} would both be image {image!r} in the JSON; give unique file names"
             )
-        for x1, y1, x2, y2, score, cls in det.tolist():
-            box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
-            rows.append(
-                {"image_id": image, "category_id": ids.categories[int(cls)], "bbox": box, "score": round(score, 5)}
-            )
-    return rows
+    det = torch.cat([torch.zeros(0, 6), *detections]).double().numpy()
+    image_ids = np.array(list(called), object)
+    return Entries(
+        np.repeat(image_ids, [len(d) for d in detections]),
+        np.array(ids.categories, np.int64)[det[:, 5].astype(np.int64)],
+        np.concatenate([det[:, :2], det[:, 2:4] - det[:, :2]], 1).round(3),
+        det[:, 4].round(5),
+    )
 
 
-def figures(anno_json: str | Path, rows: list[dict[str, Any]], image_ids: Sequence[int]) -> dict[str, float]:
-    """COCO's twelve figures (FIGURES) of the entries `rows` on the images `image_ids` of an annotation file.
+def figures(anno_json: str | Path, entries: Entries, image_ids: Sequence[int]) -> dict[str, float]:
+    """COCO's twelve figures (FIGURES) of the entries on the images `image_ids` of an annotation file.
 
     -1 stands for a figure that has no objects to be measured on, as in pycocotools.
     """
@@ -114,7 +136,8 @@ def figures(anno_json: str | Path, rows: list[dict[str, Any]], image_ids: Sequen
     except ImportError:
         raise UserError("COCO's figures need the package hotcoco: pip install hotcoco (see requirements.txt)") from None
     truth = backend.COCO(str(anno_json))
-    run = backend.COCOeval(truth, truth.load_res(rows), "bbox")
+    table = np.column_stack([entries.image.astype(np.float64), entries.box, entries.score, entries.category])  # [N,7]
+    run = backend.COCOeval(truth, truth.load_res(table), "bbox")
     run.params.img_ids = sorted(image_ids)
     run.evaluate()
     run.accumulate()
@@ -126,12 +149,12 @@ def figures(anno_json: str | Path, rows: list[dict[str, Any]], image_ids: Sequen
 def report(result: Result, names: Sequence[str], out: Path, anno_json: str | Path = "") -> dict[str, float] | None:
     """Write the result JSON; with an annotation file also print and return the twelve figures."""
     ids = read_ids(names, anno_json)
-    rows = to_rows(result.paths, result.detections, ids)
-    out.write_text(json.dumps(rows))
-    print(f"{len(rows)} detections in {out}; category ids: {ids.source}")
+    entries = to_entries(result.paths, result.detections, ids)
+    out.write_text(json.dumps(entries.rows()))
+    print(f"{len(entries.score)} detections in {out}; category ids: {ids.source}")
     if not anno_json:
         return None
-    found = figures(anno_json, rows, [int(ids.image(p)) for p in result.paths])
+    found = figures(anno_json, entries, [int(ids.image(p)) for p in result.paths])
     print(f"COCO's figures on {len(result.paths)} images, by hotcoco (s, m, l: objects up to 32^2, 96^2 and above)")
     print("  ".join(f"{name} {found[name]:.4f}" for name in FIGURES))
     return found

@@ -218,12 +218,12 @@ class Evaluation:
         return {name: value / found.images for name, value in seconds.items()}
 
 
-def coco_files(folder: Path, images: int, each: int) -> tuple[Path, list[dict[str, Any]]]:
+def coco_files(folder: Path, images: int, each: int) -> tuple[Path, list[str], list[Tensor]]:
     """An annotation file of BOXES objects per image, and `each` detections per image: objects found again, a little
-    off, and others. -> (file, entries of a result)"""
+    off, and others. -> (file, image paths, detections as `evaluate` returns them)"""
     draw = rng(0, "bench coco")
     truth: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
+    detections: list[Tensor] = []
     for image in range(images):
         objects = targets(draw)[:, 1:] * [1, 640, 480, 640, 480]
         objects[:, 1:3] -= objects[:, 3:] / 2
@@ -232,11 +232,11 @@ def coco_files(folder: Path, images: int, each: int) -> tuple[Path, list[dict[st
             truth.append({"image_id": image, "category_id": int(cls), "bbox": box, **more})
         found = objects[draw.integers(0, BOXES, each)]
         found[:, 1:] *= draw.normal(1, 0.1, (each, 4))
-        for (cls, *box), score in zip(found.tolist(), draw.random(each).tolist(), strict=True):
-            box = [round(v, 3) for v in box]
-            rows.append({"image_id": image, "category_id": int(cls), "bbox": box, "score": round(score, 5)})
+        corners = [found[:, 1:3], found[:, 1:3] + found[:, 3:]]
+        rows = np.concatenate([*corners, draw.random((each, 1)), found[:, :1]], 1)
+        detections.append(torch.from_numpy(rows).float())
     file = folder / "truth.json"
     pictures = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(images)]
     names = [{"id": i, "name": str(i)} for i in range(CLASSES)]
     file.write_text(json.dumps({"images": pictures, "annotations": truth, "categories": names}))
-    return file, rows
+    return file, [f"{i}.jpg" for i in range(images)], detections

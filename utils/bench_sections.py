@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from utils import coco_eval
-from utils.bench_parts import Evaluation, LoaderPass, LossCall, Stepper, coco_files
+from utils.bench_parts import CLASSES, Evaluation, LoaderPass, LossCall, Stepper, coco_files
 from utils.record import ROOT
 from utils.timing import Parts, interleaved, peak_bytes, ratios, spread
 
@@ -136,11 +136,13 @@ def evaluation(b: Bench) -> list[Row]:
 def coco(b: Bench) -> list[Row]:
     images, each = (20, 10) if b.quick else (5000, 98)
     with tempfile.TemporaryDirectory() as folder:
-        truth, rows = coco_files(Path(folder), images, each)
+        truth, paths, detections = coco_files(Path(folder), images, each)
+        names = [str(i) for i in range(CLASSES)]
 
         def measure() -> Parts:
             started = time.perf_counter()
-            coco_eval.figures(truth, rows, range(images))
+            entries = coco_eval.to_entries(paths, detections, coco_eval.read_ids(names, truth))
+            coco_eval.figures(truth, entries, range(images))
             return {"figures": time.perf_counter() - started}
 
         found = interleaved({f"{images * each:,} detections": measure}, min(b.rounds, 3), warmup=0)

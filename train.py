@@ -76,7 +76,7 @@ def setup(begun: Start) -> Run:
     )  # fmt: skip
     if resumed:
         runs.restore(run, resumed)
-    optim.train_mode(loss_step, cfg.freeze_bn)
+    optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
     report.announce(run, settings, source)
     if cfg.compile:
         step.compile_model(loss_step)
@@ -93,7 +93,7 @@ def fit(run: Run) -> None:
         run.train.order.set_epoch(run.epoch, run.batch)
         if run.cfg.image_weights:
             runs.reweigh_images(run)
-        optim.train_mode(run.loss_step, run.cfg.freeze_bn)
+        optim.train_mode(run.loss_step, run.cfg.freeze_bn, run.cfg.fold_frozen)
         start = time.perf_counter()
         losses = train_epoch(run)
         last = run.epoch == run.cfg.epochs - 1

@@ -5,10 +5,9 @@ All take and return [B,C,H,W]. `n` is how many inner blocks are stacked; it is t
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Conv, batch_norm
+from models.layers import Conv, batch_norm, max_pool
 
 
 class Bottleneck(nn.Module):
@@ -213,7 +212,7 @@ def cascaded_pools(x: Tensor, kernels: tuple[int, ...]) -> list[Tensor]:
     pooled, last = [], 1
     for k in kernels:
         step = k - last + 1
-        x = F.max_pool2d(x, step, 1, step // 2)
+        x = max_pool(x, step, 1, step // 2)
         pooled.append(x)
         last = k
     return pooled
@@ -252,7 +251,7 @@ class SPPF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pools = [self.cv1(x)]
         for _ in range(3):
-            pools.append(F.max_pool2d(pools[-1], self.kernel, 1, self.kernel // 2))
+            pools.append(max_pool(pools[-1], self.kernel, 1, self.kernel // 2))
         y: Tensor = self.cv2(torch.cat(pools, 1))
         return y
 

@@ -1,4 +1,4 @@
-"""Folding of constants for evaluation: fewer operations, the same outputs up to rounding.
+"""Folding of constants, for evaluation and for frozen rows: fewer operations, the same outputs up to rounding.
 
 Conv      BatchNorm in eval mode is y = s (x - mean) + bias, s = weight / sqrt(var + eps): it goes into the weight and
           bias of the convolution before it.
@@ -11,23 +11,30 @@ BatchNorms that do not follow a single convolution (BottleneckCSP's joint one) a
 """
 
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.graph import Detector
 from models.head import IDetect, folded_rows
 from models.layers import Conv, ImplicitA, ImplicitM, RepConv
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def fuse(model: Detector) -> Detector:
+
+def fuse(model: Module) -> Module:
     """A copy of the model for evaluation: eval mode, no gradients, everything folded.
 
     The given model is left alone. Fusing a fused model changes nothing.
     """
-    fused = deepcopy(model).eval().requires_grad_(False)
-    for module in list(fused.modules()):
+    return folded(model).eval()
+
+
+def folded(given: Module) -> Module:
+    """A copy without gradients, everything folded, what is left in the modes it was in. Every norm must be in eval."""
+    copy = deepcopy(given).requires_grad_(False)
+    for module in list(copy.modules()):
         if isinstance(module, Conv):
             if isinstance(module.bn, nn.BatchNorm2d):
                 module.conv, module.bn = with_norm(module.conv, module.bn), nn.Identity()
@@ -35,7 +42,7 @@ def fuse(model: Detector) -> Detector:
             join_branches(module)
         elif isinstance(module, IDetect):
             fold_implicit(module)
-    return fused.eval()
+    return copy
 
 
 def norm_factors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -46,7 +53,8 @@ def norm_factors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A convolution with these numbers and otherwise as `conv`; the kernel size is the weight's."""
+    """A convolution with these numbers, in their memory order, and otherwise as `conv`; the kernel size is the
+    weight's. Draws no random number."""
     k = weight.shape[2:]
     pad = (conv.padding[0], conv.padding[1]) if not isinstance(conv.padding, str) else (k[0] // 2, k[1] // 2)
     new = nn.Conv2d(
@@ -57,13 +65,10 @@ def like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
         pad,
         (conv.dilation[0], conv.dilation[1]),
         conv.groups,
-        device=weight.device,
-        dtype=weight.dtype,
+        device="meta",
     )
-    new.requires_grad_(False)
-    new.weight.copy_(weight)
-    assert new.bias is not None
-    new.bias.copy_(bias)
+    new.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    new.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return new
 
 

@@ -1,5 +1,8 @@
 """Model YAML (the YOLOv5/YOLOv7 form) -> Detector: modules numbered in file order, `model.N`, run in that order.
 
+In training the leading rows in which nothing learns, the frozen prefix, run without a graph; `fold_prefix` replaces
+them, for that purpose alone, by folded copies that belong to no state_dict.
+
 A row is `[from, number, module, args]`: from = -1 (the row before), another relative or absolute row number, or a list
 of them; number = how often the module is repeated (times depth_multiple); channel arguments are scaled by
 width_multiple and rounded up to a multiple of 8.
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models import csp, layers
+from models.fuse import folded
 from models.head import Detect, Head, IDetect, Part
 from models.loss import Criterion, LossSettings
 
@@ -100,6 +104,7 @@ class Detector(nn.Module):
         self.kinds: list[str] = []
         self.feat: set[int] = set()
         self.joins: set[int] = set()  # rows whose `from` is a list: they take a list, of one entry too
+        self.stand_ins: dict[int, nn.Module] = {}  # see fold_prefix; no submodules of this one
         rows = [*check_rows(spec, "backbone"), *check_rows(spec, "head")]
         self.sections = sections(len(spec["backbone"]), len(rows))
         check_settings(spec)
@@ -126,7 +131,8 @@ class Detector(nn.Module):
         self.model = nn.ModuleList(modules)
         if not hasattr(modules[-1], "decode"):
             raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
-        self.kept = {s for i, source in enumerate(self.sources) for s in source if s != i - 1}
+        self.last_reader = {s: i for i, source in enumerate(self.sources) for s in source}
+        self.register_load_state_dict_post_hook(drop_stand_ins)  # type: ignore[no-untyped-call]
         sizes = [shape[-1] for shape in self.shapes(128)[-1]]
         if any(128 % size for size in sizes):
             raise GraphError(f"row {len(rows) - 1}: 128 px give {sizes} cells; strides must be powers of 2")
@@ -161,14 +167,48 @@ class Detector(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Any]:
         """image [B,3,H,W] float 0..1 -> {"det": raw output of the head, "feat": {N: [B,C,H,W]}}."""
+        frozen = self.prefix() if self.training and torch.is_grad_enabled() and not image.requires_grad else 0
         kept: dict[int, Any] = {-1: image}
-        x: Any = image
-        for i, module in enumerate(self.model):
-            inputs = [x if s == i - 1 else kept[s] for s in self.sources[i]]
-            x = module(inputs if i in self.joins else inputs[0])
-            if i in self.kept or i in self.feat:
-                kept[i] = x
-        return {"det": x, "feat": {i: kept[i] for i in self.feat}}
+        with torch.no_grad():
+            if self.stand_ins and frozen:
+                kept[-1] = image.to(memory_format=prefix_format(image.device))
+            for i in range(frozen):
+                self.run_row(i, self.stand_ins.get(i, self.model[i]), kept)
+        for i in range(frozen, len(self.model)):
+            self.run_row(i, self.model[i], kept)
+        return {"det": kept[len(self.model) - 1], "feat": {i: kept[i] for i in self.feat}}
+
+    def run_row(self, i: int, module: nn.Module, kept: dict[int, Any]) -> None:
+        """Row i from the outputs of the rows it reads to its own; those that nobody reads later are dropped."""
+        inputs = [kept[s] for s in self.sources[i]]
+        for s in self.sources[i]:
+            if self.last_reader[s] == i and s not in self.feat:
+                kept.pop(s, None)
+        kept[i] = module(inputs if i in self.joins else inputs[0])
+
+    def prefix(self) -> int:
+        """How many leading rows are frozen: no parameter that learns, no norm that uses or moves batch statistics.
+
+        Read from the modules at every call, so that it follows whatever freezes and thaws them.
+        """
+        for i, row in enumerate(self.model):
+            norms = (m for m in row.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+            if any(p.requires_grad for p in row.parameters()) or any(m.training for m in norms):
+                return i
+        return len(self.model)
+
+    def fold_prefix(self, on: bool = True) -> None:
+        """Folded copies of the frozen prefix as it is now, for training steps; off: none.
+
+        They equal the rows up to rounding. A row that thaws is no longer replaced, and loading weights drops the
+        copies; call this again after any other change of frozen tensors. Hooks put on a row later miss its copy.
+        """
+        rows = [i for i in range(self.prefix() if on else 0) if any(True for _ in self.model[i].parameters())]
+        fresh = {i: folded(self.model[i]).to(memory_format=prefix_format(self.stride.device)) for i in rows}
+        kept = {i: copy for i, copy in self.stand_ins.items() if i in fresh}
+        for i, copy in kept.items():
+            copy.load_state_dict(fresh[i].state_dict())  # written into, so that what was compiled stays valid
+        self.stand_ins = fresh | kept
 
     def shapes(self, size: int) -> list[Any]:
         """Output shape (C,H,W) of every module for a square input; for the head, the list of its input shapes. Costs no
@@ -207,6 +247,15 @@ class Detector(nn.Module):
             Row(i, self.sources[i], self.kinds[i], sum(p.numel() for p in module.parameters()), shapes[i])
             for i, module in enumerate(self.model)
         ]
+
+
+def drop_stand_ins(model: nn.Module, _keys: Any) -> None:
+    cast(Detector, model).stand_ins = {}
+
+
+def prefix_format(device: torch.device) -> torch.memory_format:
+    """Folded rows run 1.2x faster with the channels last on CPUs; on other devices that was not measured."""
+    return torch.channels_last if device.type == "cpu" else torch.preserve_format
 
 
 def check_rows(spec: Mapping[str, Any], part: str) -> list[Any]:

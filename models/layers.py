@@ -10,6 +10,7 @@ Attribute names (cv1, rbr_dense, ...) are those of published checkpoints, so tha
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -103,20 +104,38 @@ class Upsample(nn.Upsample):
         self.out_channels = c1
 
 
-class MP(nn.MaxPool2d):
+def max_pool(x: Tensor, k: int, s: int, p: int = 0) -> Tensor:
+    """F.max_pool2d(x, k, s, p). [B,C,H,W] -> [B,C,(H+2p-k)//s+1,(W+2p-k)//s+1]
+
+    Where no gradient is asked for, a CPU takes the same maxima over rows, then over columns, 5 to 20 times faster than
+    the operator, which also notes where they lie. Compilers and exporters get the operator.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    rows, columns = (n + 2 * p - k for n in x.shape[2:])  # from the first window to the last that may lie there
+    if x.requires_grad or x.device.type != "cpu" or traced or min(rows, columns) < 0:
+        return F.max_pool2d(x, k, s, p)
+    if p:
+        x = F.pad(x, (p, p, p, p), value=-math.inf)
+    x = reduce(torch.maximum, (x[:, :, i : i + rows + 1 : s] for i in range(k)))
+    return reduce(torch.maximum, (x[..., i : i + columns + 1 : s] for i in range(k)))
+
+
+class MaxPool2d(nn.Module):
+    """Max pooling (kernel, stride = kernel, padding 0)."""
+
+    def __init__(self, c1: int, k: int, s: int | None = None, p: int = 0) -> None:
+        super().__init__()
+        self.k, self.s, self.p, self.out_channels = k, s or k, p, c1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool(x, self.k, self.s, self.p)
+
+
+class MP(MaxPool2d):
     """Max pooling with stride = kernel; halves the size by default."""
 
     def __init__(self, c1: int, k: int = 2) -> None:
-        super().__init__(k, k)
-        self.out_channels = c1
-
-
-class MaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d(kernel, stride, padding)."""
-
-    def __init__(self, c1: int, k: int, s: int | None = None, p: int = 0) -> None:
-        super().__init__(k, s, p)
-        self.out_channels = c1
+        super().__init__(c1, k)
 
 
 class ZeroPad2d(nn.ZeroPad2d):
@@ -127,12 +146,11 @@ class ZeroPad2d(nn.ZeroPad2d):
         self.out_channels = c1
 
 
-class SP(nn.MaxPool2d):
+class SP(MaxPool2d):
     """Max pooling that keeps the size (stride 1, half padding)."""
 
     def __init__(self, c1: int, k: int = 3, s: int = 1) -> None:
-        super().__init__(k, s, k // 2)
-        self.out_channels = c1
+        super().__init__(c1, k, s, k // 2)
 
 
 class ReOrg(nn.Module):
@@ -186,7 +204,7 @@ class DownC(nn.Module):
         self.cv1 = Conv(c1, c1, 1, 1)
         self.cv2 = Conv(c1, c2 // 2, 3, k)
         self.cv3 = Conv(c1, c2 // 2, 1, 1)
-        self.mp = nn.MaxPool2d(k, k)
+        self.mp = MP(c1, k)
         self.out_channels = c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +222,7 @@ class Stem(nn.Module):
         self.cv1 = Conv(c1, half, 3, 2)
         self.cv2 = Conv(half, half, 1, 1)
         self.cv3 = Conv(half, half, 3, 2)
-        self.pool = nn.MaxPool2d(2, 2)
+        self.pool = MP(half)
         self.cv4 = Conv(2 * half, c2, 1, 1)
         self.out_channels = c2
 

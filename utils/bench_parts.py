@@ -89,7 +89,7 @@ class Stepper:
         self.schedule = optim.Schedule.of(cfg, len(self.train), from_weights=False)
         self.scaler, self.autocast = step.make_scaler(cfg, self.device), step.compute_type(cfg, self.device)
         self.ema = optim.Ema(self.model)
-        optim.train_mode(self.loss_step, cfg.freeze_bn)
+        optim.train_mode(self.loss_step, cfg.freeze_bn, cfg.fold_frozen)
         if cfg.compile:
             step.compile_model(self.loss_step)
         self.batches, self.steps = self.endless(), 0

@@ -73,6 +73,9 @@ class Config:
         "BatchNorm of frozen modules: eval = nothing moves; train = statistics drift (YOLOv5/YOLOv7)",
         choices=("eval", "train"),
     )
+    fold_frozen: bool = opt(
+        True, "fold BatchNorm into the convolutions of the leading frozen modules while training", negatable=True
+    )
     compat: str = opt(
         "none",
         "repeat the originals' quirks: warm-up of at least 1,000 (v7) or 100 (v5) steps with uncapped bias rate, "

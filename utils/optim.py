@@ -162,15 +162,18 @@ def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -
             group["momentum"] = schedule.momentum_at(step)
 
 
-def train_mode(module: nn.Module, freeze_bn: str = "eval") -> None:
+def train_mode(module: nn.Module, freeze_bn: str = "eval", fold_frozen: bool = False) -> None:
     """train(); with freeze_bn "eval", a norm layer whose parameters are all frozen stays in eval: statistics neither
-    used nor moved."""
+    used nor moved. With fold_frozen, detectors fold their frozen prefix. Due after whatever freezes, thaws or loads."""
     module.train()
     for m in module.modules():
         own = list(m.parameters(recurse=False))
         norm = isinstance(m, nn.modules.batchnorm._BatchNorm)
         if freeze_bn == "eval" and norm and own and not any(p.requires_grad for p in own):
             m.eval()
+    for m in module.modules():
+        if isinstance(m, Detector):
+            m.fold_prefix(fold_frozen)
 
 
 def norm_modes(module: nn.Module) -> tuple[int, int]:

@@ -80,7 +80,8 @@ class AnchorHead(nn.Module):
 
     def decode_level(self, raw: Tensor, level: int) -> Tensor:
         """[B,A,H,W,5+C] logits -> [B,A*H*W,5+C], boxes in input pixels, the rest as probabilities, in the type of
-        `raw`."""
+        `raw`; of bfloat16, whose 8 digits would round a corner at 640 px by 2 px, in float32."""
+        raw = raw.float() if raw.dtype == torch.bfloat16 else raw
         b, a, h, w, no = raw.shape
         y = raw.sigmoid()
         x_cell = torch.arange(w, device=raw.device, dtype=raw.dtype).view(1, 1, 1, w)

@@ -127,8 +127,18 @@ def test_decoding_by_hand() -> None:
 def test_decoding_keeps_the_number_type() -> None:
     head = Detect([4], 2, [[10, 20]])
     head.attach([8])
-    (part,) = head.decode([torch.zeros(1, 1, 2, 2, 7, dtype=torch.bfloat16)])
-    assert part.pred.dtype == torch.bfloat16
+    for kind in (torch.float16, torch.float64):
+        (part,) = head.decode([torch.zeros(1, 1, 2, 2, 7, dtype=kind)])
+        assert part.pred.dtype == kind
+
+
+def test_bfloat16_does_not_round_boxes_by_pixels() -> None:
+    """At 640 px its neighbours are 4 px apart."""
+    head = Detect([4], 2, [[10, 20]])
+    head.attach([8])
+    (part,) = head.decode([torch.zeros(1, 1, 80, 80, 7, dtype=torch.bfloat16)])
+    assert part.pred.dtype == torch.float32
+    assert part.pred[0, -1].tolist() == [79.5 * 8, 79.5 * 8, 10, 20, 0.5, 0.5, 0.5]
 
 
 def test_a_checkpoint_of_the_original_decodes_as_it_did() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import train
+from models import assign, ota
 from models.graph import Detector
 from models.loss import LossSettings
 from tests.conftest import ROOT
@@ -90,6 +91,23 @@ def test_the_model_compiles_as_one_graph(name: str) -> None:
     plain = model(image)["det"]
     det = torch.compile(model, backend="eager", fullgraph=True)(image)["det"]
     assert [d.shape for d in det] == [d.shape for d in plain]
+
+
+@pytest.mark.parametrize("ota_on", [False, True])
+def test_model_and_loss_compile_as_one_graph_on_cuda(ota_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tables that CUDA gets; on a CPU the loss looks at its values, which a graph cannot."""
+    for module in (assign, ota):
+        monkeypatch.setattr(module, "may_look", lambda tensor: False)
+    model = Detector(spec("demo"), 12).train()
+    step = LossStep(model, model.criterion(LossSettings(ota=ota_on)), Patches({}))
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    draw = torch.Generator().manual_seed(0)
+    for boxes in (9, 4):
+        target = torch.rand(boxes, 6, generator=draw)
+        target[:, 0], target[:, 1] = torch.arange(boxes) % 2, torch.arange(boxes) % 12
+        batch = {"image": torch.rand(2, 3, 64, 64, generator=draw), "target": target, "images": 2, "most": boxes}
+        loss, terms = compiled(batch)
+        assert loss.isfinite() and tuple(terms) == step.terms
 
 
 def test_the_usual_order_unless_asked() -> None:

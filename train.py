@@ -3,6 +3,7 @@
   python train.py --data data/shapes.yaml --cfg cfg/training/demo.yaml --hyp data/hyp.demo.yaml --img 160 --name base
   python train.py ... --weights runs/train/base/weights/best.pt --transfer-weights --freeze 50 --name stage1
   python train.py --resume runs/train/stage1
+  python train.py --replay runs/train/stage1/run.yaml
 
 Read top to bottom: setup() builds the parts, fit() is the loop, main() joins them. Features from outside enter only
 through the seams of utils/seams.py (search for `patches.`); the module table of a model is printed at the start, and by
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, dist, optim, record, report, runs, seams, start, step
+from utils import checkpoint, data, dist, optim, record, replay, report, runs, seams, start, step
 from utils.anchors import box_sizes, fit_anchors
 from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
@@ -30,15 +31,15 @@ from utils.sync_bn import synchronise_norms
 
 def setup(begun: Start) -> Run:
     cfg, patches, folder, resumed = begun.cfg, begun.patches, begun.folder, begun.resumed
-    runs.repeatable(cfg.seed)
     device = begun.device
+    runs.repeatable(cfg, device)
     with dist.main_first():
         spec = data.read_data(cfg.data)
     nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
     source = None if resumed else runs.starting_weights(cfg, patches)
-    graph = resumed["meta"]["spec"] if resumed else checkpoint.model_yaml(cfg.cfg, source)
+    graph = begun.spec or checkpoint.model_yaml(cfg.cfg, source)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights)
     if source:
         checkpoint.load_into(model, patches.fold("load_weights", source.state, model, source), source.path)
@@ -81,7 +82,7 @@ def setup(begun: Start) -> Run:
     if cfg.compile:
         step.compile_model(loss_step)
     if not resumed:
-        runs.open_folder(run, {**settings, "data": {"yaml": cfg.data, "fingerprint": data.fingerprint(spec)}})
+        runs.open_folder(run, settings, spec, source)
     return run
 
 
@@ -167,7 +168,10 @@ def main(argv: list[str]) -> Run | None:
             print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
             return run
     runs.close_folder(run, validate)
+    repeated = replay.finish(run.dir, run.cfg.replay)
     dist.leave()
+    if not repeated:
+        raise SystemExit(1)
     return run
 
 

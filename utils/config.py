@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -41,6 +41,7 @@ class Config:
     resume: str = opt(
         "", "continue a run: its last.pt or folder; without a value the newest run", nargs="?", const="auto"
     )
+    replay: str = opt("", "repeat a recorded run (its run.yaml or folder) into a new folder, and compare")
     # budget
     epochs: int = opt(300, "epochs", low=1)
     batch_size: int = opt(16, "images per step, all devices together", low=1, alias="--batch")
@@ -103,6 +104,7 @@ class Config:
     exist_ok: bool = opt(False, "write into an existing run folder (its files are replaced)")
     device: str = opt("", "cuda device number(s), cpu or mps (default: the best there is)")
     seed: int = opt(0, "random seed", low=0)
+    deterministic: bool = opt(False, "only deterministic operations on CUDA as well (a CPU always does so)")
     # hyper-parameters
     lr0: float = hyper(0.01, "peak learning rate", low=1e-12)
     lrf: float = hyper(0.1, "final learning rate = lr0 * lrf")
@@ -194,6 +196,8 @@ class Config:
         )
 
 
+T = TypeVar("T")
+TYPES: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}  # as in YAML
 HYP_KEYS = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("hyp"))
 
 
@@ -287,13 +291,40 @@ def train_parser(patches: Mapping[str, type]) -> argparse.ArgumentParser:
 def resume_flags(argv: Sequence[str], cfg: Config) -> dict[str, Any]:
     """What --resume takes from the command line beside itself: --device and --workers. Any other flag is an error: a
     changed setting is a new stage (--weights), not the same one."""
-    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
-    if foreign := given - {"resume", "project", "device", "workers"}:
+    only_flags(argv, {"resume", "project", "device", "workers"}, "--resume goes on with the run's own settings")
+    return {name: getattr(cfg, name) for name in ("device", "workers") if name in given_flags(argv)}
+
+
+def given_flags(argv: Sequence[str]) -> set[str]:
+    """Names of the flags on a command line, spelt with _."""
+    return {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+
+
+def only_flags(argv: Sequence[str], allowed: set[str], why: str) -> None:
+    """A UserError that says why, where other flags are given."""
+    if foreign := given_flags(argv) - allowed:
         flags = " ".join("--" + f.replace("_", "-") for f in sorted(foreign))
-        raise UserError(
-            f"--resume goes on with the run's own settings, without {flags}; to change them start a stage: --weights"
+        raise UserError(f"{why}, without {flags}; to change them start a stage: --weights")
+
+
+def restored(schema: type[T], values: Any, where: str) -> T:
+    """A Config or a patch's Flags from the plain values of a YAML file. Unknown keys and values of another type or out
+    of range are errors that name `where` and the key."""
+    hints = get_type_hints(schema)
+    if not isinstance(values, dict) or (unknown := values.keys() - hints.keys()):
+        raise UserError(f"{where}: " + (f"unknown settings {unknown}" if isinstance(values, dict) else "missing"))
+    for key, value in values.items():
+        several = get_origin(hints[key]) is tuple
+        kind = get_args(hints[key])[0] if several else hints[key]
+        right = isinstance(value, list) == several and (
+            kind not in TYPES or all(type(v) in TYPES[kind] for v in (value if several else [value]))
         )
-    return {name: getattr(cfg, name) for name in ("device", "workers") if name in given}
+        if kind in TYPES and not right:
+            raise UserError(f"{where}: {key}: expected {'a list of ' * several}{kind.__name__}, got {value!r}")
+    try:
+        return schema(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def parse(argv: Sequence[str], patches: Mapping[str, type]) -> tuple[Config, dict[str, Any]]:

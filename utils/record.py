@@ -14,10 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torchvision
 import yaml
 from torch import Tensor
 
-from utils import dist
+from utils import dist, fingerprint
 from utils.errors import UserError
 
 VERSION = "0.1.0"
@@ -57,13 +58,37 @@ def environment() -> dict[str, Any]:
         "thaw": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "opencv": cv2.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
         "git": git_state(),
+        "code": fingerprint.of_code(),
     }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where a run computes; its last digits may depend on any of this."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "type": device.type,
+        "gpu": gpu,
+        "cpu": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "ranks": dist.world(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def cpu_name() -> str:
+    """Model of the processor, as the system calls it."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(errors="ignore").splitlines() if listing.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def git_state() -> str:
@@ -82,11 +107,17 @@ def git_state() -> str:
     return out.stdout.strip()
 
 
-def write_run_yaml(path: Path, sections: Mapping[str, Any]) -> None:
-    """run.yaml: command line, environment and the given sections (configuration, patches, data fingerprint, ...)."""
+def write_run_yaml(path: Path, sections: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """run.yaml: command line, environment, the given sections (configuration, patches, fingerprints, ...), and the
+    model YAML with a row per line."""
     content = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "environment": environment(), **sections}
-    content = json.loads(json.dumps(content, default=str))  # tuples and version objects as plain YAML
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(as_yaml(content) + as_yaml({"model": model}, None), encoding="utf-8")
+
+
+def as_yaml(content: Mapping[str, Any], flow: bool | None = False) -> str:
+    """YAML of plain values: tuples become lists, version objects text. flow None: innermost lists on one line."""
+    plain = json.loads(json.dumps(content, default=str))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=flow))
 
 
 class Results:

@@ -16,6 +16,7 @@ from utils.runs import Run
 PLACES = {
     "weights",
     "resume",
+    "replay",
     "project",
     "name",
     "exist_ok",

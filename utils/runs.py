@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models.graph import Detector
-from utils import checkpoint, dist, optim, plots, record, seams
+from utils import checkpoint, dist, fingerprint, optim, plots, record, replay, seams
 from utils.config import Config
-from utils.data import Sample, class_weights, collate, image_weights
+from utils.data import DataSpec, Sample, class_weights, collate, image_weights
 from utils.device import peak_memory
 from utils.errors import UserError
 from utils.evaluate import Result, Sink
@@ -58,10 +58,14 @@ class Run:
         return f"{self.device.type} {str(self.autocast or torch.float32).removeprefix('torch.')}"
 
 
-def repeatable(seed: int) -> None:
-    """The same numbers again: one seed, and no choice of cuDNN kernels by timing."""
-    torch.manual_seed(seed)
+def repeatable(cfg: Config, device: torch.device) -> None:
+    """The same numbers again: one seed, no choice of cuDNN kernels by timing, and on a CPU, or with --deterministic, an
+    error from every operation of torch that has no deterministic form."""
+    torch.manual_seed(cfg.seed)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    # filling costs time, and nothing here reads memory before it writes it
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(device.type == "cpu" or cfg.deterministic)
 
 
 def starting_weights(cfg: Config, patches: seams.Patches) -> seams.Source | None:
@@ -211,12 +215,21 @@ def write_rows(
     print(f"  loss {sum(kinds.values()):.4f}  " + (line(result) if result else "(not evaluated)"))
 
 
-def open_folder(run: Run, settings: dict[str, Any]) -> None:
+def open_folder(run: Run, settings: dict[str, Any], spec: DataSpec, source: seams.Source | None) -> None:
     """The run folder with run.yaml, the label statistics and the first training batch."""
     if not dist.main():
         return
     record.make_folder(run.dir)
-    record.write_run_yaml(run.dir / "run.yaml", {**settings, "device": str(run.device)})
+    (run.dir / "result.yaml").unlink(missing_ok=True)  # of a run that --exist-ok replaces
+    data, listing = fingerprint.of_data(spec)
+    files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)
+    inputs = {"files": files, "start": start, "data": {"yaml": run.cfg.data, "fingerprint": data, "names": spec.names}}
+    fingerprint.write_listing(run.dir / "data.csv", listing)
+    record.write_run_yaml(
+        run.dir / "run.yaml", {"device": record.machine(run.device), **settings, **inputs}, run.meta["spec"]
+    )
+    if run.cfg.replay:
+        replay.announce(Path(run.cfg.replay), run.dir)
     names, order = run.meta["names"], run.train.order.order()
     plots.plot_labels(run.train.dataset.labels, names, run.dir / "labels.png")
     batch = collate([run.train.dataset[Sample(0, i)] for i in order[: min(run.cfg.batch_size, 16)].tolist()])

@@ -97,11 +97,14 @@ def scan_split(
     )
 
 
-def fingerprint(spec: DataSpec) -> str:
-    """SHA-256 of what a run was trained on: class names, image names, contents of all images and label files."""
+def fingerprint(spec: DataSpec, scans: Sequence[Scan] = ()) -> str:
+    """SHA-256 of what a run was trained on: class names, image names, contents of all images and label files.
+
+    scans: of the training and the validation split, where they are at hand."""
+    splits = scans or [scan_split(spec, split, on_bad_data="skip", progress=False) for split in ("train", "val")]
     digest = hashlib.sha256("\0".join(spec.names).encode())
-    for split in ("train", "val"):
-        digest.update(scan_split(spec, split, on_bad_data="skip", progress=False).sha256.encode())
+    for scan in splits:
+        digest.update(scan.sha256.encode())
     return digest.hexdigest()
 
 
@@ -157,9 +160,7 @@ def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
             data = np.zeros(0, np.uint8)
             problems.append(Problem(image.name, 0, f"cannot be read: {error.strerror}"))
         else:
-            image_sha = hashlib.sha256(
-                data.data
-            ).hexdigest()  # it is in memory now, and hashing is quick beside decoding
+            image_sha = hashlib.sha256(data.data).hexdigest()  # in memory now; quick beside decoding
             pixels = decode(data)  # all of it: nothing less finds a file that was cut off
             if pixels is None:
                 problems.append(Problem(image.name, 0, "the image is corrupt or cut off (it cannot be decoded)"))

@@ -1,5 +1,10 @@
-"""How a run starts: anew (from scratch or from weights, a new stage) or resumed (the same stage). Never two of them."""
+"""How a run starts: anew (from scratch or from weights, a new stage) or resumed (the same stage). Never two of them.
 
+A replay is a new run, from scratch or from weights as its original, with the settings that the original recorded.
+"""
+
+import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +12,10 @@ from typing import Any
 
 import torch
 
-from utils import checkpoint, dist, record, seams
-from utils.config import Config, parse, resume_flags
+from utils import checkpoint, dist, record, replay, seams
+from utils.config import Config, given_flags, only_flags, parse, resume_flags
 from utils.device import select_device
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Start:
     patches: seams.Patches
     device: torch.device
     folder: Path  # of the run; made later, when everything else has been found right
-    resumed: dict[str, Any] | None  # content of the checkpoint that is continued
+    resumed: dict[str, Any] | None = None  # content of the checkpoint that is continued
+    spec: dict[str, Any] | None = None  # model YAML of a resumed or replayed run
 
 
 def begin(argv: Sequence[str]) -> Start:
@@ -29,12 +36,14 @@ def begin(argv: Sequence[str]) -> Start:
     cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
     if cfg.resume:
         return resume(argv, cfg)
+    if cfg.replay:
+        return repeat(argv, cfg)
     with torch.random.fork_rng(devices=[]):
         patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
     named = any(a.split("=")[0] == "--name" for a in argv)
     device = meet(cfg)
     folder = dist.share(record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok))
-    return Start(cfg, patches, device, folder, None)
+    return Start(cfg, patches, device, folder)
 
 
 def resume(argv: Sequence[str], cfg: Config) -> Start:
@@ -42,11 +51,34 @@ def resume(argv: Sequence[str], cfg: Config) -> Start:
     path = checkpoint.find_last(cfg.resume, cfg.project)
     resumed = checkpoint.read_resumable(path)
     own = Config(**{**seams.plain(resumed["meta"]["config"]), **resume_flags(argv, cfg)})
-    return Start(own, seams.revive(resumed["meta"]["patches"]), meet(own), path.parent.parent, resumed)
+    meta = resumed["meta"]
+    return Start(own, seams.revive(meta["patches"]), meet(own), path.parent.parent, resumed, meta["spec"])
+
+
+def repeat(argv: Sequence[str], cfg: Config) -> Start:
+    """The recorded run from its beginning, in a folder of its own; only where it runs, and where its weights lie now,
+    is taken from the command line."""
+    given = given_flags(argv) & {"project", "name", "device", "workers", "weights"}
+    only_flags(argv, given | {"replay"}, "--replay repeats a run with its own settings")
+    old = replay.read(cfg.replay)
+    fresh = {"project": str(old.folder.parent), "name": f"{old.folder.resolve().name}_replay", "exist_ok": False}
+    changed = {"replay": cfg.replay, "resume": "", **fresh, **{name: getattr(cfg, name) for name in given}}
+    own = dataclasses.replace(old.cfg, **changed)
+    if bool(own.weights) != bool(old.cfg.weights):
+        raise UserError(f"--weights: {old.folder} started from scratch, and so does its replay")
+    if own.weights and not Path(own.weights).is_file():
+        raise UserError(f"--replay: the weights {own.weights} are gone; say with --weights FILE where they are now")
+    with torch.random.fork_rng(devices=[]):
+        patches = replay.make_patches(old)
+    device = meet(own)
+    folder = dist.share(record.free_folder(own.project, own.name, "name" in given, False))
+    return Start(own, patches, device, folder, spec=old.spec)
 
 
 def meet(cfg: Config) -> torch.device:
     """The device of this process; with torchrun the ranks have found each other afterwards."""
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
     device = select_device(cfg.device)
     dist.join(device)
     return device

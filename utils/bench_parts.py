@@ -72,7 +72,7 @@ class Stepper:
         """words: flags of train.py."""
         begun = start.begin(words)
         cfg, patches = begun.cfg, begun.patches
-        runs.repeatable(cfg.seed)
+        runs.repeatable(cfg, begun.device)
         self.cfg, self.device = cfg, begun.device
         spec, graph = data.read_data(cfg.data), checkpoint.model_yaml(cfg.cfg, None)
         with contextlib.redirect_stdout(io.StringIO()):

@@ -36,6 +36,32 @@ def by_definition(rows: Tensor, iou_thres: float) -> Tensor:
     return rows[kept]
 
 
+def plainly(parts: list[Part], i: int, conf: float, iou: float, o: dict[str, Any]) -> Tensor:
+    """Image i by loops over parts, boxes, classes and candidates."""
+    found = []
+    alone = len(parts) == 1 and len(parts[0].classes) == 1 and o.get("single_class_conf", "obj") == "obj"
+    for pred, ids in parts:
+        for box in pred[i]:
+            scores = box[4:5] if alone else box[5:] * box[4]
+            columns = range(len(ids)) if o["multi_label"] else [int(scores.argmax())]
+            for k in columns:
+                if box[4] > conf and scores[k] > conf and int(ids[k]) in o.get("classes", range(99)):
+                    corners = torch.cat([box[:2] - box[2:4] / 2, box[:2] + box[2:4] / 2])
+                    found.append([*corners, scores[k], ids[k].float()])
+    found = sorted(found, key=lambda row: -row[4])[: o.get("max_nms", 30_000)]
+    rows = torch.tensor(found).reshape(-1, 6)
+    agnostic, offset = o.get("agnostic", False), o.get("offset")
+    place = rows[:, :4].double() if offset is None else rows[:, :4] + rows[:, 5:] * (0 if agnostic else offset)
+    meet = box_iou(place, place) > iou
+    if offset is None and not agnostic:
+        meet &= rows[:, 5:] == rows[:, 5]
+    kept: list[int] = []
+    for k in range(len(rows)):
+        if not meet[k, kept].any():
+            kept.append(k)
+    return rows[kept[: o.get("max_det", 300)]]
+
+
 @pytest.fixture(scope="module")
 def gold() -> tuple[Any, Any, dict[str, dict[str, Any]]]:
     settings = json.loads(shared("golden/nms/yolov7.json").read_text())["settings"]
@@ -45,7 +71,7 @@ def gold() -> tuple[Any, Any, dict[str, dict[str, Any]]]:
 @pytest.mark.parametrize("way", ["moved boxes", "per class", "float32 offset of the original"])
 def test_kept_boxes_and_order_equal_yolov7(gold: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, want, settings = gold
-    monkeypatch.setattr(module, "PER_CLASS_FROM", 0 if way == "per class" else 10_000_000)
+    monkeypatch.setattr(module, "TOGETHER", {"cpu": 0 if way == "per class" else 10_000_000})
     for name in inputs.files:
         for setting, options in settings.items():
             options = {"multi_label": False, "offset": 4096.0 if "float32" in way else None, **options}
@@ -61,6 +87,41 @@ def test_equals_the_definition() -> None:
         want = by_definition(rows, 0.4)
         assert 20 < len(want) < len(rows)
         assert torch.equal(out, want)
+
+
+SMALL_STEPS = {"FIRST": 1, "WIDENED": 1, "TOGETHER": {"cpu": 10}}
+
+
+@pytest.mark.parametrize("steps", [{}, SMALL_STEPS, {"FIRST": 1, "TOGETHER": {"cpu": 10_000}}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"multi_label": False}, {"agnostic": True}, {"classes": [0, 4]}, {"max_det": 7}, {"max_nms": 50, "max_det": 5},
+    {"offset": 4096.0}, {"offset": 4096.0, "agnostic": True}, {"offset": 60.0, "max_det": 9},
+    {"one": True, "max_det": 12}, {"one": True, "single_class_conf": "product"}, {"one": True, "offset": 7680.0},
+], ids=str)  # fmt: skip
+def test_a_batch_equals_plain_loops(
+    options: dict[str, Any], steps: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes in one call, and however many candidates are tried first. One image has none."""
+    for name, value in steps.items():
+        monkeypatch.setattr(module, name, value)
+    options = {"multi_label": True, **options}
+    groups = [[0]] if options.pop("one", False) else [[2, 0], [1, 3, 4]]
+    parts = [Part(random_pred(s, 4, 40, len(ids)), torch.tensor(ids)) for s, ids in enumerate(groups)]
+    for part in parts:
+        part.pred[2, :, 4] = 0
+        part.pred[0, 10:, 4] *= 0.2  # images with few and with many candidates
+    out = nms(parts, 0.1, 0.3, **options)
+    assert [len(rows) > 3 for rows in out] == [True, True, False, True]
+    for i, rows in enumerate(out):
+        assert torch.equal(rows, plainly(parts, i, 0.1, 0.3, options)), i
+
+
+def test_a_box_without_a_place_disturbs_no_other() -> None:
+    pred = random_pred(5, 2, 60, 3)
+    want = nms([dense_part(pred[1:])], 0.1, 0.4, multi_label=True)[0]
+    for value in (torch.nan, torch.inf):
+        pred[0, 3, 2] = value
+        assert torch.equal(nms([dense_part(pred)], 0.1, 0.4, multi_label=True)[1], want)
 
 
 def test_parts_equal_the_dense_form() -> None:

@@ -83,7 +83,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
             order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind=None if like else "stable")
         self.files: list[Path] = [scan.files[i] for i in order]
         self.labels: list[Labels] = [scan.labels[i] for i in order]
-        self.objects = [Objects.of(labels) for labels in self.labels]
+        self.objects = Objects.of_all(self.labels)
         self.sizes = scan.sizes[order]  # [n,2] native (h, w)
         self.img_size, self.augment, self.seed, self.quad = img_size, augment, seed, quad
         self.rect, self.batch_size, self.like = rect, batch_size, like

@@ -63,3 +63,31 @@ def decode(data: npt.NDArray[np.uint8], factor: int = 1) -> Image | None:
 
 def is_jpeg(data: npt.NDArray[np.uint8]) -> bool:
     return data[:3].tobytes() == b"\xff\xd8\xff"
+
+
+def image_size(data: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+    """(h, w) of the picture in a file's bytes, EXIF rotation applied; None when it cannot be decoded to its end.
+
+    A JPEG is decoded at an eighth of its size: this reads all of its data, as nothing less finds a file that was cut
+    off, in half the time."""
+    if (stored := jpeg_size(data.tobytes())) is not None:
+        small = cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+        if small is None:
+            return None
+        fitting = {size for size in (stored, stored[::-1]) if reduced(size, 8) == small.shape}
+        if len(fitting) == 1:  # else upright and turned look alike at this size
+            return fitting.pop()
+    image = decode(data)
+    return None if image is None else (image.shape[0], image.shape[1])
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(h, w) as a JPEG's frame header gives it, before EXIF rotation; None for anything else (ITU-T T.81, B.2.2)."""
+    at = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+        # a marker may be preceded by any number of fill bytes 0xFF
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None

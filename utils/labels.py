@@ -29,7 +29,7 @@ class Problem(NamedTuple):
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Labels:
     """Objects of one image. boxes float32 [n,5]: class, cx, cy, w, h in 0..1; polygons[i]: [k,2] in 0..1 or None."""
 

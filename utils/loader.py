@@ -5,11 +5,9 @@ epoch; the epoch then travels inside each `Sample`. Batch: see `collate`.
 """
 
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +19,7 @@ from utils.dataset import DetectionDataset, Sample
 from utils.errors import UserError
 from utils.labels import Labels
 from utils.rng import rng
+from utils.workers import start_worker
 
 Batch = dict[str, Any]
 Collate = Callable[[list[dict[str, Any]]], Batch]
@@ -134,14 +133,6 @@ def _two_by_two(items: list[dict[str, Any]]) -> dict[str, Any]:
         targets.append(target)
     rest = {k: v for k, v in items[0].items() if k != "quad"}
     return rest | {"image": image, "target": torch.cat(targets), "gain_pad": torch.zeros(4)}
-
-
-def start_worker(_: int) -> None:
-    """Workers are the parallelism; threads of OpenCV inside them would only compete. Signals to the
-    process group (Ctrl-C, a job's end) are the main process's: it finishes its step with the workers alive."""
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setpgid(0, 0)
 
 
 class Loader(DataLoader[dict[str, Any]]):

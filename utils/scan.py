@@ -1,46 +1,33 @@
-"""Reads and checks every image and label of a split once, and remembers the result in a checked cache.
+"""Reads and checks every image and label of a split once, in parallel, and remembers the result in a checked cache.
 
-A cache file lies beside the label folder (`labels/train.thaw.cache`), or in the user's cache folder where that place is
-read-only: an .npz of numbers and JSON, no pickles. An entry counts only while path, size and modification time of image
-and label are as they were; so a changed, new or deleted file is noticed and only that one is read again. Where nothing
-can be written, the scan works without a cache.
+An entry of the cache (utils/scan_cache.py) counts only while path, size and modification time of image and label are
+as they were; so a changed, new or deleted file is noticed and only that one is read again. What is found, and in which
+order, does not depend on the number of processes.
 """
 
-import contextlib
 import hashlib
-import json
 import os
-import threading
-import zipfile
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from utils import scan_cache
 from utils.errors import UserError
-from utils.images import decode
+from utils.images import image_size
 from utils.labels import EMPTY, Labels, Problem, checked, parse
-from utils.spec import DataSpec, label_path
+from utils.scan_cache import Entry, Stamp
+from utils.spec import DataSpec, label_name, label_path
+from utils.workers import start_worker
 
-VERSION = 2  # raise it when parsing or the layout of the cache changes
-Stamp = tuple[int, int]  # size in bytes, modification time in ns; (-1, -1) for a file that is not there
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of one image: `size` native (h, w) after EXIF rotation, (0, 0) when the image is unusable."""
-
-    stamps: tuple[Stamp, Stamp]  # image, label
-    image_sha256: str  # of the image file, "" where it cannot be read
-    sha256: str  # of the label file, "" without one
-    size: tuple[int, int]
-    labels: Labels
-    problems: tuple[Problem, ...]  # file names without folder: the data may have been moved since
+CHUNK = 64  # images that a process checks at a time
+PROCESSES = min(16, os.cpu_count() or 1)
+Job = tuple[str, str, tuple[Stamp, Stamp]]  # image, label, their stamps
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ def scan_split(
     problems: list[Problem] = []
     files, labels, sizes, digest = [], [], [], hashlib.sha256()
     for path, entry in zip(images, entries, strict=True):
-        kept, foreign = checked(entry.labels, spec.nc, str(label_path(path)))
+        kept, foreign = checked(entry.labels, spec.nc, label_name(str(path)))
         problems += [p._replace(file=str(path if p.file == path.name else label_path(path))) for p in entry.problems]
         problems += foreign
         digest.update(f"{path.name} {entry.image_sha256} {entry.sha256}\n".encode())
@@ -114,9 +101,9 @@ def _one_class(labels: Labels) -> Labels:
     return replace(labels, boxes=boxes)
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: str) -> Stamp:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
@@ -124,131 +111,91 @@ def _stamp(path: Path) -> Stamp:
 
 def _entries(images: Sequence[Path], what: str, progress: bool) -> list[Entry]:
     """An entry per image, from the caches where they still hold, else read; caches are brought up to date."""
-    stamps = [(_stamp(path), _stamp(label_path(path))) for path in images]
-    folders = {label_path(path).parent: path.parent for path in images}
-    caches = {folder: _load(folder) for folder in folders}
-    found: dict[int, Entry] = {}
-    for i, path in enumerate(images):
-        entry = caches[label_path(path).parent].get(path.name)
-        if entry is not None and entry.stamps == stamps[i]:
-            found[i] = entry
+    pairs = [(text, label_name(text)) for text in map(str, images)]  # plain text: Path costs seconds at 100,000 files
+    jobs: list[Job] = [(image, label, (_stamp(image), _stamp(label))) for image, label in pairs]
+    folders = {os.path.dirname(label): os.path.dirname(image) for image, label in pairs}
+    caches = {folder: scan_cache.load(Path(folder)) for folder in folders}
+    known = [caches[os.path.dirname(label)].get(os.path.basename(image)) for image, label in pairs]
+    found = {i: e for i, e in enumerate(known) if e is not None and e.stamps == jobs[i][2]}
     missing = [i for i in range(len(images)) if i not in found]
     if missing:
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            fresh: Iterable[Entry] = pool.map(lambda i: _read(images[i], stamps[i]), missing)
-            bar = tqdm(fresh, what, len(missing), unit="image", disable=not progress, dynamic_ncols=True)
-            found.update(zip(missing, bar, strict=True))
-    changed: dict[Path, dict[str, Entry]] = {}
+        with tqdm(desc=what, total=len(missing), unit="image", disable=not progress, dynamic_ncols=True) as bar:
+            fresh: list[Entry] = []
+            for part in _reader([jobs[i] for i in missing]):
+                fresh += part
+                bar.update(len(part))
+        found.update(zip(missing, fresh, strict=True))
+    changed: dict[str, dict[str, Entry]] = {}
     for i in missing:
-        changed.setdefault(label_path(images[i]).parent, {})[images[i].name] = found[i]
+        image, label = pairs[i]
+        changed.setdefault(os.path.dirname(label), {})[os.path.basename(image)] = found[i]
     for folder, mine in changed.items():  # other images of the folder stay known, gone ones do not
-        old = {name: entry for name, entry in caches[folder].items() if (folders[folder] / name).exists()}
-        _save(folder, old | mine)
+        old = {n: e for n, e in caches[folder].items() if os.path.exists(os.path.join(folders[folder], n))}
+        scan_cache.save(Path(folder), old | mine)
     return [found[i] for i in range(len(images))]
 
 
-def _read(image: Path, stamps: tuple[Stamp, Stamp]) -> Entry:
+class Reading(Dataset[list[Entry]]):
+    """Jobs in chunks; item i is what chunk i finds on disk."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> list[Entry]:
+        return [_read(*job) for job in self.chunks[index]]
+
+
+def _reader(jobs: Sequence[Job]) -> Iterable[list[Entry]]:
+    """The entries of all jobs, chunk by chunk in order, read by several processes where there is enough to do.
+
+    Torch's loader runs them: its processes end with ours, however that ends, and the order is ours whoever is first."""
+    reading = Reading(jobs)
+    processes = min(PROCESSES, len(reading))
+    return DataLoader(
+        reading,
+        batch_size=None,
+        num_workers=processes if processes > 1 else 0,
+        collate_fn=_as_it_is,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),  # else it would draw from torch's global stream
+    )
+
+
+def _as_it_is(entries: list[Entry]) -> list[Entry]:
+    return entries
+
+
+def _read(image: str, label: str, stamps: tuple[Stamp, Stamp]) -> Entry:
     """Read and check one image and its label from disk. A missing label is an image without objects."""
     problems: list[Problem] = []
+    image_name, label_file = os.path.basename(image), os.path.basename(label)
     size, image_sha = (0, 0), ""
     if stamps[0][0] < 0:
-        problems.append(Problem(image.name, 0, "the image does not exist"))
+        problems.append(Problem(image_name, 0, "the image does not exist"))
     else:
         try:
             data = np.fromfile(image, np.uint8)
         except OSError as error:
             data = np.zeros(0, np.uint8)
-            problems.append(Problem(image.name, 0, f"cannot be read: {error.strerror}"))
+            problems.append(Problem(image_name, 0, f"cannot be read: {error.strerror}"))
         else:
             image_sha = hashlib.sha256(data.data).hexdigest()  # in memory now; quick beside decoding
-            pixels = decode(data)  # all of it: nothing less finds a file that was cut off
-            if pixels is None:
-                problems.append(Problem(image.name, 0, "the image is corrupt or cut off (it cannot be decoded)"))
-            else:
-                size = (pixels.shape[0], pixels.shape[1])
+            size = image_size(data) or (0, 0)
+            if size == (0, 0):
+                problems.append(Problem(image_name, 0, "the image is corrupt or cut off (it cannot be decoded)"))
     labels, sha = EMPTY, ""
     if stamps[1][0] >= 0:
-        name = label_path(image)
         try:
-            content = name.read_bytes()
-            labels, bad = parse(content.decode("utf-8"), name.name)
+            with open(label, "rb") as file:
+                content = file.read()
+            labels, bad = parse(content.decode("utf-8"), label_file)
             sha = hashlib.sha256(content).hexdigest()
             problems += bad
         except UnicodeDecodeError:
-            problems.append(Problem(name.name, 0, "the label is no text"))
+            problems.append(Problem(label_file, 0, "the label is no text"))
         except OSError as error:
-            problems.append(Problem(name.name, 0, f"cannot be read: {error.strerror}"))
+            problems.append(Problem(label_file, 0, f"cannot be read: {error.strerror}"))
     return Entry(stamps, image_sha, sha, size, labels, tuple(problems))
-
-
-def _cache_files(folder: Path) -> list[Path]:
-    """Where a folder's cache may lie: beside it, else in the user's cache folder under a name made of its full path."""
-    own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "thaw")
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
-    return [folder.with_name(folder.name + ".thaw.cache"), own / f"{name}.thaw.cache"]
-
-
-def _save(folder: Path, entries: dict[str, Entry]) -> None:
-    """Write a folder's cache to the first place that can be written; if there is none, do without."""
-    names = sorted(entries)
-    rows = [entries[name] for name in names]
-    points = [p if p is not None else np.zeros((0, 2), np.float32) for e in rows for p in e.labels.polygons]
-    meta = [
-        [n, *e.stamps, e.image_sha256, e.sha256, e.size, len(e.labels), e.labels.duplicates, e.problems]
-        for n, e in zip(names, rows, strict=True)
-    ]
-    text = json.dumps({"version": VERSION, "images": meta}).encode()
-    arrays = {
-        "meta": np.frombuffer(text, np.uint8),
-        "boxes": np.concatenate([EMPTY.boxes, *(e.labels.boxes for e in rows)]),
-        "lines": np.concatenate([EMPTY.lines, *(e.labels.lines for e in rows)]),
-        "points": np.concatenate([np.zeros((0, 2), np.float32), *points]),
-        "counts": np.array([len(p) for p in points], np.int64),
-    }
-    beside, own = _cache_files(folder)
-    with contextlib.suppress(OSError):
-        return _write(beside, arrays)
-    with contextlib.suppress(OSError):
-        own.parent.mkdir(parents=True, exist_ok=True)
-        _write(own, arrays)
-
-
-def _write(target: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write an .npz by way of a temporary file, so that no reader sees half of it."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def _load(folder: Path) -> dict[str, Entry]:
-    """A folder's cache as {image name: entry}; empty when there is none or when it is not to be trusted."""
-    return next(filter(None, map(_read_cache, _cache_files(folder))), {})
-
-
-def _read_cache(path: Path) -> dict[str, Entry]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content: dict[str, Any] = json.loads(arrays["meta"].tobytes())
-            if content["version"] != VERSION:
-                return {}
-            boxes, lines = arrays["boxes"], arrays["lines"]
-            polygons = np.split(arrays["points"], np.cumsum(arrays["counts"]))[:-1]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return {}
-    entries, start = {}, 0
-    for name, image, label, image_sha, sha, size, count, duplicates, problems in content["images"]:
-        part = slice(start, start + count)
-        shapes = tuple(p if len(p) else None for p in polygons[part])
-        labels = (
-            Labels(boxes[part], shapes, lines[part], duplicates) if count else replace(EMPTY, duplicates=duplicates)
-        )
-        stamps = ((image[0], image[1]), (label[0], label[1]))
-        entries[name] = Entry(stamps, image_sha, sha, (size[0], size[1]), labels, tuple(Problem(*p) for p in problems))
-        start += count
-    return entries

@@ -11,6 +11,7 @@ The label of `.../images/x/y.jpg` is `.../labels/x/y.txt`: the last `images` fol
 """
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,12 +52,14 @@ class DataSpec:
 def label_path(image: Path) -> Path:
     """Where the label of an image is: last `images` folder -> `labels`, suffix -> .txt; beside the image without
     one."""
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+    return Path(label_name(str(image)))
+
+
+def label_name(image: str) -> str:
+    """`label_path` in plain text."""
+    sep = os.sep
+    before, found, after = (sep + image).rpartition(f"{sep}images{sep}")  # the sep in front: `images` may come first
+    return os.path.splitext(f"{before}{sep}labels{sep}{after}"[1:] if found else image)[0] + ".txt"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -149,15 +152,17 @@ def _images(source: Path, split: str, entries: Any, root: Path) -> tuple[Path, .
 
 
 def _folder(source: Path, split: str, folder: Path) -> list[Path]:
-    inside = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    images = [p for p in inside if p.suffix.lower() in SUFFIXES]
+    """Images below a folder, in the order of their paths, name by name."""
+    found = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if name[0] != "."]
+    inside = [(os.path.splitext(path)[1], path) for path in found if os.path.isfile(path)]
+    images = sorted((path for suffix, path in inside if suffix.lower() in SUFFIXES), key=lambda p: p.split(os.sep))
     if not images:
-        other = ", ".join(sorted({p.suffix or p.name for p in inside})[:5])
+        other = ", ".join(sorted({suffix or os.path.basename(path) for suffix, path in inside})[:5])
         raise UserError(
             f"{source}: {split}: folder {folder} holds no image ({' '.join(sorted(SUFFIXES))})"
             + (f"; it holds {other}" if other else "; it is empty")
         )
-    return images
+    return list(map(Path, images))
 
 
 def _listed(listing: Path, root: Path) -> list[Path]:
@@ -166,13 +171,13 @@ def _listed(listing: Path, root: Path) -> list[Path]:
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
         if not (name := line.strip()):
             continue
-        if Path(name).suffix.lower() not in SUFFIXES:
+        if os.path.splitext(name)[1].lower() not in SUFFIXES:
             raise UserError(f"{listing}:{number}: {name!r} has no image suffix ({' '.join(sorted(SUFFIXES))})")
-        hit = next((base for base in bases if (base / name).exists()), None)
+        hit = next((base for base in bases if os.path.exists(os.path.join(base, name))), None)
         if hit is not None and hit is not bases[0]:
             bases.remove(hit)
             bases.insert(0, hit)  # where one image was found the next one will be
-        files.append((hit or listing.parent) / name)
+        files.append(Path(os.path.join(hit or listing.parent, name)))
     if not files:
         raise UserError(f"{listing}: the list is empty; one image path per line is expected")
     return files

@@ -16,7 +16,7 @@ from utils.augment import AugmentParams
 from utils.cache import ImageCache
 from utils.data import DetectionDataset, Sample, read_data, scan_split
 from utils.errors import UserError
-from utils.images import read_image, reduced, reduction
+from utils.images import decode, image_size, jpeg_size, read_image, reduced, reduction
 
 MOSAIC = AugmentParams(mosaic=1.0, translate=0.2, scale=0.9, degrees=20, shear=5, mixup=0.3, fliplr=0.5, hsv_v=0.4)
 SIZES = ((240, 320), (256, 192), (128, 128), (97, 400), (60, 80))
@@ -76,15 +76,13 @@ def test_a_reduced_picture_is_large_enough_and_in_place() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (95, 64), (40, 128)])
-@pytest.mark.parametrize("turned", [False, True])
-def test_decoded_sizes(tmp_path: Path, size: tuple[int, int], turned: bool) -> None:
+@pytest.mark.parametrize("quarter", [False, True])
+def test_decoded_sizes(tmp_path: Path, size: tuple[int, int], quarter: bool) -> None:
     """The size of a reduced picture is known before it is decoded, and only JPEGs are reduced."""
     picture = cv2.resize(np.random.default_rng(1).integers(0, 256, (3, 3, 3)).astype(np.uint8), size[::-1])
     coded = cv2.imencode(".jpg", picture)[1].tobytes()
-    if turned:  # EXIF orientation 6: a quarter turn
-        exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIIII", 8, 1, 0x0112, 3, 1, 6, 0, 0)
-        coded = coded[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + coded[2:]
-        size = size[::-1]
+    if quarter:
+        coded, size = turned(coded, 6), size[::-1]
     (tmp_path / "a.jpg").write_bytes(coded)
     (tmp_path / "a.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     whole = read_image(tmp_path / "a.jpg")
@@ -95,6 +93,36 @@ def test_decoded_sizes(tmp_path: Path, size: tuple[int, int], turned: bool) -> N
         assert (png == picture[..., ::-1]).all()
         again = cv2.resize(whole, image.shape[1::-1], interpolation=cv2.INTER_AREA)
         assert np.abs(again.astype(int) - image).mean() < 8  # the same picture, the same way up, the same colours
+
+
+def turned(coded: bytes, orientation: int) -> bytes:
+    """A JPEG with this EXIF orientation (6: a quarter turn)."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIIII", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    return coded[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + coded[2:]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (95, 64), (60, 61), (7, 3), (250, 31)])
+def test_sizes_are_those_of_whole_pictures(size: tuple[int, int]) -> None:
+    """However the size was found: from the header, or where that leaves open which side is up, by decoding."""
+    picture = cv2.resize(np.random.default_rng(1).integers(0, 256, (3, 3, 3)).astype(np.uint8), size[::-1])
+    coded = cv2.imencode(".jpg", picture)[1].tobytes()
+    progressive = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    grey = cv2.imencode(".jpg", picture[..., 0])[1].tobytes()
+    filled = coded[:2] + b"\xff\xff" + coded[2:]
+    tables = coded.index(b"\xff\xc4")  # Huffman tables, whose marker lies among those of frames
+    early = coded[:2] + coded[tables : tables + 2 + int.from_bytes(coded[tables + 2 : tables + 4])] + coded[2:]
+    for file in (coded, progressive, grey, filled, early, *(turned(coded, way) for way in range(1, 9))):
+        data = np.frombuffer(file, np.uint8)
+        whole = decode(data)
+        assert whole is not None and image_size(data) == whole.shape[:2]
+        assert jpeg_size(file) == size
+        for cut in (len(file) - 2, len(file) * 3 // 4):
+            assert (image_size(data[:cut]) is None) == (decode(data[:cut]) is None)
+    assert image_size(np.frombuffer(turned(coded, 6), np.uint8)) == size[::-1]
+    assert image_size(np.frombuffer(coded[: len(coded) * 3 // 4], np.uint8)) is None
+    png = cv2.imencode(".png", picture)[1].tobytes()
+    assert image_size(np.frombuffer(png, np.uint8)) == size
+    assert jpeg_size(png) is None and jpeg_size(b"") is None and jpeg_size(coded[:9]) is None
 
 
 def test_training_reads_reduced_and_evaluation_whole(source: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from tests.utils.pictures import make_set, marked
 from utils import scan
+from utils.augment import Objects
 from utils.data import DataSpec, fingerprint, label_path, make_dataset, read_data, scan_split
 from utils.errors import UserError
 
@@ -26,9 +28,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = scan._read
 
-    def spy(image: Path, stamps: tuple[scan.Stamp, scan.Stamp]) -> scan.Entry:
-        seen.append(image.name)
-        return original(image, stamps)
+    def spy(image: str, label: str, stamps: tuple[scan.Stamp, scan.Stamp]) -> scan.Entry:
+        seen.append(Path(image).name)
+        return original(image, label, stamps)
 
     monkeypatch.setattr(scan, "_read", spy)
     return seen
@@ -241,3 +243,58 @@ def test_contents_of_every_listed_file(spec: DataSpec) -> None:
             text = label_path(path)
             assert image == hashlib.sha256(path.read_bytes()).hexdigest()
             assert label == (hashlib.sha256(text.read_bytes()).hexdigest() if text.exists() else "")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than this machine has cores
+def test_any_number_of_processes_finds_the_same(
+    spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, texts = spec.root / "images/train", spec.root / "labels/train"
+    (texts / "02.txt").write_text("0 .5 .5 .1 .1\n7 .5 .5 .1 .1\n0 .5 .5 .1 1.1\n")
+    (texts / "03.txt").write_bytes(b"\xff\xfe\x00")
+    (images / "05.png").write_bytes((images / "05.png").read_bytes()[:-30])
+    (images / "08.png").write_bytes(b"")
+    (texts / "11.txt").write_text("x\n")
+    (spec.root / "labels/train/07.txt").write_text("1 .1 .1 .9 .1 .9 .7\n1 .5 .5 .25 .25\n1 .5 .5 .25 .25\n")
+    pids, original = tmp_path / "pids", scan._read
+
+    def spy(*job: object) -> scan.Entry:
+        with pids.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return original(*job)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scan, "_read", spy)
+    monkeypatch.setattr(scan, "CHUNK", 2)
+    results, random = [], torch.get_rng_state()
+    for processes in (1, 2, 5):
+        monkeypatch.setattr(scan, "PROCESSES", processes)
+        (spec.root / "labels/train.thaw.cache").unlink(missing_ok=True)
+        pids.unlink(missing_ok=True)
+        results.append(scan_split(spec, "train", on_bad_data="skip"))
+        workers = set(map(int, pids.read_text().split()))
+        assert (workers == {os.getpid()}) if processes == 1 else (len(workers) > 1 and os.getpid() not in workers)
+    results.append(scan_split(spec, "train", on_bad_data="skip"))  # from the cache
+    assert torch.equal(random, torch.get_rng_state())
+    first = results[0]
+    named = [(Path(p.file).name, p.line) for p in first.problems]
+    assert named == [("02.txt", 3), ("02.txt", 2), ("03.txt", 0), ("05.png", 0), ("08.png", 0), ("11.txt", 1)]
+    assert [p.stem for p in first.files] == ["00", "01", "02", "03", "04", "06", "07", "09", "10", "11"]
+    assert first.sizes[:5].tolist() == [[60, 80], [80, 60], [64, 64], [40, 96], [60, 80]]
+    for other in results[1:]:
+        assert same(first, other)
+        assert (first.problems, first.contents) == (other.problems, other.contents)
+        assert [x.duplicates for x in first.labels] == [x.duplicates for x in other.labels]
+        assert all((x.lines == y.lines).all() for x, y in zip(first.labels, other.labels, strict=True))
+
+
+def test_objects_of_many_images_are_those_of_each(spec: DataSpec) -> None:
+    (spec.root / "labels/train/05.txt").write_text("1 .1 .1 .9 .1 .9 .7\n1 .5 .5 .25 .25\n")
+    (spec.root / "labels/train/06.txt").write_text("")
+    labels = scan_split(spec, "train").labels
+    many = Objects.of_all(labels)
+    assert len(many) == len(labels)
+    for one, objects in zip(map(Objects.of, labels), many, strict=True):
+        for name in ("classes", "points", "starts", "outlined"):
+            a, b = getattr(one, name), getattr(objects, name)
+            assert a.dtype == b.dtype and a.shape == b.shape and (a == b).all()
+    assert not Objects.of_all([])

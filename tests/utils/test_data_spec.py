@@ -49,6 +49,21 @@ def test_lists_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_label_path_exchanges_the_last_images_folder() -> None:
     assert label_path(Path("/images/set/images/train/a.b.jpg")) == Path("/images/set/labels/train/a.b.txt")
     assert label_path(Path("plain/a.jpg")) == Path("plain/a.txt")
+    assert label_path(Path("images/a.jpg")) == Path("labels/a.txt")
+    assert label_path(Path("images/images/a")) == Path("images/labels/a.txt")
+    assert label_path(Path("/myimages/a.jpg")) == Path("/myimages/a.txt")
+    assert label_path(Path("images")) == Path("images.txt")
+
+
+def test_images_of_a_folder_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    """Folder by folder, so that `a b/` comes after all of `a/`; hidden files, other files and folders are left out."""
+    names = ["a b/1.png", "a/2.JPG", "a/1.png", "a.b/1.png", "a/c/1.png", "z.png", "A.png"]
+    for name in [*names, "a/.hidden.png", "a/notes.txt", "folder.png/inside.png"]:
+        (tmp_path / "images/train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images/train" / name).touch()
+    (tmp_path / "images/train/gone.png").symlink_to(tmp_path / "nowhere.png")
+    images = read_data(write(tmp_path / "d.yaml")).train
+    assert list(images) == sorted(tmp_path / "images/train" / n for n in [*names, "folder.png/inside.png"])
 
 
 @pytest.mark.parametrize(

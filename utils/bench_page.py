@@ -45,8 +45,8 @@ SECTIONS = {
     ),
     "freeze": Section(
         "Frozen modules",
-        "`--freeze N`: the first N modules do not learn, their BatchNorm stays in eval mode. 77 modules; 74 is all but "
-        "the heads.",
+        "`--freeze N`: the first N modules do not learn, their BatchNorm stays in eval mode and is folded into "
+        "the convolutions, except where the row says so. 77 modules; 74 is all but the heads.",
         "step",
         (
             "YOLOv7, ratio to no freezing: 10: 0.77, 30: 0.61, 50: 0.54, 74: 0.40; with no_grad and eval added "
@@ -158,9 +158,8 @@ def cells(row: Row, section: Section) -> dict[str, str]:
     """Column -> text of one row. Milliseconds, except where a part takes seconds."""
     found = {"": row["name"]}
     for part, value in row["parts"].items():
-        whole = part == section.main
         found[part] = duration(value["median"])
-        if whole and len(row["parts"]) <= 8:
+        if part == section.main:
             found[part] += f" ({duration(value['min'])}..{duration(value['max'])})"
     for key in ("ratio", "ratio of CPU time"):
         if r := row.get(key):

@@ -75,7 +75,9 @@ def step(b: Bench) -> list[Row]:
 
 
 def freeze(b: Bench) -> list[Row]:
-    return b.steps({f"freeze {n}": b.words(*PLAIN, "--freeze", n) for n in ("0", "10", "30", "50", "74")})
+    kinds = {f"freeze {n}": ["--freeze", n] for n in ("0", "10", "30", "50", "74")}
+    kinds |= {f"freeze {n}, not folded": ["--freeze", n, "--no-fold-frozen"] for n in ("50", "74")}
+    return b.steps({name: b.words(*PLAIN, *flags) for name, flags in kinds.items()})
 
 
 def settings(b: Bench) -> list[Row]:

@@ -14,6 +14,7 @@ from tests.models.test_zoo import spec
 from utils.checkpoint import read_checkpoint
 from utils.config import Config
 from utils.errors import UserError
+from utils.optim import train_mode
 from utils.runs import Run
 from utils.seams import Patches
 from utils.step import LossStep, compile_model, compute_type, place
@@ -84,13 +85,17 @@ def test_a_resume_keeps_the_order_and_every_bit(
         assert state["momentum_buffer"].stride() == p.stride()
 
 
-@pytest.mark.parametrize("name", ["demo", "yolov7-tiny"])
-def test_the_model_compiles_as_one_graph(name: str) -> None:
-    model = Detector(spec(name), 12).train()
+@pytest.mark.parametrize(("name", "frozen"), [("demo", 0), ("demo", 10), ("yolov7-tiny", 0)])
+def test_the_model_compiles_as_one_graph(name: str, frozen: int) -> None:
+    model = Detector(spec(name), 12)
+    for i in range(frozen):
+        model.model[i].requires_grad_(False)
+    train_mode(model, fold_frozen=True)
+    assert model.prefix() == frozen and bool(model.stand_ins) == bool(frozen)
     image = torch.rand(2, 3, 64, 64)
     plain = model(image)["det"]
     det = torch.compile(model, backend="eager", fullgraph=True)(image)["det"]
-    assert [d.shape for d in det] == [d.shape for d in plain]
+    assert all(torch.allclose(a, b, atol=1e-5) and a.requires_grad for a, b in zip(det, plain, strict=True))
 
 
 @pytest.mark.parametrize("ota_on", [False, True])

@@ -69,7 +69,7 @@ def figures(entry: Entry) -> dict[str, Value]:
         return {"epochs": len(entry.rows)}
     best = max(scored, key=lambda r: 0.1 * float(r["mAP50"]) + 0.9 * float(r["mAP"]))
     last = scored[-1]
-    reached = next(r for r in scored if float(r["mAP"]) >= 0.9 * float(last["mAP"]))
+    reached = next(int(r["epoch"]) + 1 for r in scored if float(r["mAP"]) >= 0.9 * float(last["mAP"]))
     memory = max((float(t["memory_gib"]) for t in entry.timing), default=0.0)
     trainable = entry.settings.get("parameters", {}).get("trainable_params", UNMEASURED)
     out: dict[str, Value] = {
@@ -81,7 +81,7 @@ def figures(entry: Entry) -> dict[str, Value]:
         "final mAP@0.5:0.95": float(last["mAP"]),
         "P": float(best["P"]),
         "R": float(best["R"]),
-        "epochs to 90 % of final": int(reached["epoch"]) + 1,
+        "epochs to 90 % of final": reached if float(last["mAP"]) else UNMEASURED,
         "validation - training loss, last epoch": total(last, "val_") - total(last, ""),
         "seconds per epoch": statistics.median(float(t["seconds"]) for t in entry.timing),
         "peak memory GiB": memory or UNMEASURED,

@@ -223,10 +223,13 @@ def open_folder(run: Run, settings: dict[str, Any], spec: DataSpec, source: seam
     (run.dir / "result.yaml").unlink(missing_ok=True)  # of a run that --exist-ok replaces
     data, listing = fingerprint.of_data(spec)
     files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)
+    where = {"device": record.machine(run.device), "parameters": optim.count_parameters(run.loss_step)}
     inputs = {"files": files, "start": start, "data": {"yaml": run.cfg.data, "fingerprint": data, "names": spec.names}}
     fingerprint.write_listing(run.dir / "data.csv", listing)
     record.write_run_yaml(
-        run.dir / "run.yaml", {"device": record.machine(run.device), **settings, **inputs}, run.meta["spec"]
+        run.dir / "run.yaml",
+        {**where, **settings, **inputs},
+        run.meta["spec"],
     )
     if run.cfg.replay:
         replay.announce(Path(run.cfg.replay), run.dir)

@@ -37,7 +37,7 @@ def learning(entries: Sequence["Entry"], out: Path) -> Path:
     """mAP over the epochs."""
     figure, axes = new_figure(13, 5, 1, 2)
     for ax, (column, title) in zip(axes, (("mAP50", "mAP@0.5"), ("mAP", "mAP@0.5:0.95")), strict=True):
-        for entry in entries:
+        for entry in (e for e in entries if e.rows):
             rows = [r for r in entry.rows if r.get(column)]
             ax.plot([int(r["epoch"]) + 1 for r in rows], [float(r[column]) for r in rows], ".-", label=entry.name)
         ax.set(title=title, xlabel="epoch")

@@ -180,14 +180,14 @@ def cells(row: Row, section: Section) -> dict[str, str]:
 
 
 def verdict(row: Row, section: Section) -> tuple[str, bool]:
-    """What was aimed at ("" where nothing was), and whether it was missed. Ratios: of CPU time where there is one."""
+    """What was aimed at ("" where nothing was), and whether it was missed. By CPU time where it is counted."""
     if row["name"] not in section.targets:
         return "", False
     kind, goal = section.targets[row["name"]]
     if kind == "images/s":
         missed = row["images_per_second"]["median"] < goal
         return f"{goal:.0f} images/s or more" + (", missed" if missed else ""), missed
-    got = row["parts"]["seconds"] if kind == "seconds" else row.get("ratio of CPU time", row["ratio"])
+    got = row["parts"]["CPU time"] if kind == "seconds" else row.get("ratio of CPU time", row["ratio"])
     missed = got["median"] > goal
     return f"{duration(goal) if kind == 'seconds' else f'{goal:.2f}'} or less" + (", missed" if missed else ""), missed
 

@@ -19,7 +19,7 @@ STEP = {"data", "forward", "loss", "backward", "optimizer", "EMA", "step", "CPU 
 EVALUATION = {"inference", "nms", "matching", "whole", "CPU time"}
 PARTS = {
     "step": STEP, "freeze": STEP, "settings": STEP, "loss": {"loss", "backward", "CPU time"}, "loader": {"epoch"},
-    "wait": set(), "evaluation": EVALUATION, "coco": {"figures"}, "startup": {"seconds"},
+    "wait": set(), "evaluation": EVALUATION, "coco": {"figures"}, "startup": {"seconds", "CPU time"},
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.head import Part
 from tests.shared import shared
-from utils.ap import Ap, ap_from_curve, average_precision, fitness, smooth
+from utils.ap import GRID, Ap, ap_from_curve, average_precision, fitness, smooth
 from utils.boxes import to_native
 from utils.confusion import confusion_matrix
 from utils.matching import NMS_OFFSET, THRESHOLDS, Pairs, coco_counted, find_pairs, tp_table
@@ -231,6 +231,29 @@ def test_order_of_detections_does_not_matter() -> None:
         b = average_precision(tp[order], conf[order], cls[order], gt, rule)
         np.testing.assert_array_equal(a.ap, b.ap)
         np.testing.assert_array_equal(a.f1, b.f1)
+
+
+@pytest.mark.parametrize(("rule", "v5_metric"), [("coco", False), ("v5", False), ("v7", False), ("v7", True)])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
+def test_points_between_hits_do_not_count(rule: str, v5_metric: bool, share: float) -> None:
+    """The whole curve of every detection gives the same numbers to the last bit."""
+    g = np.random.default_rng(3)
+    n, tp = 2000, g.random((2000, 10)) < share * np.linspace(1, 0.2, 10)
+    conf, cls, gt = g.choice(np.linspace(0, 1, 500), n).astype(np.float32), g.integers(0, 3, n), g.integers(0, 4, 900)
+    found = average_precision(tp, conf, cls, gt, rule, v5_metric)
+    assert found.classes.tolist() == [0, 1, 2, 3] and not found.ap[3].any()
+    assert ((found.ap[:3, 0] > 0) == (share > 0)).all()
+    for c in range(3):
+        order = np.argsort(-conf, kind="stable")
+        order = order[cls[order] == c]
+        hits = tp[order].cumsum(0, dtype=np.float64)
+        recall, precision = hits / (gt == c).sum(), hits / np.arange(1, len(hits) + 1)[:, None]
+        np.testing.assert_array_equal(found.ap[c], ap_from_curve(recall, precision, rule, v5_metric))
+        for curve, values, left in ((found.curves.p, precision, 1), (found.curves.r, recall, 0)):
+            np.testing.assert_array_equal(curve[c], np.interp(-GRID, -conf[order], values[:, 0], left=left))
+        at = min(int(recall[-1, 0] / 2 * 999), 999)
+        if rule == "coco":
+            assert found.curves.pr[c, at] == precision[recall[:, 0] >= GRID[at], 0].max()
 
 
 def test_equal_scores_keep_their_order() -> None:

@@ -11,7 +11,13 @@ through the seams of utils/seams.py (search for `patches.`); the module table of
 """
 
 import dataclasses
+import sys
 import time
+
+from utils.help import help_alone
+
+if __name__ == "__main__" and help_alone(sys.argv[1:]):  # before torch, whose import takes longer than the answer
+    sys.exit()
 
 import torch
 from tqdm import tqdm

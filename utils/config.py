@@ -11,12 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from models.loss import LossSettings
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.loss import LossSettings
 
 
 def opt(default: Any, help: str, **meta: Any) -> Any:
@@ -180,8 +182,10 @@ class Config:
         return max(self.warmup_epochs, 5.0) if self.auto_lr and self.batch_size >= 128 else self.warmup_epochs
 
     @property
-    def loss(self) -> LossSettings:
+    def loss(self) -> "LossSettings":
         """Settings of the criterion, gains as in the hyp file."""
+        from models.loss import LossSettings  # here, because it needs torch, and --help does without
+
         return LossSettings(
             box=self.box,
             obj=self.obj,

@@ -9,7 +9,8 @@ from torch import nn
 from models.graph import Detector
 from utils import seams
 from utils.checkpoint import build_detector
-from utils.config import parse, read_yaml, train_parser
+from utils.config import parse, read_yaml
+from utils.help import help_text
 from utils.optim import count_parameters
 from utils.runs import Run
 
@@ -56,8 +57,7 @@ def module_table(model: Detector, size: int) -> str:
 
 def print_help(argv: Sequence[str]) -> None:
     """train.py --help: the flags of the base and of every patch, and with --cfg the module table of that model."""
-    parser = train_parser({name: kind.Flags for name, kind in seams.kinds(seams.table().values()).items()})
-    print(parser.format_help())
+    print(help_text())
     words = [w for w in argv if w not in ("-h", "--help")]
     kinds = seams.active(words)
     cfg, flags = parse(words, {name: kind.Flags for name, kind in kinds.items()})

@@ -54,8 +54,6 @@ def make_folder(path: Path, weights: bool = True) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and code state that a run depends on."""
-    import torchvision  # here, because it takes a second, and only a run that starts needs it
-
     return {
         "thaw": VERSION,
         "python": platform.python_version(),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, dist, optim, record, replay, report, runs, seams, start, step
+from utils import checkpoint, data, dist, manifest, optim, record, replay, report, runs, seams, start, step
 from utils.anchors import box_sizes, fit_anchors
 from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
@@ -33,6 +33,7 @@ from utils.loaders import make_loaders, whole_strides
 from utils.runs import Run
 from utils.start import Start
 from utils.sync_bn import synchronise_norms
+from utils.watch import Watch
 
 
 def setup(begun: Start) -> Run:
@@ -56,6 +57,7 @@ def setup(begun: Start) -> Run:
     # data
     size = whole_strides(cfg.train_size, int(model.stride.max()))
     train, val = make_loaders(cfg, spec, patches, size, int(model.stride.max()))
+    contents = manifest.check(spec, begun)
     if not (cfg.noautoanchor or source or resumed):
         print(fit_anchors(model, box_sizes(train.dataset.labels, train.dataset.sizes, size), cfg.anchor_t, cfg.seed))
 
@@ -76,10 +78,11 @@ def setup(begun: Start) -> Run:
     settings = {"config": dataclasses.asdict(cfg), "patches": patches.records()}
     heads = {"groups": model.groups, "group_names": model.group_names}
     meta = {**settings, **heads, "spec": graph, "nc": nc, "names": names, "img_size": size}
+    meta["data"] = {"yaml": cfg.data, "fingerprint": contents.fingerprint}
     ema = optim.Ema(model)
     run = Run(
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
-        Interrupt(cfg.save_steps, cfg.save_minutes),
+        Interrupt(cfg.save_steps, cfg.save_minutes), Watch(loss_step.terms, device, folder / "weights" / "last.pt"),
     )  # fmt: skip
     if resumed:
         runs.restore(run, resumed)
@@ -88,7 +91,7 @@ def setup(begun: Start) -> Run:
     if cfg.compile:
         step.compile_model(loss_step)
     if not resumed:
-        runs.open_folder(run, settings, spec, source)
+        runs.open_folder(run, settings, contents, source)
     return run
 
 
@@ -130,6 +133,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             )
         with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
             loss, terms = run.loss_step(batch)
+        run.watch.note(run.step, terms, batch["path"])
         run.scaler.scale(loss).backward()
         dist.share_buffers(run.model)
         terms = dist.mean_terms(terms, batch["share"])
@@ -146,10 +150,11 @@ def train_epoch(run: Run) -> dict[str, float]:
         for name, value in terms.items():
             run.sums[name] += value
         if run.step % 10 == 0 or run.step == 1:
+            run.watch.look()
             bar.set_postfix(record.shown(terms))
         if stepped:
             runs.pause(run)
-    runs.check_finite(run)
+    run.watch.check(run.model)
     means = {name: float(total) / run.schedule.batches for name, total in run.sums.items()}
     return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1]}
 
@@ -166,15 +171,17 @@ def main(argv: list[str]) -> Run | None:
     if any(a in ("-h", "--help") for a in argv):
         report.print_help(argv)
         return None
-    run = setup(start.begin(argv))
-    with run.interrupt.listening():
-        try:
-            fit(run)
-        except Stopped:
-            print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
-            return run
-    runs.close_folder(run, validate)
-    repeated = replay.finish(run.dir, run.cfg.replay)
+    begun = start.begin(argv)
+    with begun.lock:
+        run = setup(begun)
+        with run.interrupt.listening():
+            try:
+                fit(run)
+            except Stopped:
+                print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
+                return run
+        runs.close_folder(run, validate)
+        repeated = replay.finish(run.dir, run.cfg.replay)
     dist.leave()
     if not repeated:
         raise SystemExit(1)

@@ -5,8 +5,8 @@ one also has model, optimizer, patches, scaler. Foreign files are read by utils.
 """
 
 import json
-import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,23 @@ from models.graph import LAYERS, Detector, GraphError
 from utils import foreign, seams
 from utils.config import read_yaml
 from utils.errors import UserError
+from utils.files import write_whole
 
 FORMAT = "thaw-1"
 
 
 def save_checkpoint(
-    path: Path, *, state: Mapping[str, Tensor], meta: Mapping[str, Any], training: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+    keep: Path | None = None,
 ) -> None:
-    """state: the weights to use, in whatever memory order. training: everything the next step depends on (absent: not
-    resumable). Written aside, flushed, then renamed."""
-    weights = {k: v.contiguous() for k, v in state.items()}
-    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": weights, **(training or {})}
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(aside, "wb") as f:
-            torch.save(content, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """state: the weights to use. training: everything the next step depends on (absent: not resumable). keep: the name
+    under which the file of before stays. Written aside, flushed, then renamed; UserError where that fails."""
+    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": dict(state), **(training or {})}
+    write_whole(path, lambda file: torch.save(content, file), keep)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -45,7 +42,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = try_own(path)
     if content is None:
         raise UserError(
-            f"{path} is not a checkpoint of this program (convert it: python -m utils.convert {path} OUT.pt)"
+            f"{path} is not a checkpoint of this program or it is damaged "
+            f"(one of another program is converted by python -m utils.convert {path} OUT.pt)"
         )
     return content
 
@@ -74,7 +72,20 @@ def try_own(path: str | Path) -> dict[str, Any] | None:
     meta, state = parsed(content.get("meta")), content.get("ema")
     if meta is None or not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} is damaged: its {'description' if meta is None else 'weights'} cannot be read")
+    check_sums(file)
     return {**content, "meta": meta}
+
+
+def check_sums(file: Path) -> None:
+    """Every part of the file (description, numbers of each tensor) against its CRC-32: torch.save stores these sums,
+    torch.load does not look at them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error})") from None
+    if wrong is not None:
+        raise UserError(f"{file} is damaged: its part {wrong} is not what its checksum says")
 
 
 def parsed(text: object) -> dict[str, Any] | None:
@@ -84,20 +95,6 @@ def parsed(text: object) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def find_last(resume: str, project: str) -> Path:
-    """The last.pt that --resume means: a file, a run folder, or, for `auto`, the newest below `project`."""
-    if resume == "auto":
-        found = sorted(Path(project).glob("**/weights/last.pt"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise UserError(f"--resume: there is no weights/last.pt below {project}")
-        return found[-1]
-    path = Path(resume)
-    path = path / "weights" / "last.pt" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"--resume {resume}: there is no checkpoint {path}")
-    return path
 
 
 def read_source(path: str | Path) -> seams.Source:

@@ -44,6 +44,7 @@ class Config:
         "", "continue a run: its last.pt or folder; without a value the newest run", nargs="?", const="auto"
     )
     replay: str = opt("", "repeat a recorded run (its run.yaml or folder) into a new folder, and compare")
+    allow_changed_data: bool = opt(False, "with --resume: go on though the data set is another one now")
     # budget
     epochs: int = opt(300, "epochs", low=1)
     batch_size: int = opt(16, "images per step, all devices together", low=1, alias="--batch")
@@ -293,10 +294,12 @@ def train_parser(patches: Mapping[str, type]) -> argparse.ArgumentParser:
 
 
 def resume_flags(argv: Sequence[str], cfg: Config) -> dict[str, Any]:
-    """What --resume takes from the command line beside itself: --device and --workers. Any other flag is an error: a
-    changed setting is a new stage (--weights), not the same one."""
-    only_flags(argv, {"resume", "project", "device", "workers"}, "--resume goes on with the run's own settings")
-    return {name: getattr(cfg, name) for name in ("device", "workers") if name in given_flags(argv)}
+    """What --resume takes from the command line beside itself: --device, --workers, --allow-changed-data. Any other
+    flag is an error: a changed setting is a new stage (--weights), not the same one."""
+    allowed = {"resume", "project", "device", "workers", "allow_changed_data"}
+    only_flags(argv, allowed, "--resume goes on with the run's own settings")
+    own: dict[str, Any] = {name: getattr(cfg, name) for name in ("device", "workers") if name in given_flags(argv)}
+    return {**own, "allow_changed_data": cfg.allow_changed_data}  # never the stored one: it is allowed once
 
 
 def given_flags(argv: Sequence[str]) -> set[str]:

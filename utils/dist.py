@@ -35,7 +35,8 @@ def world() -> int:
 
 
 def rank() -> int:
-    return td.get_rank() if td.is_initialized() else 0
+    """Of this process; known before the ranks have met, too."""
+    return td.get_rank() if td.is_initialized() else int(os.environ.get("RANK", "0")) if launched() > 1 else 0
 
 
 def main() -> bool:

@@ -199,7 +199,7 @@ def plot_batch(
         y, x = divmod(i, side)
         canvas[y * h : (y + 1) * h, x * w : (x + 1) * w] = picture
         cv2.rectangle(canvas, (x * w, y * h), ((x + 1) * w - 1, (y + 1) * h - 1), (255, 255, 255), 1)
-    cv2.imwrite(str(out), canvas)
+    out.write_bytes(cv2.imencode(out.suffix, canvas)[1].tobytes())  # unlike imwrite this tells of a full disk
 
 
 def plot_found(batch: Mapping[str, Any], found: Sequence[Tensor], names: Sequence[str], folder: Path) -> None:

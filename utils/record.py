@@ -1,6 +1,7 @@
 """What a run writes about itself: its folder, run.yaml, results.csv, results.txt (YOLOv7's columns), timing.csv."""
 
 import csv
+import io
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from utils import dist, fingerprint
 from utils.errors import UserError
+from utils.files import append_text, write_text
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +113,7 @@ def write_run_yaml(path: Path, sections: Mapping[str, Any], model: Mapping[str, 
     """run.yaml: command line, environment, the given sections (configuration, patches, fingerprints, ...), and the
     model YAML with a row per line."""
     content = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "environment": environment(), **sections}
-    path.write_text(as_yaml(content) + as_yaml({"model": model}, None), encoding="utf-8")
+    write_text(path, as_yaml(content) + as_yaml({"model": model}, None))
 
 
 def as_yaml(content: Mapping[str, Any], flow: bool | None = False) -> str:
@@ -132,20 +134,21 @@ class Results:
             if file.exists():
                 lines = whole_lines(file)
                 kept = [line for line in lines[1:] if int(line.split(",")[0]) < keep_epochs]
-                file.write_text("".join(lines[:1] + kept) if kept else "")
+                write_text(file, "".join(lines[:1] + kept) if kept else "")
         text = self.folder / "results.txt"
         if text.exists():
-            text.write_text("".join(whole_lines(text)[:keep_epochs]))
+            write_text(text, "".join(whole_lines(text)[:keep_epochs]))
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """One row of a CSV; the header is written with the first."""
         file = self.folder / name
         fresh = not file.exists() or file.stat().st_size == 0
-        with open(file, "a", newline="") as f:
-            writer = csv.DictWriter(f, list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+        append_text(file, text.getvalue())
 
     def append_text(self, row: Mapping[str, Any]) -> None:
         """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls:
@@ -157,8 +160,7 @@ class Results:
             + "%10.4g" * 4 % tuple(losses)
             + "%10g" * 2 % (row["labels"], row["size"])
         )
-        with open(self.folder / "results.txt", "a") as f:
-            f.write(line + "%10.4g" * 7 % tuple(metrics) + "\n")
+        append_text(self.folder / "results.txt", line + "%10.4g" * 7 % tuple(metrics) + "\n")
 
 
 def whole_lines(file: Path) -> list[str]:

@@ -19,6 +19,7 @@ from utils import dist, fingerprint, record, seams
 from utils.checkpoint import read_checkpoint
 from utils.config import Config, make_parser, read_yaml, restored
 from utils.errors import UserError, run_main
+from utils.files import write_text
 
 MOST = 20  # changed data files that are named
 
@@ -141,7 +142,7 @@ def finish(folder: Path, original: str) -> bool:
         same, said = compare(read(original), folder, result["tensors"])
         result["replay"] = {"of": original, "outcome": said}
         print(f"replay of {original}: {said}")
-    (folder / "result.yaml").write_text(record.as_yaml(result), encoding="utf-8")
+    write_text(folder / "result.yaml", record.as_yaml(result))
     return same
 
 

@@ -21,6 +21,7 @@ PLACES = {
     "project",
     "name",
     "exist_ok",
+    "allow_changed_data",
     "device",
     "workers",
     "nosave",

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from models.graph import Detector
-from utils import checkpoint, dist, fingerprint, optim, plots, record, replay, seams
+from utils import checkpoint, dist, fingerprint, last, manifest, optim, plots, record, replay, seams
 from utils.config import Config
-from utils.data import DataSpec, Sample, class_weights, collate, image_weights
+from utils.data import Sample, class_weights, collate, image_weights
 from utils.device import peak_memory
 from utils.errors import UserError
 from utils.evaluate import Result, Sink
+from utils.files import naming
 from utils.interrupt import Interrupt, Stopped
+from utils.manifest import Manifest
 from utils.step import LossStep, compute_type
+from utils.watch import Watch
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Run:
     val: Any
     results: record.Results
     interrupt: Interrupt
+    watch: Watch
     epoch: int = 0  # next epoch to run, or the one under way
     batch: int = 0  # micro-batches done in it
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss term over these
@@ -97,6 +101,8 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
     run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
     run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
     run.ema.updates, run.class_ap = at["ema_updates"], at["class_ap"]
+    if at["data"]["fingerprint"] != run.meta["data"]["fingerprint"]:  # allowed by flag: batches are others now
+        run.batch, run.step, run.sums = 0, run.epoch * run.schedule.batches, {}
 
 
 def save(run: Run, result: Result | None) -> None:
@@ -139,18 +145,12 @@ def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
         "sums": sums,
     }
     if dist.main():
+        weights = run.dir / "weights"
         checkpoint.save_checkpoint(
-            run.dir / "weights/last.pt", state=run.ema.model.state_dict(), meta=meta, training=training
-        )
+            weights / last.LAST, state=run.ema.model.state_dict(), meta=meta, training=training,
+            keep=weights / last.PREVIOUS,
+        )  # fmt: skip
     run.interrupt.saved()
-
-
-def check_finite(run: Run) -> None:
-    """A loss term that became infinite or NaN in this epoch ends the run before anything is saved over a good
-    checkpoint."""
-    if bad := [name for name, total in run.sums.items() if not torch.isfinite(total)]:
-        where = f"epoch {run.epoch}, by step {run.step}"
-        raise UserError(f"{where}: loss terms {bad} are not finite; {run.dir / 'weights/last.pt'} is from before")
 
 
 def pause(run: Run) -> None:
@@ -158,7 +158,7 @@ def pause(run: Run) -> None:
     if run.batch == run.schedule.batches:
         return
     if run.interrupt.save_due(run.step):
-        check_finite(run)
+        run.watch.check(run.model)
         save_last(run, {"next_epoch": run.epoch, "next_batch": run.batch}, run.sums)
     if run.interrupt.stopping:
         raise Stopped
@@ -215,17 +215,18 @@ def write_rows(
     print(f"  loss {sum(kinds.values()):.4f}  " + (line(result) if result else "(not evaluated)"))
 
 
-def open_folder(run: Run, settings: dict[str, Any], spec: DataSpec, source: seams.Source | None) -> None:
-    """The run folder with run.yaml, the label statistics and the first training batch."""
+def open_folder(run: Run, settings: dict[str, Any], contents: Manifest, source: seams.Source | None) -> None:
+    """The run folder with run.yaml, data.csv, the label statistics and the first training batch."""
     if not dist.main():
         return
     record.make_folder(run.dir)
-    (run.dir / "result.yaml").unlink(missing_ok=True)  # of a run that --exist-ok replaces
-    data, listing = fingerprint.of_data(spec)
+    last.forget(run.dir / "weights")
     files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)
     where = {"device": record.machine(run.device), "parameters": optim.count_parameters(run.loss_step)}
-    inputs = {"files": files, "start": start, "data": {"yaml": run.cfg.data, "fingerprint": data, "names": spec.names}}
-    fingerprint.write_listing(run.dir / "data.csv", listing)
+    inputs = {"files": files, "start": start, "data": {**run.meta["data"], "names": contents.names}}
+    with naming(run.dir):
+        (run.dir / "result.yaml").unlink(missing_ok=True)  # of a run that --exist-ok replaces
+        fingerprint.write_listing(run.dir / manifest.NAME, contents.listing)
     record.write_run_yaml(
         run.dir / "run.yaml",
         {**where, **settings, **inputs},
@@ -234,10 +235,11 @@ def open_folder(run: Run, settings: dict[str, Any], spec: DataSpec, source: seam
     if run.cfg.replay:
         replay.announce(Path(run.cfg.replay), run.dir)
     names, order = run.meta["names"], run.train.order.order()
-    plots.plot_labels(run.train.dataset.labels, names, run.dir / "labels.png")
     batch = collate([run.train.dataset[Sample(0, i)] for i in order[: min(run.cfg.batch_size, 16)].tolist()])
     rows = plots.target_rows(batch["target"], len(batch["image"]), *batch["image"].shape[2:])
-    plots.plot_batch(batch["image"], rows, names, run.dir / "train_batch0.jpg")
+    with naming(run.dir):
+        plots.plot_labels(run.train.dataset.labels, names, run.dir / "labels.png")
+        plots.plot_batch(batch["image"], rows, names, run.dir / "train_batch0.jpg")
 
 
 def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) -> None:
@@ -245,12 +247,14 @@ def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) ->
     best = run.dir / "weights" / "best.pt"
     dist.barrier()  # rank 0 may still be writing it
     if dist.main():
-        plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+        with naming(run.dir):
+            plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
     if best.is_file():
         run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
         names = run.meta["names"]
-        result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
-        if dist.main():
-            plots.plot_evaluation(result, run.dir)
+        with naming(run.dir):
+            result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
+            if dist.main():
+                plots.plot_evaluation(result, run.dir)
         print(f"best.pt: {line(result)}")
     print(f"results in {run.dir}")

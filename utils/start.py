@@ -6,13 +6,14 @@ A replay is a new run, from scratch or from weights as its original, with the se
 import dataclasses
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils import checkpoint, dist, record, replay, seams
+from utils import dist, last, lock, replay, seams
 from utils.config import Config, given_flags, only_flags, parse, resume_flags
 from utils.device import select_device
 from utils.errors import UserError
@@ -25,7 +26,8 @@ class Start:
     cfg: Config
     patches: seams.Patches
     device: torch.device
-    folder: Path  # of the run; made later, when everything else has been found right
+    folder: Path  # of the run
+    lock: AbstractContextManager[object]  # held by rank 0 as long as it may write there
     resumed: dict[str, Any] | None = None  # content of the checkpoint that is continued
     spec: dict[str, Any] | None = None  # model YAML of a resumed or replayed run
 
@@ -36,23 +38,34 @@ def begin(argv: Sequence[str]) -> Start:
     cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
     if cfg.resume:
         return resume(argv, cfg)
+    if cfg.allow_changed_data:
+        raise UserError("--allow-changed-data goes with --resume")
     if cfg.replay:
         return repeat(argv, cfg)
     with torch.random.fork_rng(devices=[]):
         patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
     named = any(a.split("=")[0] == "--name" for a in argv)
     device = meet(cfg)
-    folder = dist.share(record.free_folder(cfg.project, cfg.name, named, cfg.exist_ok))
-    return Start(cfg, patches, device, folder)
+    return Start(cfg, patches, device, *claim(cfg, named))
+
+
+def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object]]:
+    """The folder of a new run, and the right to write there, which rank 0 takes."""
+    held = lock.new_run(cfg.project, cfg.name, named=named, exist_ok=cfg.exist_ok) if dist.main() else None
+    return dist.share(held.folder if held else Path()), held or nullcontext()
 
 
 def resume(argv: Sequence[str], cfg: Config) -> Start:
     """The run's own settings; only where it runs is taken from the command line."""
-    path = checkpoint.find_last(cfg.resume, cfg.project)
-    resumed = checkpoint.read_resumable(path)
+    path = last.find(cfg.resume, cfg.project)
+    folder = path.parent.parent
+    held = lock.Lock(folder) if dist.main() else nullcontext()
+    if dist.main():
+        last.clear(path.parent)
+    resumed = last.read(path)
     own = Config(**{**seams.plain(resumed["meta"]["config"]), **resume_flags(argv, cfg)})
     meta = resumed["meta"]
-    return Start(own, seams.revive(meta["patches"]), meet(own), path.parent.parent, resumed, meta["spec"])
+    return Start(own, seams.revive(meta["patches"]), meet(own), folder, held, resumed, meta["spec"])
 
 
 def repeat(argv: Sequence[str], cfg: Config) -> Start:
@@ -71,8 +84,7 @@ def repeat(argv: Sequence[str], cfg: Config) -> Start:
     with torch.random.fork_rng(devices=[]):
         patches = replay.make_patches(old)
     device = meet(own)
-    folder = dist.share(record.free_folder(own.project, own.name, "name" in given, False))
-    return Start(own, patches, device, folder, spec=old.spec)
+    return Start(own, patches, device, *claim(own, "name" in given), spec=old.spec)
 
 
 def meet(cfg: Config) -> torch.device:

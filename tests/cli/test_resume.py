@@ -1,10 +1,11 @@
 """A run that is stopped or killed anywhere and resumed is the run that was not: weights, average, optimizer, rows."""
 
-import os
+import hashlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,29 @@ def flags(data: Path, project: Path, name: str) -> list[str]:
     return [*words, "--save-steps", "2", "--project", str(project), "--name", name]
 
 
+def digest(run: Path) -> str:
+    """SHA-256 over every tensor, by name, and every number of last.pt and best.pt, and the rows of the results."""
+    found = hashlib.sha256()
+
+    def add(name: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(f"{name} {value.dtype} {list(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in sorted(value, key=str):
+                add(f"{name}.{key}", value[key])
+        else:
+            found.update(f"{name} {value}".encode())
+
+    for name in ("last.pt", "best.pt"):
+        content = read_checkpoint(run / "weights" / name)
+        settings = ("config", "data")  # where a run lies may differ
+        content["meta"] = {k: v for k, v in content["meta"].items() if k not in settings}
+        add(name, content)
+    for name in ("results.csv", "results.txt"):
+        found.update((run / name).read_bytes())
+    return found.hexdigest()
+
+
 def same(a: Path, b: Path) -> None:
     """Both runs ended in the same state, to the bit."""
     for name in ("last.pt", "best.pt"):
@@ -46,7 +70,8 @@ def same(a: Path, b: Path) -> None:
             k: y["meta"].get(k) for k in ("epoch", "step", "best", "map")
         }
     for name in ("results.csv", "results.txt"):
-        assert (a / name).read_text() == (b / name).read_text(), name
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert digest(a) == digest(b)
 
 
 @pytest.fixture(scope="module")
@@ -73,39 +98,57 @@ def test_sigterm_saves_and_says_how_to_go_on(unbroken: Path, small_shapes: Path,
     same(unbroken, tmp_path / "a")
 
 
-@pytest.mark.parametrize("extra", [["--workers", "2"], ["--cache-images"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "extra", [["--workers", "2", "--cache-images"], pytest.param(["--workers", "8"], marks=pytest.mark.slow)],
+    ids=" ".join,
+)  # fmt: skip
 def test_workers_and_cache_change_no_bit(unbroken: Path, small_shapes: Path, tmp_path: Path, extra: list[str]) -> None:
-    assert start(*flags(small_shapes, tmp_path, "a"), *extra).wait(300) == 0
+    """The loader starts no more workers than there are cores: eight of both are made believe."""
+    words = [sys.executable, "tests/launch.py", "cores:8", "train.py", *flags(small_shapes, tmp_path, "a"), *extra]
+    out = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert out.returncode == 0, out.stderr
     same(unbroken, tmp_path / "a")
 
 
-def kill_and_resume(unbroken: Path, data: Path, project: Path, kills: int, seed: int) -> None:
-    """SIGKILL at random moments until `kills` of them hit; then let it finish."""
+def kill_and_resume(data: Path, project: Path, moments: Sequence[str], epochs: int, seed: int) -> list[str]:
+    """A run killed at these moments, each within a few steps of going on; then it finishes. Returns the moments at
+    which a kill hit; one that a life has no more of (the run was over) did not."""
     draw = np.random.default_rng(seed)
-    run, hits = project / "a", 0
-    words = flags(data, project, "a")
-    for _ in range(20 * kills):
-        process = start(*words)
-        while not run.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(float(draw.uniform(0.1, 4.0)))
-        if process.poll() is None and hits < kills:
-            os.kill(process.pid, signal.SIGKILL)
-            hits += 1
-        code = process.wait(300)
-        if code == 0:
-            break
-        words = (
-            ["--resume", str(run)] if (run / "weights/last.pt").exists() else [*flags(data, project, "a"), "--exist-ok"]
-        )
-    assert hits > 0
-    same(unbroken, run)
+    run, hits = project / "a", []
+    new = [*flags(data, project, "a"), "--epochs", str(epochs), "--save-steps", "1"]
+    for moment in [*moments, ""]:
+        number = draw.uniform(2, 8) if moment == "time" else draw.integers(1, 4)
+        words = ["--resume", str(run)] if list(run.glob("weights/*.pt")) else [*new, "--exist-ok"]
+        command = [sys.executable, "tests/launch.py", f"kill:{moment}:{number}", "train.py", *words]
+        process = subprocess.run(
+            command if moment else [sys.executable, "train.py", *words],
+            cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, timeout=600,
+        )  # fmt: skip
+        if process.returncode == -signal.SIGKILL:
+            hits.append(moment)
+            continue
+        assert process.returncode == 0, process.stderr[-2000:]
+    return hits
 
 
-def test_killed_twice(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
-    kill_and_resume(unbroken, small_shapes, tmp_path, kills=2, seed=1)
+def test_killed_at_the_tenderest_moments(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
+    """In the middle of a file, between two names, between two rows: at another time of each life."""
+    moments = ["write", "rename", "rows"]
+    assert kill_and_resume(small_shapes, tmp_path, moments, epochs=3, seed=1) == moments
+    same(unbroken, tmp_path / "a")
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
-    kill_and_resume(unbroken, small_shapes, tmp_path, kills=20, seed=2)
+def test_killed_twenty_times(small_shapes: Path, tmp_path: Path) -> None:
+    """Twenty random moments, half of them while something is written; the files are those of the unbroken run."""
+    draw = np.random.default_rng(2)
+    writing = ["write", "rename", "rows"] * 3 + ["write"]
+    moments = [
+        str(m) for m in draw.permutation([*writing, *["time", "step"] * 3, "setup", "setup", *["evaluation"] * 2])
+    ]
+    whole = [*flags(small_shapes, tmp_path / "whole", "a"), "--epochs", "12", "--save-steps", "1"]
+    assert start(*whole).wait(1200) == 0
+    hits = kill_and_resume(small_shapes, tmp_path, moments, epochs=12, seed=3)
+    assert len(moments) == 20 and hits == moments
+    assert kill_and_resume(small_shapes, tmp_path, ["end"], epochs=12, seed=4) == ["end"]
+    same(tmp_path / "whole/a", tmp_path / "a")

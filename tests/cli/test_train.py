@@ -48,7 +48,13 @@ def base(data: Path, project: Path, name: str) -> list[str]:
 def test_a_run_folder_is_complete(trained: Path) -> None:
     found = {p.name for p in trained.iterdir()}
     assert found >= FILES - {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"}, FILES - found
-    assert {p.name for p in (trained / "weights").iterdir()} == {"last.pt", "best.pt", "epoch_001.pt", "epoch_002.pt"}
+    assert {p.name for p in (trained / "weights").iterdir()} == {
+        "last.pt",
+        "previous.pt",
+        "best.pt",
+        "epoch_001.pt",
+        "epoch_002.pt",
+    }
     rows = read_rows(trained / "results.csv")
     assert [r["epoch"] for r in rows] == ["0", "1"]
     assert all(float(r["val_box"]) > 0 and r["match"] == "coco" for r in rows)

@@ -1,0 +1,127 @@
+"""Runs an entry point as it cannot be had from outside: `python tests/launch.py CONDITION train.py ...`
+
+kill:MOMENT:N   SIGKILL to itself at the N-th time of a moment below, or after N seconds (moment `time`)
+cores:N         a machine of N cores
+full:FILE       no more than 20 bytes fit into files from the moment at which this one is opened
+nan:EPOCH:FILE  a loss term that is NaN in this epoch for the batch with this image
+"""
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def at_call(owner: Any, name: str, count: int, when: str = "before", only: Any = lambda *_: True) -> None:
+    """Die before, after or `half` way through the count-th call."""
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += bool(only(*args))
+        mine = calls[0] == count and only(*args)
+        if mine and when == "half":  # of what was to be flushed only a part reached the disk
+            os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+        if mine and when != "after":
+            die()
+        result = original(*args, **kwargs)
+        if mine:
+            die()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def kill(moment: str, count: float) -> None:
+    from models.graph import Detector
+    from utils import optim, record, runs, step
+
+    n = int(count)
+    if moment == "time":
+        timer = threading.Timer(count, die)
+        timer.daemon = True
+        timer.start()
+    elif moment == "setup":
+        at_call(optim, "make_optimizer", 1)
+    elif moment == "step":
+        at_call(step.LossStep, "forward", n)
+    elif moment == "write":
+        at_call(os, "fsync", n, "half", only=lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith(".part"))
+    elif moment == "rename":
+        at_call(os, "replace", n, "after")
+    elif moment == "evaluation":
+        at_call(Detector, "forward", n, only=lambda model, *_: not model.training)
+    elif moment == "rows":
+        at_call(record.Results, "append", n, "after")
+    elif moment == "end":
+        at_call(runs, "close_folder", 1)
+    else:
+        raise SystemExit(f"unknown moment {moment}")
+
+
+def full(name: str) -> None:
+    import resource
+
+    from utils import record
+
+    original = record.append_text
+
+    def append_text(path: Path, text: str) -> None:
+        if path.name == name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+        original(path, text)
+
+    record.append_text = append_text
+
+
+def nan_term(epoch: int, file: str) -> None:
+    import torch
+
+    import patches
+    from utils.seams import Patch
+
+    @dataclass(frozen=True)
+    class Flags:
+        trap: bool = field(default=False, metadata={"help": "a test's"})
+
+    class Trap(Patch[Flags]):
+        terms = ("trap",)
+        epoch = -1
+
+        def on_epoch_start(self, model: Any, groups: Any, at: Any) -> None:
+            self.epoch = at.epoch
+
+        def loss_terms(self, batch: Any, out: Any, model: Any) -> dict[str, torch.Tensor]:
+            hit = self.epoch == epoch and any(Path(p).name == file for p in batch["path"])
+            return {"trap": out["det"][0].sum() * (float("nan") if hit else 0.0)}
+
+    module = types.ModuleType("patches.trap")
+    module.Flags, module.patch = Flags, Trap  # type: ignore[attr-defined]
+    sys.modules["patches.trap"] = module
+    patches.TABLE["trap"] = "trap"
+    sys.argv.append("--trap")
+
+
+if __name__ == "__main__":
+    kind, *values = sys.argv[1].split(":")
+    sys.argv = sys.argv[2:]
+    if kind == "kill":
+        kill(values[0], float(values[1]))
+    elif kind == "cores":
+        os.cpu_count = lambda: int(values[0])
+    elif kind == "full":
+        full(values[0])
+    elif kind == "nan":
+        nan_term(int(values[0]), values[1])
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,75 @@
+"""What a run is trained on, file by file, and whether it still is that when the run is resumed.
+
+A checkpoint holds the fingerprint (utils/fingerprint.py: class names, names and bytes of images and label files), the
+run folder's data.csv the files one by one. Unchanged size and modification time count as unchanged bytes: with a warm
+scan cache the check is quick.
+"""
+
+import os
+from dataclasses import dataclass
+
+from utils import dist, fingerprint
+from utils.data import DataSpec
+from utils.errors import UserError
+from utils.files import naming
+from utils.fingerprint import Listing
+from utils.start import Start
+
+NAME = "data.csv"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set as it is now."""
+
+    names: tuple[str, ...]  # of the classes
+    fingerprint: str
+    listing: Listing
+
+
+def differences(old: Listing, new: Listing) -> list[str]:
+    """Per split: how many images are gone, new, changed or otherwise labelled, and the first names."""
+    both = [name for name in old if name in new]
+    kinds = {
+        "gone": [name for name in old if name not in new],
+        "new": [name for name in new if name not in old],
+        "with another picture": [name for name in both if old[name][0] != new[name][0]],
+        "with another label": [name for name in both if old[name][1] != new[name][1]],
+    }
+    lines = []
+    for split in ("train", "val"):
+        for kind, found in kinds.items():
+            names = [name.removeprefix(f"{split} ") for name in found if name.startswith(f"{split} ")]
+            if names:
+                more = ", ..." if len(names) > 3 else ""
+                lines.append(f"{split}: {len(names)} {kind} ({', '.join(names[:3])}{more})")
+    return lines
+
+
+def check(spec: DataSpec, begun: Start) -> Manifest:
+    """The data as they are now; of a resumed run they must be those of its checkpoint. With --allow-changed-data a
+    change is said instead, and the list of before kept beside the new one."""
+    now = Manifest(tuple(spec.names), *fingerprint.of_data(spec))
+    if begun.resumed is None or begun.resumed["meta"]["data"]["fingerprint"] == now.fingerprint:
+        return now
+    at, file = begun.resumed["meta"], begun.folder / NAME
+    old = fingerprint.read_listing(file)
+    what = "\n  ".join(
+        (differences(old, now.listing) if old else [])
+        or ["class names, the order of the images, or files whose list is lost"]
+    )
+    if not begun.cfg.allow_changed_data:
+        raise UserError(
+            f"--resume {begun.folder}: the data are not those of its checkpoint:\n  {what}\n"
+            "put them back, start a new stage with --weights, or go on all the same with --allow-changed-data"
+        )
+    print(
+        f"the data have changed:\n  {what}\n--allow-changed-data: the run goes on from the start of epoch "
+        f"{at['next_epoch']}, but it is no longer the run that run.yaml describes"
+    )
+    if dist.main():
+        with naming(file):
+            if old:
+                os.replace(file, begun.folder / f"data.until_step_{at['step']}.csv")
+            fingerprint.write_listing(file, now.listing)
+    return now

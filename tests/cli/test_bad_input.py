@@ -258,7 +258,7 @@ def test_existing_run_is_not_touched(command_line: CommandLine, train: Callable[
 def test_project_that_cannot_be_written(train: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = train("--project", str(tmp_path / "file/runs"))
-    assert "--project" in message and "not a folder" in message
+    assert "--project" in message and "Not a directory" in message
 
 
 def test_weights_of_another_model(train: Callable[..., str]) -> None:

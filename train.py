@@ -117,11 +117,12 @@ def fit(run: Run) -> None:
 
 
 def train_epoch(run: Run) -> dict[str, float]:
-    """One pass over the data; returns the mean of each loss term, and `labels` and `size` of the last batch."""
+    """One pass over the data -> mean of each loss term, `labels` and `size` of the last batch, `data_wait` (share)."""
     cfg = run.cfg
     if run.batch == 0:
         run.sums = {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
-    bar = tqdm(run.train, f"epoch {run.epoch + 1}/{cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
+    fed = data.Fed(run.train)
+    bar = tqdm(fed, f"epoch {run.epoch + 1}/{cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
                disable=not dist.main())  # fmt: skip
     run.optimizer.zero_grad(set_to_none=True)
     for batch in bar:
@@ -156,7 +157,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             runs.pause(run)
     run.watch.check(run.model)
     means = {name: float(total) / run.schedule.batches for name, total in run.sums.items()}
-    return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1]}
+    return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1], "data_wait": fed.share}
 
 
 def validate(run: Run, model: Detector, sink: Sink | None = None) -> Result:

@@ -12,6 +12,7 @@ from utils.labels import Labels
 from utils.letterbox import letterbox
 from utils.loader import (
     Batch,
+    Fed,
     Order,
     build_loader,
     class_weights,
@@ -30,6 +31,7 @@ __all__ = [
     "Batch",
     "DataSpec",
     "DetectionDataset",
+    "Fed",
     "Labels",
     "Order",
     "Sample",

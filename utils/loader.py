@@ -5,7 +5,8 @@ epoch; the epoch then travels inside each `Sample`. Batch: see `collate`.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,29 @@ class Loader(DataLoader[dict[str, Any]]):
                 yield {**batch, "images": images, "share": share}
         except UserError as error:
             raise UserError(str(error).rpartition("UserError: ")[2].rstrip()) from None
+
+
+class Fed:
+    """The batches of a loader, and how long the loop over them has waited for the next one.
+
+    The wait is the host's. On CUDA the device may still be busy meanwhile, so its own wait is at most that."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+        self.waited = self.total = 0.0  # seconds
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = asked = time.perf_counter()
+        for batch in self.batches:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+            self.total = asked - start
+
+    @property
+    def share(self) -> float:
+        """Of the loop's time, the part spent waiting."""
+        return self.waited / self.total if self.total else 0.0
 
 
 def build_loader(

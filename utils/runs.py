@@ -193,17 +193,18 @@ def line(result: Result) -> str:
 def write_rows(
     run: Run, losses: dict[str, float], result: Result | None, extra: dict[str, float], seconds: float
 ) -> None:
-    """results.csv, results.txt and timing.csv, and the line on the screen. losses: mean terms, and `labels`, `size` of
-    the last batch."""
+    """results.csv, results.txt and timing.csv, and the line on the screen. losses: mean terms; `labels`, `size` of the
+    last batch; `data_wait`, the share of the training pass that was spent waiting for batches."""
     if not dist.main():
         return
-    labels, size = losses.pop("labels"), losses.pop("size")
+    labels, size, waited = losses.pop("labels"), losses.pop("size"), losses.pop("data_wait")
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
     found: dict[str, Any] = metrics(result) if result else {}
     memory = peak_memory(run.device)
     columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
-    run.results.append("timing.csv", {"epoch": run.epoch, "seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}"})
+    timing = {"seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}", "data_wait": f"{waited:.3f}"}
+    run.results.append("timing.csv", {"epoch": run.epoch, **timing})
     kinds = record.sums_by_kind(losses)
     val = record.sums_by_kind(result.losses if result else {})
     run.results.append_text(
@@ -212,7 +213,8 @@ def write_rows(
         | {"labels": labels, "size": size, **{k: found.get(k, 0.0) for k in ("P", "R", "mAP50", "mAP")}}
         | {f"val_{k}": val[k] for k in ("box", "obj", "cls")}
     )
-    print(f"  loss {sum(kinds.values()):.4f}  " + (line(result) if result else "(not evaluated)"))
+    outcome = line(result) if result else "(not evaluated)"
+    print(f"  loss {sum(kinds.values()):.4f}  data wait {waited:.0%}  {outcome}")
 
 
 def open_folder(run: Run, settings: dict[str, Any], contents: Manifest, source: seams.Source | None) -> None:

@@ -58,6 +58,9 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
     rows = read_rows(trained / "results.csv")
     assert [r["epoch"] for r in rows] == ["0", "1"]
     assert all(float(r["val_box"]) > 0 and r["match"] == "coco" for r in rows)
+    timing = read_rows(trained / "timing.csv")
+    assert [r["epoch"] for r in timing] == ["0", "1"]
+    assert all(0 < float(r["data_wait"]) < 1 and float(r["seconds"]) > 0 for r in timing)
     lines = (trained / "results.txt").read_text().splitlines()
     assert [len(line.split()) for line in lines] == [15, 15]
     run = yaml.safe_load((trained / "run.yaml").read_text())

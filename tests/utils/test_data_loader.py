@@ -1,6 +1,7 @@
 """Data sets and loaders: the same batches however they are loaded, rect shapes, quad, order, weights, memory."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from utils.augment import AugmentParams
 from utils.data import (
     Batch,
     DetectionDataset,
+    Fed,
     Labels,
     Order,
     Sample,
@@ -278,3 +280,23 @@ def test_multiscale() -> None:
     ramp = torch.arange(320.0).expand(1, 3, 320, 320) / 320
     step = next(s for s in range(50) if multiscale(ramp, 320, 32, 0, s).shape[3] == 160)
     assert torch.allclose(multiscale(ramp, 320, 32, 0, step)[0, 0, 5], (torch.arange(160) * 2 + 0.5) / 320, atol=1e-5)
+
+
+def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only the loader (3 s a batch) and the loop (1 s a batch) move on."""
+    clock = [100.0]
+    monkeypatch.setattr("utils.loader.time.perf_counter", lambda: clock[0])
+
+    def loader() -> Iterator[Batch]:
+        for i in range(4):
+            clock[0] += 3
+            yield {"image": i}
+
+    fed = Fed(loader())
+    assert fed.share == 0
+    seen = []
+    for batch in fed:
+        clock[0] += 1
+        seen.append(batch["image"])
+    assert seen == [0, 1, 2, 3]
+    assert (fed.waited, fed.total, fed.share) == (12, 16, 0.75)

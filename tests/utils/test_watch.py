@@ -51,3 +51,8 @@ def test_weights_are_looked_at_before_a_save() -> None:
         model[0].weight[0, 0] = INF
     with pytest.raises(UserError, match=r"(?s)0\.weight not finite after step 7;.*7\.png"):
         watch.check(model)
+
+
+def test_before_a_save_the_terms_are_looked_at_too() -> None:
+    with pytest.raises(UserError, match="term box is not finite at step 2"):
+        noted({2: {"box": NAN}}).check(nn.Linear(1, 1))

@@ -26,6 +26,7 @@ from models.graph import Detector
 from models.loss import scale_gains
 from utils import checkpoint, data, dist, manifest, optim, record, replay, report, runs, seams, start, step
 from utils.anchors import box_sizes, fit_anchors
+from utils.audit import Audit
 from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
 from utils.interrupt import Interrupt, Stopped
@@ -83,6 +84,7 @@ def setup(begun: Start) -> Run:
     run = Run(
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
         Interrupt(cfg.save_steps, cfg.save_minutes), Watch(loss_step.terms, device, folder / "weights" / "last.pt"),
+        Audit(cfg, loss_step, ema, optimizer, schedule, scaler),
     )  # fmt: skip
     if resumed:
         runs.restore(run, resumed)
@@ -104,11 +106,13 @@ def fit(run: Run) -> None:
         if run.cfg.image_weights:
             runs.reweigh_images(run)
         optim.train_mode(run.loss_step, run.cfg.freeze_bn, run.cfg.fold_frozen)
+        run.audit.epoch_start(run.step)
         start = time.perf_counter()
         losses = train_epoch(run)
         last = run.epoch == run.cfg.epochs - 1
         result = validate(run, run.ema.model) if last or not run.cfg.notest else None
         extra = run.patches.merge("on_epoch_end", run.model, at)
+        run.audit.epoch_end(run.step)
         runs.write_rows(run, losses, result, extra, time.perf_counter() - start)
         runs.save(run, result)
         run.epoch, run.batch = run.epoch + 1, 0
@@ -144,8 +148,9 @@ def train_epoch(run: Run) -> dict[str, float]:
             dist.sum_gradients(run.optimizer)
             run.scaler.step(run.optimizer)
             run.scaler.update()
-            run.optimizer.zero_grad(set_to_none=True)
             run.ema.update()
+            run.audit.after_step(run.step)
+            run.optimizer.zero_grad(set_to_none=True)
             run.pending = 0
         run.step, run.batch = run.step + 1, run.batch + 1
         for name, value in terms.items():

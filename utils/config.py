@@ -100,6 +100,7 @@ class Config:
     save_steps: int = opt(0, "also write last.pt every so many steps within an epoch", low=0)
     save_minutes: float = opt(0.0, "also write last.pt every so many minutes within an epoch", low=0)
     save_period: int = opt(-1, "also keep a checkpoint every so many epochs", low=-1)
+    audit: bool = opt(False, "check that what trains, moves and stands still is what was declared; else stop")
     v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP")
     match: str = opt("coco", "rule that matches detections to boxes", choices=("coco", "v7", "v5"))
     project: str = opt("runs/train", "parent folder of runs")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.graph import Detector
 from utils import checkpoint, dist, fingerprint, last, manifest, optim, plots, record, replay, seams
+from utils.audit import Audit
 from utils.config import Config
 from utils.data import Sample, class_weights, collate, image_weights
 from utils.device import peak_memory
@@ -43,6 +44,7 @@ class Run:
     results: record.Results
     interrupt: Interrupt
     watch: Watch
+    audit: Audit
     epoch: int = 0  # next epoch to run, or the one under way
     batch: int = 0  # micro-batches done in it
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss term over these
@@ -159,6 +161,7 @@ def pause(run: Run) -> None:
         return
     if run.interrupt.save_due(run.step):
         run.watch.check(run.model)
+        run.audit.before_save(run.step)
         save_last(run, {"next_epoch": run.epoch, "next_batch": run.batch}, run.sums)
     if run.interrupt.stopping:
         raise Stopped

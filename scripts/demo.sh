@@ -13,7 +13,7 @@ EPOCHS=${EPOCHS:-12 12 12 16}
 project=runs/$DEMO
 base=$project/base_1b1h
 # Adam at these rates learns in minutes what the published recipe (SGD, 64 images per step) needs hours for
-recipe=(--adam --nominal-batch 16)
+recipe=(--adam --nominal-batch 16 --audit)
 
 started=$(date +%s)
 if [ -e "$base/weights/last.pt" ]; then

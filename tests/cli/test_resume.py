@@ -28,7 +28,7 @@ def flags(data: Path, project: Path, name: str) -> list[str]:
     words = ["--data", str(data), "--cfg", "cfg/training/demo-1b4h.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64"]
     words += ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml", "--freeze", "10", "--image-weights"]
     words += ["--batch", "2", "--nominal-batch", "4", "--epochs", "3", "--workers", "0", "--device", "cpu"]
-    return [*words, "--save-steps", "2", "--project", str(project), "--name", name]
+    return [*words, "--audit", "--save-steps", "2", "--project", str(project), "--name", name]
 
 
 def digest(run: Path) -> str:

@@ -41,7 +41,7 @@ def trained(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def base(data: Path, project: Path, name: str) -> list[str]:
     words = ["--data", str(data), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64"]
-    words += ["--batch", "4"]
+    words += ["--batch", "4", "--audit"]
     return [*words, "--epochs", "1", "--workers", "0", "--device", "cpu", "--project", str(project), "--name", name]
 
 

@@ -111,6 +111,6 @@ def fold_implicit(head: IDetect) -> None:
     for level, (add, mul) in enumerate(zip(head.ia, head.im, strict=True)):
         conv = head.m[level]
         assert isinstance(conv, nn.Conv2d) and isinstance(add, ImplicitA) and isinstance(mul, ImplicitM)
-        head.m[level] = like(conv, *folded_rows(conv, add, mul))
+        head.m[level] = like(conv, *folded_rows(head.state_dict(), level))
         add.implicit.zero_()
         mul.implicit.fill_(1)

@@ -7,7 +7,7 @@ A head owns its loss and its decoding, so nobody asks for its class.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -153,12 +153,15 @@ class IDetect(Detect):
         return y
 
 
-def folded_rows(conv: nn.Conv2d, add: ImplicitA | None, mul: ImplicitM | None) -> tuple[Tensor, Tensor]:
-    """Weight [O,c,1,1] and bias [O] of the one convolution that equals mul * conv(x + add)."""
-    weight, bias = conv.weight.detach(), conv.bias.detach() if conv.bias is not None else torch.zeros(conv.out_channels)
-    if add is not None:
-        bias = bias + (weight.flatten(1) @ add.implicit.detach().flatten())
-    if mul is not None:
-        factor = mul.implicit.detach().flatten()
-        weight, bias = weight * factor.view(-1, 1, 1, 1), bias * factor
+def folded_rows(detector: Mapping[str, Tensor], level: int) -> tuple[Tensor, Tensor]:
+    """Weight [A*(5+nc),c,1,1] and bias of the one convolution that a level of a plain detector amounts to.
+
+    detector: its state, m.L.weight and m.L.bias; of an IDetect also ia.L.implicit and im.L.implicit, which make it
+    im * conv(x + ia).
+    """
+    weight, bias = detector[f"m.{level}.weight"], detector[f"m.{level}.bias"]
+    if (add := detector.get(f"ia.{level}.implicit")) is not None:
+        bias = bias + weight.flatten(1) @ add.flatten()
+    if (mul := detector.get(f"im.{level}.implicit")) is not None:
+        weight, bias = weight * mul.view(-1, 1, 1, 1), bias * mul.flatten()
     return weight, bias

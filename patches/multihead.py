@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, plain_rows
 from models.cells import by_cell, look, read
 from models.graph import Build
-from models.head import AnchorHead, Part, prior_biases
+from models.head import AnchorHead, Part, folded_rows, prior_biases
 from models.iou import iou
 from models.layers import CBAM
 from models.loss import (
@@ -99,20 +99,14 @@ class MultiHeadDetect(AnchorHead):
         return parts
 
     def sliced(self, detector: Mapping[str, Tensor]) -> State:
-        """State of `heads` cut out of a plain detector's (keys m.L.weight, m.L.bias, with IDetect also ia.L.implicit,
-        im.L.implicit).
+        """State of `heads` cut out of a plain detector's (keys as in models.head.folded_rows).
 
-        Every head gets the box and objectness rows, each class row goes to the head that owns the class; implicit
-        constants are folded in.
+        Every head gets the box and objectness rows, each class row goes to the head that owns the class.
         """
         state: State = {}
         a = self.anchors_per_cell
         for level in range(self.levels):
-            weight, bias = detector[f"m.{level}.weight"], detector[f"m.{level}.bias"]
-            if (add := detector.get(f"ia.{level}.implicit")) is not None:
-                bias = bias + weight.flatten(1) @ add.flatten()
-            if (mul := detector.get(f"im.{level}.implicit")) is not None:
-                weight, bias = weight * mul.view(-1, 1, 1, 1), bias * mul.flatten()
+            weight, bias = folded_rows(detector, level)
             rows, biases = weight.unflatten(0, (a, 5 + self.nc)), bias.view(a, 5 + self.nc)
             for h, (group, conv) in enumerate(zip(self.groups, self.convs(level), strict=True)):
                 assert conv.bias is not None

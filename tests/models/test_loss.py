@@ -12,7 +12,7 @@ from models import assign as assign_module
 from models import loss as loss_module
 from models import ota as ota_module
 from models.assign import Rows
-from models.loss import DetectionLoss, LossSettings, scale_gains
+from models.loss import DetectionLoss, LossSettings, Softplus, scale_gains
 from tests.golden import close, golden, keys, near
 from utils.reference import items_of, loss_case, loss_keys
 
@@ -241,6 +241,17 @@ def test_decoded_and_raw_pairs_are_taken() -> None:
 def test_other_layouts_are_refused_with_their_shapes(det: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         criterion()(det, torch.zeros(0, 6))
+
+
+def test_softplus_to_the_last_digits_and_its_gradient() -> None:
+    x = torch.cat((torch.linspace(-100, 100, 20001), torch.tensor([0.0, -1e-8, 1e-8, 3e38, -3e38])))
+    mine, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    found, want = Softplus.apply(mine), torch.nn.functional.softplus(exact, threshold=700)
+    torch.testing.assert_close(found.double(), want, rtol=4e-7, atol=1e-37)
+    found.sum().backward()
+    want.sum().backward()
+    assert mine.grad is not None and exact.grad is not None
+    torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=4e-7, atol=1e-37)
 
 
 def test_switches_act() -> None:

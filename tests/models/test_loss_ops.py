@@ -149,6 +149,22 @@ def test_the_number_of_calls_does_not_grow_with_the_batch(
     assert small == large < 700
 
 
+@pytest.mark.parametrize(("form", "ota_on"), [("one", False), ("sum", True)])
+def test_one_graph_under_compile(form: str, ota_on: bool) -> None:
+    """Traced only: no break, the same values and gradients."""
+    loss, target = loss_of(form, ota=ota_on), boxes(14, 2, 6)
+    traced = torch.compile(loss, backend="eager", fullgraph=True)
+    results = []
+    for each in (loss, traced):
+        det = levels(2, WIDTH[form])
+        terms = torch.stack(list(each(det, target, 9).values()))
+        terms.sum().backward()
+        results.append([terms.detach(), *(level.grad for level in det if level.grad is not None)])
+    assert len(results[0]) == 4
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
 def test_chunks_of_pairs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     det, target = levels(3, 11), boxes(60, 3, 6)
     for static in (False, True):

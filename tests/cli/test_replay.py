@@ -226,8 +226,10 @@ def test_damaged_records_are_refused(made: Made, tmp_path: Path, old: str, new: 
     from train import setup
 
     with pytest.raises(UserError, match=said.replace("{", r"\{").replace("[", r"\[")):
-        setup(start.begin(["--replay", str(file)]))
-    assert not (tmp_path / "run_replay").exists()
+        begun = start.begin(["--replay", str(file)])
+        with begun.lock:
+            setup(begun)
+    assert not (tmp_path / "run_replay/run.yaml").exists()
 
 
 def test_other_flags_are_refused(made: Made) -> None:

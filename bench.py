@@ -64,7 +64,8 @@ def main(argv: list[str]) -> dict[str, Any] | None:
             print(f"measuring {name} ...", file=sys.stderr)
             found[name] = SECTIONS[name](b)
     shown = [pair for pair in zip(base[::2], base[1::2], strict=True) if folder not in pair[1]]
-    result = bench_page.about(device, argv, shown) | {"quick": args.quick, "sections": found}
+    command = [word for i, word in enumerate(argv) if "--out" not in (word.split("=")[0], argv[i - 1] if i else "")]
+    result = bench_page.about(device, command, shown) | {"quick": args.quick, "sections": found}
     print(bench_page.tables(result))
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=1))

@@ -73,7 +73,8 @@ def test_the_page_says_what_was_not_measured_and_what_fell_short(quick: Path) ->
     row["ratio of CPU time"] = {"median": 1.5, "min": 1.4, "max": 1.6}
     text = bench_page.page([result])
     assert set(bench_page.SECTIONS) == set(SECTIONS)
-    assert text.count("CUDA: not measured.") == len(SECTIONS) + 1
+    assert text.count("CUDA: not measured.") == len(SECTIONS) + 1 and "none of its targets is known" in text
+    assert str(quick) not in text and "coco --quick --device cpu`" in text
     assert f"- CPU, A training step, {row['name']}: aimed at 1.10 or less, missed" in text
     cuda = bench_page.page([result | {"device": "cuda"}])
     assert cuda.count("CPU: not measured.") == len(SECTIONS) and "0.60 or less" in cuda and "0.48 or less" not in cuda

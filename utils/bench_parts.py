@@ -94,6 +94,10 @@ class Stepper:
             step.compile_model(self.loss_step)
         self.batches, self.steps = self.endless(), 0
 
+    def computing(self) -> torch.autocast:
+        """The type that train.py computes in."""
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
     def endless(self) -> Iterator[dict[str, Any]]:
         """Epoch after epoch."""
         epoch = 0
@@ -108,7 +112,7 @@ class Stepper:
         clock.lap("data")
         optim.set_rates(self.optimizer, self.schedule, self.steps)
         model_ready = self.criterion.register_forward_pre_hook(lambda *_: clock.lap("forward"))
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with self.computing():
             loss, _ = self.loss_step(batch)
         model_ready.remove()
         clock.lap("loss")
@@ -147,17 +151,18 @@ class LossCall:
     """The criterion on raw outputs of a forward pass of random images, BOXES objects each."""
 
     def __init__(self, stepper: Stepper, batch: int) -> None:
-        self.device, self.criterion = stepper.device, stepper.criterion
+        self.device, self.criterion, self.computing = stepper.device, stepper.criterion, stepper.computing
         draw, size = rng(0, "bench loss", 0, batch), stepper.cfg.train_size
         self.target = torch.from_numpy(np.concatenate([targets(draw, i) for i in range(batch)])).float().to(self.device)
-        with torch.no_grad():
+        with torch.no_grad(), self.computing():
             image = torch.rand(batch, 3, size, size, device=self.device)
             det = stepper.model(image)["det"]
         self.det = [level.requires_grad_() for level in det]
 
     def measure(self) -> Parts:
         clock = Clock(self.device)
-        terms = self.criterion(self.det, self.target, BOXES)
+        with self.computing():
+            terms = self.criterion(self.det, self.target, BOXES)
         clock.lap("loss")
         torch.stack(list(terms.values())).sum().backward()
         clock.lap("backward")

@@ -41,7 +41,7 @@ class Table(NamedTuple):
         cost = (self.if_none[candidate] + self.change[candidate, self.label[target]]).sub_(
             (overlap + 1e-8).log_().mul_(IOU_COST)
         )
-        return overlap, cost.masked_fill_(~real | cost.isnan(), torch.inf)
+        return overlap, cost.masked_fill_(~real, torch.inf)
 
 
 class Groups(NamedTuple):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models import ota
 from models.loss import Criterion, DetectionLoss, LossSettings
@@ -43,6 +44,7 @@ class Calls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: Counter[str] = Counter()
+        self.largest = 0  # elements of a result
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -59,7 +61,9 @@ class Calls(TorchDispatchMode):
         elif name in ("scatter_reduce", "segment_reduce"):
             name += f"_{kwargs.get('reduce', args[4] if len(args) > 4 else args[1])}"
         self.names[name] += 1
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self.largest = max([self.largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))])
+        return out
 
 
 def loss_of(form: str, **settings: Any) -> Criterion:
@@ -179,6 +183,21 @@ def test_chunks_of_pairs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
                 found.append(loss.assign(det, target))
             assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
             assert found[0].weight.sum() > 20
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_crowd_takes_no_more_memory_than_its_candidates(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 boxes in one picture: 300 times as many pairs as candidates, a chunk of them at a time."""
+    if static:
+        as_on_cuda(monkeypatch)
+    det, target, loss = levels(1, 11), boxes(300, 1, 6), loss_of("one", ota=True)
+    largest = []
+    for pairs in (1 << 24, 1 << 15):
+        monkeypatch.setattr(ota, "PAIRS", pairs)
+        with Calls() as seen:
+            loss(det, target)
+        largest.append(seen.largest)
+    assert largest[1] <= max(4 << 15, 300 * 45 * 11) < largest[0]
 
 
 def test_a_bound_on_the_boxes_of_a_picture_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def one_group(cost: Tensor, k: list[int], monkeypatch: pytest.MonkeyPatch, look:
     level = torch.arange(c) // (c // 2)
     rows = Rows(level, zeros, zeros, zeros, zeros, torch.arange(c) % n, torch.ones(c))
     out = ota_rows(rows, torch.zeros(c, 7), torch.full((n, 6), 0.5), torch.zeros(n, dtype=torch.long), 1,
-                   torch.ones(2, 1, 2), torch.ones(2), (32, 32))  # fmt: skip
+                   torch.ones(2, 1, 2), torch.ones(2), (32, 32), n)  # fmt: skip
     return [int(t) if w else -1 for t, w in zip(out.target, out.weight, strict=True)]
 
 
@@ -191,8 +191,22 @@ def test_a_candidate_wanted_twice_goes_to_the_cheapest_even_if_that_one_did_not_
     assert one_group(cost, [1, 1, 1, 1], monkeypatch, look) == [2, 2, -1, 3]
     cost[1] = torch.tensor([9.0, 9, 3, 9])
     assert one_group(cost, [1, 1, 1, 1], monkeypatch, look) == [0, 2, 1, 3], "wanted once: whoever wants it has it"
+    outsider = torch.tensor([[2.0, 9, 9, 9], [3, 9, 9, 9], [9, 9, 4, 9], [1, 0, 9, 9]])
+    assert one_group(outsider, [1, 1, 1, 1], monkeypatch, look) == [3, 3, 2, -1], "the last of the group too"
     tie = torch.tensor([[1.0, 9, 9, 9], [1, 9, 9, 9], [5, 4, 9, 9], [1, 9, 9, 0]])
     assert one_group(tie, [1, 1, 1, 2], monkeypatch, look) == [0, 2, -1, 3], "equal costs: the earlier target"
+
+
+def test_a_certain_class_is_cheap_not_undefined() -> None:
+    """Logits so large that the probability is 1 in float32."""
+    target = torch.tensor([[0, 2, 0.5, 0.5, 0.2, 0.2]])
+    rows = drop_idle(plain_rows(target, torch.full((1, 1, 2), 2.0), [(8, 8)], 4.0))
+    pred = torch.zeros(len(rows.image), 9)
+    pred[:, 5:] = -20
+    pred[:, [4, 7]] = 200
+    table = ota.pair_table(rows, pred, target, torch.full((1, 1, 2), 2.0), torch.tensor([8.0]), (64, 64))
+    cost = table.if_none[:, None] + table.change
+    assert cost.isfinite().all() and (cost[:, 2] < 1e-3).all() and (cost[:, [0, 1, 3]] > 20).all()
 
 
 def test_boxes_compete_within_their_image_only() -> None:

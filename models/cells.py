@@ -2,6 +2,8 @@
 
 Several rows may read one cell; their gradients must be added, and how an unordered device adds them differs from run
 to run. Here rows are sorted by cell first, so that each cell's rows are a run, and runs are added front to back.
+Traced by torch.compile of torch 2.11 the objectness loses its gradient, with 2.14 it does not: --compile is for the
+model alone.
 The gradient of a level is laid out in memory as the level itself, not as its view, and holds both what rows and what
 the objectness of all cells contribute: the largest tensor of the loss exists once.
 """

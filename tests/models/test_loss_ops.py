@@ -153,6 +153,10 @@ def test_the_number_of_calls_does_not_grow_with_the_batch(
     assert small == large < 700
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
+    reason="torch 2.11 loses a gradient in tracing: there the loss must stay outside of what is compiled",
+)
 @pytest.mark.parametrize(("form", "ota_on"), [("one", False), ("sum", True)])
 def test_one_graph_under_compile(form: str, ota_on: bool) -> None:
     """Traced only: no break, the same values and gradients."""

@@ -1,5 +1,7 @@
 """Two processes under torchrun: one run, which stops, resumes and ends as one."""
 
+import functools
+import importlib
 import os
 import re
 import signal
@@ -7,11 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from tests.cli.test_resume import flags, same
 from tests.conftest import ROOT, CommandLine
+from tests.utils.test_dist import on_ranks
+from utils import seams
 from utils.checkpoint import read_checkpoint
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -67,6 +73,42 @@ def test_stopped_and_resumed_on_two_ranks(unbroken: Path, small_shapes: Path, tm
     assert 0 < read_checkpoint(tmp_path / "a/weights/last.pt")["meta"]["step"] < 18
     finished(launch("--resume", str(tmp_path / "a")))
     same(unbroken, tmp_path / "a")
+
+
+class Thawing(seams.Patch[Any]):
+    """Modules 0-59 frozen in the first epoch, none in the second, 0-29 in the third."""
+
+    def on_epoch_start(self, model: Any, groups: seams.Groups, at: seams.Progress) -> None:
+        for i, module in enumerate(model.model):
+            module.requires_grad_(i >= (60, 0, 30)[at.epoch])
+        for p in (p for p in model.parameters() if not p.requires_grad):
+            p.grad = None
+
+
+def thawing_run(words: list[str], rank: int) -> Any:
+    """train.py with that patch, on one of the ranks: what of the model trained, and a digest of what it became."""
+    import train
+    from utils.digest import digest
+
+    os.chdir(ROOT)
+    module = ModuleType("patches.freeze")
+    flags = importlib.import_module("patches.freeze").Flags
+    module.Flags, module.patch = flags, Thawing  # type: ignore[attr-defined]
+    sys.modules["patches.freeze"] = module
+    run = train.main(words)
+    assert run is not None
+    return {
+        "step": run.step,
+        "digest": digest([*run.model.state_dict().values(), *run.ema.model.state_dict().values()]),
+    }
+
+
+def test_freezing_and_thawing_on_two_ranks(small_shapes: Path, tmp_path: Path) -> None:
+    """The audit, which compares the ranks before every checkpoint (every second step), finds nothing; nor do we."""
+    words = [*flags(small_shapes, tmp_path, "a"), "--freeze", "0"]
+    first, second = on_ranks(functools.partial(thawing_run, words), tmp_path)
+    assert first["step"] == second["step"] == 18
+    assert first["digest"].tolist() == second["digest"].tolist()
 
 
 def test_a_dying_rank_ends_the_job(small_shapes: Path, tmp_path: Path) -> None:

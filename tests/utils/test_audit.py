@@ -1,6 +1,7 @@
 """Each way in which training can leave its plan ends the run with the row that names it; clean runs pass, unchanged."""
 
 import itertools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.loss import scale_gains
 from patches.freeze import Flags, Freeze
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
+from tests.utils.test_dist import on_ranks
 from utils import optim, seams
 from utils.audit import Audit, would_move
 from utils.config import Config
@@ -178,6 +180,10 @@ def still_norm(toy: Toy) -> None:
     toy.model.model[40].bn.eval()
 
 
+def blind_norm(toy: Toy) -> None:
+    toy.model.model[40].bn.track_running_stats = False
+
+
 def hold(toy: Toy) -> None:
     """The optimizer's work on one tensor is undone."""
     kept = toy.parameter(LIVE).detach().clone()
@@ -222,6 +228,7 @@ BROKEN: list[tuple[Callable[[Toy], None], str]] = [
     (average_in_vain, r"average of model.10.conv.weight +follows +stood still"),
     (thaw_norm, r"model.0.bn +eval mode +train mode"),
     (still_norm, r"model.40.bn +train mode +eval mode"),
+    (blind_norm, r"model.40.bn.num_batches_tracked +counts batches +stood still"),
     (hold, rf"{LIVE} +trains +stood still"),
 ]
 
@@ -332,6 +339,21 @@ def test_frozen_later_its_average_still_comes_nearer() -> None:
     toy = Toy().run(6)
     toy.parameter(LIVE).requires_grad_(False)
     toy.run(12)
+
+
+def ranks_case(rank: int) -> str:
+    """One rank's weights go another way after the first step; both see it at the epoch's end."""
+    try:
+        Toy().run(6, before=write(LIVE) if rank == 1 else lambda _: None)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_part_are_found(tmp_path: Path) -> None:
+    for said in on_ranks(ranks_case, tmp_path):
+        assert re.search(r"model\.\d+\.\S+ +equal on all ranks +rank 1 differs", said)
+        assert "6 optimizer steps" in said
 
 
 def test_digest_sees_any_bit_and_any_order() -> None:

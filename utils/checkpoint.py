@@ -31,9 +31,11 @@ def save_checkpoint(
     training: Mapping[str, Any] | None = None,
     keep: Path | None = None,
 ) -> None:
-    """state: the weights to use. training: everything the next step depends on (absent: not resumable). keep: the name
-    under which the file of before stays. Written aside, flushed, then renamed; UserError where that fails."""
-    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": dict(state), **(training or {})}
+    """state: the weights to use, in whatever memory order. training: everything the next step depends on (absent: not
+    resumable). keep: the name under which the file of before stays. Written aside, flushed, then renamed; UserError
+    where that fails."""
+    weights = {k: v.contiguous() for k, v in state.items()}
+    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": weights, **(training or {})}
     write_whole(path, lambda file: torch.save(content, file), keep)
 
 

@@ -30,12 +30,11 @@ def find(resume: str, project: str) -> Path:
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The checkpoint to go on from: `path`, or the previous one where last.pt is missing or damaged, which is then
-    said and put aside. To be called by the one process that may write there."""
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """The checkpoint to go on from, and what is wrong with `path` where that is the previous one ("": nothing)."""
     previous = path.with_name(PREVIOUS)
     try:
-        return read_resumable(path)
+        return read_resumable(path), ""
     except UserError as error:
         if path.name != LAST or not previous.is_file():
             raise
@@ -43,13 +42,17 @@ def read(path: Path) -> dict[str, Any]:
             content = read_resumable(previous)
         except UserError as second:
             raise UserError(f"{error}\nand the one before it: {second}") from None
-        print(f"{error}\ngoing on from the checkpoint before it, {previous} (step {content['meta']['step']})")
+        return content, f"{error}\ngoing on from the checkpoint before it, {previous} (step {content['meta']['step']})"
+
+
+def put_aside(path: Path) -> None:
+    """Another name for a damaged last.pt, as the next save would keep it in place of the good one. To be called by the
+    one process that may write there, when all have read."""
     if path.exists():
         aside = path.with_name(DAMAGED)
         with naming(aside):
-            os.replace(path, aside)  # else the next save would keep it in place of the good one
+            os.replace(path, aside)
         print(f"the damaged file is now {aside}")
-    return content
 
 
 def clear(weights: Path) -> None:

@@ -62,10 +62,16 @@ def resume(argv: Sequence[str], cfg: Config) -> Start:
     held = lock.Lock(folder) if dist.main() else nullcontext()
     if dist.main():
         last.clear(path.parent)
-    resumed = last.read(path)
-    own = Config(**{**seams.plain(resumed["meta"]["config"]), **resume_flags(argv, cfg)})
+    resumed, damage = last.read(path)
     meta = resumed["meta"]
-    return Start(own, seams.revive(meta["patches"]), meet(own), folder, held, resumed, meta["spec"])
+    own = Config(**{**seams.plain(meta["config"]), **resume_flags(argv, cfg)})
+    device = meet(own)
+    if damage:
+        print(damage)
+        dist.barrier()  # every rank has read
+        if dist.main():
+            last.put_aside(path)
+    return Start(own, seams.revive(meta["patches"]), device, folder, held, resumed, meta["spec"])
 
 
 def repeat(argv: Sequence[str], cfg: Config) -> Start:

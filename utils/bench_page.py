@@ -283,7 +283,9 @@ def misses(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pays(row: Row) -> str:
-    return "no number of steps" if row["pays_after"] is None else f"{row['pays_after']:,.0f} steps"
+    if not row["pays_after"]:
+        return "" if row["pays_after"] == 0 else "no number of steps"
+    return f"{row['pays_after']:,.0f} steps"
 
 
 BEFORE = (

@@ -59,7 +59,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         base += ["--nominal-batch", sizes[1], "--workers", "0", "--device", str(device), "--project", folder]
         names = ("demo", "demo-1b4h") if args.quick else ("yolov7-tiny", "yolov7-tiny-1b4h")
         models = [f"cfg/training/{name}.yaml" for name in names]
-        b = Bench(base, device, 1 if args.quick else args.rounds, args.quick, models[0], models[1], args.extra)
+        b = Bench(
+            base, device, 1 if args.quick else args.rounds, args.quick, models[0], models[1], args.extra, Path(folder)
+        )
         for name in args.sections or [n for n in SECTIONS if n != "compile"]:
             print(f"measuring {name} ...", file=sys.stderr)
             found[name] = SECTIONS[name](b)

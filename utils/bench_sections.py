@@ -40,6 +40,7 @@ class Bench:
     cfg: str
     cfg4: str
     extra: list[str]  # flags from the command line; they win
+    folder: Path  # for files that go with the measurement
 
     def words(self, *flags: str, heads: int = 1) -> list[str]:
         model = ["--cfg", self.cfg] if heads == 1 else ["--cfg", self.cfg4, *FOUR]
@@ -91,6 +92,7 @@ def settings(b: Bench) -> list[Row]:
 
 def compiled(b: Bench) -> list[Row]:
     """The first step, which compiles, is reported as `start`; `pays_after` so many steps, None: never."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(b.folder / "compiled")  # as the first time, not from an older cache
     plain, compiled = Stepper(b.words(*PLAIN)), Stepper(b.words(*PLAIN, "--compile"))
     first = {name: s.measure()["step"] for name, s in (("as it comes", plain), ("compiled", compiled))}
     found = interleaved({"as it comes": plain.measure, "compiled": compiled.measure}, b.rounds)

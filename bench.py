@@ -65,7 +65,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         for name in args.sections or [n for n in SECTIONS if n != "compile"]:
             print(f"measuring {name} ...", file=sys.stderr)
             found[name] = SECTIONS[name](b)
-    shown = [pair for pair in zip(base[::2], base[1::2], strict=True) if folder not in pair[1]]
+    shown = [("--cfg", models[0]), *(p for p in zip(base[::2], base[1::2], strict=True) if folder not in p[1])]
     command = [word for i, word in enumerate(argv) if "--out" not in (word.split("=")[0], argv[i - 1] if i else "")]
     result = bench_page.about(device, command, shown) | {"quick": args.quick, "sections": found}
     print(bench_page.tables(result))

@@ -186,11 +186,11 @@ def verdict(row: Row, section: Section) -> tuple[str, bool]:
         return "", False
     kind, goal = section.targets[row["name"]]
     if kind == "images/s":
-        missed = row["images_per_second"]["median"] < goal
-        return f"{goal:.0f} images/s or more" + (", missed" if missed else ""), missed
+        rate = row["images_per_second"]["median"]
+        return f"{goal:.0f} images/s or more" + (f", missed: {rate:.0f}" if rate < goal else ""), rate < goal
     got = row["parts"]["CPU time"] if kind == "seconds" else row.get("ratio of CPU time", row["ratio"])
-    missed = got["median"] > goal
-    return f"{duration(goal) if kind == 'seconds' else f'{goal:.2f}'} or less" + (", missed" if missed else ""), missed
+    missed, show = got["median"] > goal, duration if kind == "seconds" else "{:.2f}".format
+    return f"{show(goal)} or less" + (f", missed: {show(got['median'])}" if missed else ""), missed
 
 
 def duration(seconds: float) -> str:

@@ -117,7 +117,7 @@ def kill_and_resume(data: Path, project: Path, moments: Sequence[str], epochs: i
     run, hits = project / "a", []
     new = [*flags(data, project, "a"), "--epochs", str(epochs), "--save-steps", "1"]
     for moment in [*moments, ""]:
-        number = draw.uniform(2, 8) if moment == "time" else draw.integers(1, 4)
+        number = draw.uniform(0.01, 0.3) if moment == "time" else draw.integers(1, 4)
         words = ["--resume", str(run)] if list(run.glob("weights/*.pt")) else [*new, "--exist-ok"]
         command = [sys.executable, "tests/launch.py", f"kill:{moment}:{number}", "train.py", *words]
         process = subprocess.run(

@@ -26,6 +26,10 @@ from utils.errors import UserError, run_main
 from utils.step import LossStep
 
 FROZEN, LIVE = "model.0.conv.weight", "model.40.conv.weight"
+Act = Callable[["Toy"], None]
+
+
+def nothing(_: "Toy") -> None: ...
 
 
 class Toy:
@@ -53,13 +57,7 @@ class Toy:
     def parameter(self, name: str) -> nn.Parameter:
         return self.model.get_parameter(name)
 
-    def run(
-        self,
-        batches: int = 12,
-        before: Callable[["Toy"], None] = lambda _: None,
-        at: int = 1,
-        between: Callable[["Toy"], None] = lambda _: None,
-    ) -> "Toy":
+    def run(self, batches: int = 12, before: Act = nothing, at: int = 1, between: Act = nothing) -> "Toy":
         """`before` acts before batch number `at`, `between` after its backward pass, as a patch might."""
         for _ in range(batches):
             if self.at % self.schedule.batches == 0:

@@ -185,6 +185,7 @@ def main(argv: list[str]) -> Run | None:
                 fit(run)
             except Stopped:
                 print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
+                dist.leave()
                 return run
         runs.close_folder(run, validate)
         repeated = replay.finish(run.dir, run.cfg.replay)

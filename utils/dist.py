@@ -57,8 +57,9 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """The end of the common work."""
+    """The end of the common work, for all at the same time."""
     if td.is_initialized():
+        barrier()
         td.destroy_process_group()
 
 

@@ -14,15 +14,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from utils.compare_page import write_page
 from utils.compare_plots import plot_all
-from utils.config import make_parser, read_yaml
+from utils.config import make_parser
 from utils.errors import UserError, run_main
 from utils.measure import Measured, measure
-from utils.record import read_rows, sums_by_kind
+from utils.record import read_rows
 from utils.report import PLACES
+from utils.stages import Stage, loss_of, read_stage
 
 MISSING, UNMEASURED = "missing", "not measured"
 Value = float | str
@@ -32,48 +32,44 @@ Value = float | str
 class Entry:
     """One run of a comparison. settings empty: the run is missing."""
 
-    name: str
-    settings: Mapping[str, Any]  # run.yaml
-    rows: Sequence[Mapping[str, str]]  # results.csv
-    timing: Sequence[Mapping[str, str]]
+    stage: Stage
     measured: Measured | None  # best.pt on the validation set
     note: str = ""  # why something is missing
-    values: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)  # the columns
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
 
     @property
     def key(self) -> str:
         """The same for runs that differ in nothing but the seed."""
-        config = {k: v for k, v in self.settings["config"].items() if k not in PLACES | {"seed"}}
-        return repr((config, self.settings.get("patches")))
+        config = {k: v for k, v in self.stage.settings["config"].items() if k not in PLACES | {"seed"}}
+        return repr((config, self.stage.settings.get("patches")))
 
 
 def read_entry(folder: Path, device: str) -> Entry:
     """A run folder as it is; a folder that is not there, or has no epoch yet, gives an entry that says so."""
     if not (folder / "run.yaml").is_file() or not read_rows(folder / "results.csv"):
-        return Entry(folder.name, {}, [], [], None, f"{folder} holds no finished epoch")
-    settings, rows = read_yaml(folder / "run.yaml", "run.yaml"), read_rows(folder / "results.csv")
-    found, note = None, ""
+        return Entry(Stage(folder.name, {}, [], 0.0), None, f"{folder} holds no finished epoch")
+    stage, found, note = read_stage(folder), None, ""
     try:
-        found = measure(folder, settings, device)
+        found = measure(folder, stage.settings, device)
     except UserError as error:
         note = f"best.pt could not be evaluated: {error}"
-    entry = Entry(folder.name, settings, rows, read_rows(folder / "timing.csv"), found, note)
-    entry.values.update(figures(entry))
-    return entry
+    return Entry(stage, found, note, figures(stage, read_rows(folder / "timing.csv"), found))
 
 
-def figures(entry: Entry) -> dict[str, Value]:
-    """The columns of a run."""
-    scored = [r for r in entry.rows if r.get("mAP")]
-    if not scored:
-        return {"epochs": len(entry.rows)}
-    best = max(scored, key=lambda r: 0.1 * float(r["mAP50"]) + 0.9 * float(r["mAP"]))
-    last = scored[-1]
-    reached = next(int(r["epoch"]) + 1 for r in scored if float(r["mAP"]) >= 0.9 * float(last["mAP"]))
-    memory = max((float(t["memory_gib"]) for t in entry.timing), default=0.0)
-    trainable = entry.settings.get("parameters", {}).get("trainable_params", UNMEASURED)
+def figures(stage: Stage, timing: Sequence[Mapping[str, str]], measured: Measured | None) -> dict[str, Value]:
+    """The columns of a run. timing: rows of timing.csv."""
+    if not stage.scored:
+        return {"epochs": len(stage.rows)}
+    best, last = stage.best, stage.scored[-1]
+    reached = next(int(r["epoch"]) + 1 for r in stage.scored if float(r["mAP"]) >= 0.9 * float(last["mAP"]))
+    memory = max((float(t["memory_gib"]) for t in timing), default=0.0)
+    trainable = stage.settings.get("parameters", {}).get("trainable_params", UNMEASURED)
     out: dict[str, Value] = {
-        "epochs": len(entry.rows),
+        "epochs": len(stage.rows),
         "best epoch": int(best["epoch"]) + 1,
         "best mAP@0.5": float(best["mAP50"]),
         "best mAP@0.5:0.95": float(best["mAP"]),
@@ -82,29 +78,22 @@ def figures(entry: Entry) -> dict[str, Value]:
         "P": float(best["P"]),
         "R": float(best["R"]),
         "epochs to 90 % of final": reached if float(last["mAP"]) else UNMEASURED,
-        "validation - training loss, last epoch": total(last, "val_") - total(last, ""),
-        "seconds per epoch": statistics.median(float(t["seconds"]) for t in entry.timing),
+        "validation - training loss, last epoch": loss_of(last, "val_") - loss_of(last),
+        "seconds per epoch": statistics.median(float(t["seconds"]) for t in timing),
         "peak memory GiB": memory or UNMEASURED,
         "trainable parameters": trainable,
     }
-    out |= {f"mAP@0.5 {k.removeprefix('mAP50/')}": float(v) for k, v in best.items() if k.startswith("mAP50/") and v}
-    if entry.measured:
-        out |= {f"AP {name}": UNMEASURED if v < 0 else v for name, v in entry.measured.by_size.items()}
+    out |= {f"mAP@0.5 {head}": value for head, value in stage.heads.items()}
+    if measured:
+        out |= {f"AP {name}": UNMEASURED if v < 0 else v for name, v in measured.by_size.items()}
     return out
-
-
-def total(row: Mapping[str, str], prefix: str) -> float:
-    """Sum of the loss terms of a row of results.csv."""
-    known = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-    terms = {k: float(v) for k, v in known.items() if v and k.split("/")[0] in ("box", "obj", "cls")}
-    return sum(sums_by_kind(terms).values())
 
 
 def means(entries: Sequence[Entry]) -> list[tuple[str, int, dict[str, tuple[float, float]]]]:
     """Of runs that differ in the seed alone: (name of the first, how many, {column: (mean, standard deviation)})."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        if entry.settings:
+        if entry.stage.settings:
             groups.setdefault(entry.key, []).append(entry)
     out = []
     for group in groups.values():
@@ -156,7 +145,7 @@ def compare(runs: Sequence[Path], out: Path, device: str = "") -> list[Entry]:
             csv.writer(f).writerows(rows)
     pictures = plot_all(entries, out)
     notes = [f"{e.name}: {e.note}" for e in entries if e.note]
-    rules = sorted({r["match"] for e in entries for r in e.rows if r.get("match")})
+    rules = sorted({r["match"] for e in entries for r in e.stage.rows if r.get("match")})
     notes.append(f"mAP by the matching rule: {', '.join(rules) or MISSING}")
     write_page(out / "comparison.html", tables, pictures, notes)
     for row in zip(*tables["comparison.csv"], strict=True):

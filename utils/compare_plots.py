@@ -21,7 +21,7 @@ IMAGES, TILE = 4, 260  # validation images shown, and the width of a tile in pix
 
 def plot_all(entries: Sequence["Entry"], folder: Path) -> list[Path]:
     """Every picture for which there is data; the files that were written."""
-    out = [learning(entries, folder / "learning.png")] if any(e.rows for e in entries) else []
+    out = [learning(entries, folder / "learning.png")] if any(e.stage.rows for e in entries) else []
     measured = [e for e in entries if e.measured and len(e.measured.result.curves.classes)]
     if measured:
         out += [
@@ -37,8 +37,8 @@ def learning(entries: Sequence["Entry"], out: Path) -> Path:
     """mAP over the epochs."""
     figure, axes = new_figure(13, 5, 1, 2)
     for ax, (column, title) in zip(axes, (("mAP50", "mAP@0.5"), ("mAP", "mAP@0.5:0.95")), strict=True):
-        for entry in (e for e in entries if e.rows):
-            rows = [r for r in entry.rows if r.get(column)]
+        for entry in (e for e in entries if e.stage.rows):
+            rows = [r for r in entry.stage.rows if r.get(column)]
             ax.plot([int(r["epoch"]) + 1 for r in rows], [float(r[column]) for r in rows], ".-", label=entry.name)
         ax.set(title=title, xlabel="epoch")
     axes[1].legend(bbox_to_anchor=(1.02, 1), loc="upper left", fontsize=8)

@@ -50,12 +50,7 @@ def check(spec: DataSpec, begun: Start) -> Manifest:
     """The data as they are now; of a resumed run they must be those of its checkpoint. With --allow-changed-data a
     change is said instead, and the list of before kept beside the new one."""
     now = Manifest(tuple(spec.names), *fingerprint.of_data(spec))
-    if begun.resumed is None:
-        return now
-    then = (begun.resumed["meta"].get("data") or {}).get("fingerprint")
-    if then is None:
-        print("this checkpoint does not say which data it was trained on: not compared")
-    if then in (None, now.fingerprint):
+    if begun.resumed is None or begun.resumed["meta"]["data"]["fingerprint"] == now.fingerprint:
         return now
     at, file = begun.resumed["meta"], begun.folder / NAME
     old = fingerprint.read_listing(file)

@@ -42,7 +42,7 @@ def measure(folder: Path, settings: Mapping[str, Any], device: str) -> Measured:
     weights = folder / "weights/best.pt"
     if not weights.is_file():
         raise UserError(f"there is no {weights}")
-    where = select_device(device or ("" if cfg.device == "" else cfg.device))
+    where = select_device(device or cfg.device)
     model, meta = load_detector(weights)
     spec = data.read_data(cfg.data)
     stride = int(model.stride.max())

@@ -169,11 +169,8 @@ def whole_lines(file: Path) -> list[str]:
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """Rows of a CSV written by Results; empty where there is none."""
-    if not file.is_file():
-        return []
-    with open(file, newline="") as f:
-        return list(csv.DictReader(f))
+    """Rows of a CSV written by Results, without a last one that a kill cut short; empty where there is none."""
+    return list(csv.DictReader(whole_lines(file))) if file.is_file() else []
 
 
 def shown(terms: Mapping[str, Tensor]) -> dict[str, str]:

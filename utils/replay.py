@@ -8,7 +8,6 @@ Settings, model and head table come from run.yaml; data, weights and code are th
 result.yaml with the fingerprints of its final tensors, so that it can be compared after its weights were deleted.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -70,7 +69,7 @@ def announce(original: Path, folder: Path) -> None:
     said = f"{len(lines)} differences:" if lines else "no difference in environment, device, files or data"
     print(f"replay of {then.folder}: {said}")
     print("".join(f"  {line}\n" for line in lines), end="")
-    if (done := len(rows(then.folder))) < then.cfg.epochs:
+    if (done := len(record.read_rows(then.folder / "results.csv"))) < then.cfg.epochs:
         print(f"  the original has {done} of {then.cfg.epochs} epochs: only these can be compared")
 
 
@@ -136,7 +135,7 @@ def finish(folder: Path, original: str) -> bool:
     False when it differs, or nothing is there to compare with."""
     if not dist.main():
         return True
-    result: dict[str, Any] = {"epochs": len(rows(folder)), "tensors": final_tensors(folder)}
+    result: dict[str, Any] = {"epochs": len(record.read_rows(folder / "results.csv")), "tensors": final_tensors(folder)}
     same = True
     if original:
         same, said = compare(read(original), folder, result["tensors"])
@@ -157,15 +156,9 @@ def final_tensors(folder: Path) -> dict[str, str]:
     return found
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    """results.csv, without a last line that a kill cut short."""
-    file = folder / "results.csv"
-    return list(csv.DictReader(record.whole_lines(file))) if file.is_file() else []
-
-
 def compare(original: Recorded, folder: Path, tensors: Mapping[str, str]) -> tuple[bool, str]:
     """Whether a replay is what the original was, as far as that goes, and how to say it."""
-    then, now = rows(original.folder), rows(folder)
+    then, now = record.read_rows(original.folder / "results.csv"), record.read_rows(folder / "results.csv")
     nothing: dict[str, str] = {}
     for old, new in zip_longest(then, now[: len(then)], fillvalue=nothing):
         for name in dict.fromkeys([*old, *new]):

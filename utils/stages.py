@@ -10,10 +10,12 @@ a head's mAP@0.5 collapsed.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.ap import fitness
 from utils.checkpoint import read_source
 from utils.config import make_parser, read_yaml
 from utils.errors import UserError, run_main
@@ -32,9 +34,13 @@ class Stage:
     seconds: float
 
     @property
+    def scored(self) -> list[dict[str, str]]:
+        """Rows of the epochs that were evaluated."""
+        return [r for r in self.rows if r.get("mAP")]
+
+    @property
     def best(self) -> dict[str, str]:
-        scored = [r for r in self.rows if r.get("mAP")]
-        return max(scored, key=lambda r: 0.1 * float(r["mAP50"]) + 0.9 * float(r["mAP"])) if scored else {}
+        return max(self.scored, key=lambda r: fitness(float(r["mAP50"]), float(r["mAP"])), default={})
 
     @property
     def heads(self) -> dict[str, float]:
@@ -43,9 +49,14 @@ class Stage:
 
     def loss(self, index: int) -> float:
         """Sum of the training terms of one epoch (0 = first, -1 = last)."""
-        row = self.rows[index]
-        terms = {k: float(v) for k, v in row.items() if k.split("/")[0] in TERMS}
-        return sum(sums_by_kind(terms).values())
+        return loss_of(self.rows[index])
+
+
+def loss_of(row: Mapping[str, str], prefix: str = "") -> float:
+    """Sum of the loss terms of a row of results.csv; prefix `val_`: of the validation."""
+    known = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+    terms = {k: float(v) for k, v in known.items() if v and k.split("/")[0] in TERMS}
+    return sum(sums_by_kind(terms).values())
 
 
 def read_stage(folder: Path) -> Stage:

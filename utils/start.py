@@ -44,9 +44,8 @@ def begin(argv: Sequence[str]) -> Start:
         return repeat(argv, cfg)
     with torch.random.fork_rng(devices=[]):
         patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
-    named = any(a.split("=")[0] == "--name" for a in argv)
     device = meet(cfg)
-    return Start(cfg, patches, device, *claim(cfg, named))
+    return Start(cfg, patches, device, *claim(cfg, "name" in given_flags(argv)))
 
 
 def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object]]:

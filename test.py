@@ -10,8 +10,8 @@ rounding and how it batches and maps images; with its --iou-thres and --batch-si
 from pathlib import Path
 from typing import Any
 
-from utils import coco_eval, data, dist, plots, record, tables
-from utils.checkpoint import load_detector
+from utils import coco_eval, data, dist, plots, record, seams, tables
+from utils.checkpoint import lasting, load_detector
 from utils.config import make_parser
 from utils.device import select_device
 from utils.errors import UserError, run_main
@@ -73,7 +73,8 @@ def main(argv: list[str]) -> Result:
     device = select_device(args.device)
     dist.join(device)
     folder = dist.share(record.free_folder(args.project, args.name, args.named, args.exist_ok))
-    model, _ = load_detector(args.weights, args.cfg)
+    model, meta = load_detector(args.weights, args.cfg)
+    patches = seams.revive(lasting(meta))
     spec = data.read_data(args.data)
     if not args.single_cls and spec.nc != model.nc:
         raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
@@ -96,11 +97,13 @@ def main(argv: list[str]) -> Result:
         record.make_folder(folder, weights=False)
     result = evaluate(
         model.to(device), loader, device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
-        match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls,
+        match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls, patches=patches,
         first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
     )  # fmt: skip
     if dist.main():
         write(result, args, names, dataset.sizes, folder)
+        patches.each("draw", result.observed, folder)
+        print(f"results in {folder}")
     dist.leave()
     return result
 
@@ -117,7 +120,6 @@ def write(result: Result, args: Any, names: list[str], sizes: Any, folder: Path)
         tables.write_labels(result, sizes, folder / "labels", args.save_conf)
     if args.save_json or args.anno_json:
         coco_eval.report(result, names, folder / "detections.json", args.anno_json)
-    print(f"results in {folder}")
 
 
 if __name__ == "__main__":

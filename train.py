@@ -10,7 +10,6 @@ through the seams of utils/seams.py (search for `patches.`); the module table of
 --help together with --cfg.
 """
 
-import dataclasses
 import sys
 import time
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, dist, manifest, optim, record, replay, report, runs, seams, start, step
+from utils import checkpoint, data, dist, manifest, optim, record, replay, report, runs, start, step
 from utils.anchors import box_sizes, fit_anchors
 from utils.audit import Audit
 from utils.errors import run_main
@@ -76,10 +75,7 @@ def setup(begun: Start) -> Run:
     scaler = step.make_scaler(cfg, device)
     results = record.Results(folder, resumed["meta"]["next_epoch"] if resumed else 0)
 
-    settings = {"config": dataclasses.asdict(cfg), "patches": patches.records()}
-    heads = {"groups": model.groups, "group_names": model.group_names}
-    meta = {**settings, **heads, "spec": graph, "nc": nc, "names": names, "img_size": size}
-    meta["data"] = {"yaml": cfg.data, "fingerprint": contents.fingerprint}
+    meta = runs.describe(cfg, patches, model, contents, spec=graph, names=names, img_size=size)
     ema = optim.Ema(model)
     run = Run(
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
@@ -89,19 +85,18 @@ def setup(begun: Start) -> Run:
     if resumed:
         runs.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
-    report.announce(run, settings, source)
+    report.announce(run, source)
     if cfg.compile:
         step.compile_model(loss_step)
     if not resumed:
-        runs.open_folder(run, settings, contents, source)
+        runs.open_folder(run, contents, source)
     return run
 
 
 def fit(run: Run) -> None:
     """The loop: epochs of training, evaluation of the average, files."""
     while run.epoch < run.cfg.epochs:
-        at = seams.Progress(run.epoch, run.cfg.epochs, run.step)
-        run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, at)
+        run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, run.at)
         run.train.order.set_epoch(run.epoch, run.batch)
         if run.cfg.image_weights:
             runs.reweigh_images(run)
@@ -111,7 +106,7 @@ def fit(run: Run) -> None:
         losses = train_epoch(run)
         last = run.epoch == run.cfg.epochs - 1
         result = validate(run, run.ema.model) if last or not run.cfg.notest else None
-        extra = run.patches.merge("on_epoch_end", run.model, at)
+        extra = run.patches.merge("on_epoch_end", run.model, run.at, {**losses, **(result.row if result else {})})
         run.audit.epoch_end(run.step)
         runs.write_rows(run, losses, result, extra, time.perf_counter() - start)
         runs.save(run, result)
@@ -122,20 +117,15 @@ def fit(run: Run) -> None:
 
 def train_epoch(run: Run) -> dict[str, float]:
     """One pass over the data -> mean of each loss term, `labels` and `size` of the last batch, `data_wait` (share)."""
-    cfg = run.cfg
     if run.batch == 0:
         run.sums = {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
     fed = data.Fed(run.train)
-    bar = tqdm(fed, f"epoch {run.epoch + 1}/{cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
+    bar = tqdm(fed, f"epoch {run.epoch + 1}/{run.cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
                disable=not dist.main())  # fmt: skip
     run.optimizer.zero_grad(set_to_none=True)
     for batch in bar:
         optim.set_rates(run.optimizer, run.schedule, run.step)
-        batch = data.to_device(batch, run.device)
-        if cfg.multi_scale:
-            batch["image"] = data.multiscale(
-                batch["image"], run.meta["img_size"], int(run.model.stride.max()), cfg.seed, run.step
-            )
+        batch = runs.to_device(run, batch)
         with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
             loss, terms = run.loss_step(batch)
         run.watch.note(run.step, terms, batch["path"])
@@ -150,6 +140,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             run.scaler.update()
             run.ema.update()
             run.audit.after_step(run.step)
+            run.patches.each("on_step_end", run.model, run.ema.model, run.at)
             run.optimizer.zero_grad(set_to_none=True)
             run.pending = 0
         run.step, run.batch = run.step + 1, run.batch + 1
@@ -169,7 +160,8 @@ def validate(run: Run, model: Detector, sink: Sink | None = None) -> Result:
     """Evaluate on the validation set, loss terms included. sink: gets the first batch and its detections."""
     return evaluate(
         model, run.val, run.device, names=run.meta["names"], criterion=run.loss_step.criterion, match=run.cfg.match,
-        v5_metric=run.cfg.v5_metric, autocast=run.autocast, single_cls=run.cfg.single_cls, first_batch_sink=sink,
+        v5_metric=run.cfg.v5_metric, autocast=run.autocast, single_cls=run.cfg.single_cls, patches=run.patches,
+        first_batch_sink=sink,
     )  # fmt: skip
 
 

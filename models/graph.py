@@ -103,6 +103,7 @@ class Detector(nn.Module):
         self.sources: list[tuple[int, ...]] = []
         self.kinds: list[str] = []
         self.feat: set[int] = set()
+        self.branch_inputs: dict[str, int] = {}
         self.joins: set[int] = set()  # rows whose `from` is a list: they take a list, of one entry too
         self.stand_ins: dict[int, nn.Module] = {}  # see fold_prefix; no submodules of this one
         rows = [*check_rows(spec, "backbone"), *check_rows(spec, "head")]
@@ -129,6 +130,7 @@ class Detector(nn.Module):
                 self.joins.add(i)
             self.kinds.append(kind)
         self.model = nn.ModuleList(modules)
+        self.branches = nn.ModuleDict()
         if not hasattr(modules[-1], "decode"):
             raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
         self.last_reader = {s: i for i, source in enumerate(self.sources) for s in source}
@@ -165,8 +167,17 @@ class Detector(nn.Module):
         self.feat.add(index)
         return int(cast(int, self.model[index].out_channels))
 
+    def add_branch(self, name: str, index: int, module: nn.Module) -> None:
+        """A second output: forward gives out[name] = module(output of row `index`); -1 is the image itself. Its tensors
+        are `branches.NAME....`: averaged, saved and loaded with the model."""
+        if name in self.branches or name in ("det", "feat") or not -1 <= index < len(self.model) - 1:
+            raise GraphError(f"branch {name} at row {index}: the name is taken, or there is no such row with features")
+        self.branches[name] = module
+        self.branch_inputs[name] = index
+        self.feat.add(index)
+
     def forward(self, image: Tensor) -> dict[str, Any]:
-        """image [B,3,H,W] float 0..1 -> {"det": raw output of the head, "feat": {N: [B,C,H,W]}}."""
+        """image [B,3,H,W] float 0..1 -> {"det": raw output of the head, "feat": {N: [B,C,H,W]}, and each branch's}."""
         frozen = self.prefix() if self.training and torch.is_grad_enabled() and not image.requires_grad else 0
         kept: dict[int, Any] = {-1: image}
         with torch.no_grad():
@@ -176,7 +187,8 @@ class Detector(nn.Module):
                 self.run_row(i, self.stand_ins.get(i, self.model[i]), kept)
         for i in range(frozen, len(self.model)):
             self.run_row(i, self.model[i], kept)
-        return {"det": kept[len(self.model) - 1], "feat": {i: kept[i] for i in self.feat}}
+        out = {name: branch(kept[self.branch_inputs[name]]) for name, branch in self.branches.items()}
+        return {"det": kept[len(self.model) - 1], "feat": {i: kept[i] for i in self.feat}, **out}
 
     def run_row(self, i: int, module: nn.Module, kept: dict[int, Any]) -> None:
         """Row i from the outputs of the rows it reads to its own; those that nobody reads later are dropped."""

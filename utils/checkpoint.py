@@ -165,9 +165,13 @@ def check_groups(model: Detector, source: seams.Source) -> None:
 
 
 def build_detector(spec: Mapping[str, Any], nc: int, patches: seams.Patches, where: str) -> Detector:
-    """Model YAML -> Detector with the layers that patches add; errors name the file."""
+    """Model YAML -> Detector with the layers and branches that patches add; errors name the file."""
     try:
-        return Detector(spec, nc, {**LAYERS, **patches.merge("layers")})
+        model = Detector(spec, nc, {**LAYERS, **patches.merge("layers")})
+        with torch.random.fork_rng(devices=[]):  # a branch must not shift the random numbers of the base
+            for name, (index, module) in patches.merge("branches", model).items():
+                model.add_branch(name, index, module)
+        return model
     except GraphError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -183,7 +187,7 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     spec = read_yaml(cfg, "--cfg") if cfg else meta.get("spec")
     if spec is None:
         raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
-    patches = seams.revive(layer_patches(meta))
+    patches = seams.revive(lasting(meta))
     nc = int(meta.get("nc") or spec["nc"])
     model = build_detector(spec, nc, patches, cfg or str(path))
     load_into(model, source.state, str(path))
@@ -192,8 +196,8 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     return model.eval(), meta
 
 
-def layer_patches(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Records of those patches that add layer types: the others matter to training alone."""
+def lasting(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Records of those patches that matter after training: what they add to the model, or to its evaluation."""
     records: dict[str, Any] = dict(meta.get("patches") or {})
     modules = seams.kinds(records)
-    return {k: v for k, v in records.items() if "layers" in vars(modules[k].patch)}
+    return {k: v for k, v in records.items() if {"layers", "branches", "observe"} & vars(modules[k].patch).keys()}

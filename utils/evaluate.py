@@ -9,7 +9,7 @@ Works in inference mode, in the autocast type where one is given; of a batch not
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from utils.data import to_device
 from utils.errors import UserError
 from utils.matching import NMS_OFFSET, RULES, coco_counted, find_pairs, tp_table
 from utils.nms import nms
+from utils.seams import Patches
 
 Batch = dict[str, Any]
 Sink = Callable[[Batch, list[Tensor]], None]
@@ -77,10 +78,22 @@ class Result:
     images: int
     paths: list[str] = field(repr=False)
     detections: list[Tensor] = field(repr=False)  # per image [n,6] x1,y1,x2,y2 native pixels, confidence, class
+    figures: dict[str, float] = field(default_factory=dict)  # metrics of the patches
+    observed: dict[str, Tensor] = field(default_factory=dict, repr=False)  # [images,...] what they were made of
 
     @property
     def fitness(self) -> float:
         return fitness(self.map50, self.map)
+
+    @property
+    def row(self) -> dict[str, float]:
+        """Columns of results.csv: means, loss terms, mAP per head where there are several, what patches measured."""
+        row = {"P": self.mp, "R": self.mr, "F1": self.f1, "mAP50": self.map50, "mAP": self.map}
+        row |= {f"val_{name}": value for name, value in self.losses.items()}
+        if len(self.per_head) > 1:
+            row |= {f"mAP50/{name}": head.map50 for name, head in self.per_head.items()}
+            row |= {f"mAP/{name}": head.map for name, head in self.per_head.items()}
+        return row | self.figures
 
     @property
     def rule(self) -> str:
@@ -104,12 +117,14 @@ def evaluate(
     single_class_conf: str | None = None,
     max_det: int = 300,
     progress: bool = True,
+    patches: Patches | None = None,
     first_batch_sink: Sink | None = None,
 ) -> Result:
     """Evaluate `model`, which is already on `device`; its training flags are as before afterwards.
 
     names: one per class. criterion: also compute the loss terms, on the raw outputs. autocast: type to compute in.
     single_cls: every class counts as one. single_class_conf: see utils.nms; None = "product" for match v5, else "obj".
+    patches: their observations and figures as well.
     first_batch_sink: called once with the first batch as loaded and its detections in input pixels, on the CPU.
     Errors: UserError for an unknown rule and for a loader without images.
     """
@@ -124,18 +139,20 @@ def evaluate(
             with _timed(seconds, "inference", device):
                 moved = to_device(batch, device)
                 with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                    det = model(moved["image"])["det"]
+                    out = model(moved["image"])
+                    det = out["det"]
                     losses = criterion(det, moved["target"], moved["most"]) if criterion is not None else {}
+                    observed = patches.merge("observe", moved, out, model) if patches else {}
                 parts = model.decode(det)
             with _timed(seconds, "nms", device):
                 dets = nms(parts, conf_thres, iou_thres, multi_label=True, agnostic=single_cls, max_det=max_det,
                            single_class_conf=single_class_conf, offset=NMS_OFFSET[match])  # fmt: skip
-                del det, parts
+                del out, det, parts
                 dets = list(torch.split(torch.cat(dets).cpu(), [len(d) for d in dets]))
             with _timed(seconds, "matching", device):
                 if first_batch_sink is not None and dist.main() and not found.batches:
                     first_batch_sink(batch, dets)
-                found.add(batch, dets, losses, single_cls)
+                found.add(batch, dets, losses, observed, single_cls)
     found.gather()
     if not found.batches:
         raise UserError("there are no images to evaluate on")
@@ -143,6 +160,9 @@ def evaluate(
     groups = {"all": [0]} if single_cls else dict(zip(model.group_names, model.groups, strict=True))
     result = found.result(names, v5_metric, groups, found.mean_losses(), seconds)
     seconds["matching"] += time.perf_counter() - started
+    if patches:
+        observed = found.observed()
+        result = replace(result, observed=observed, figures=patches.merge("figures", observed))
     return result
 
 
@@ -153,6 +173,7 @@ class _Seen(NamedTuple):
     dets: list[Tensor]  # per image [n,6] corners in native pixels, confidence, class
     gts: list[Tensor]  # per image [m,5] class, corners in native pixels
     losses: dict[str, Tensor]  # each term times the number of images
+    observed: dict[str, Tensor]  # [B,...] what patches kept
 
 
 class _Found:
@@ -162,7 +183,14 @@ class _Found:
         self.nc, self.match = nc, match
         self.batches: list[_Seen] = []
 
-    def add(self, batch: Batch, dets: list[Tensor], losses: dict[str, Tensor], single_cls: bool) -> None:
+    def add(
+        self,
+        batch: Batch,
+        dets: list[Tensor],
+        losses: dict[str, Tensor],
+        observed: dict[str, Tensor],
+        single_cls: bool,
+    ) -> None:
         """One batch as loaded; dets: per image [n,6] in input pixels."""
         height, width = batch["image"].shape[2:]
         target: Tensor = batch["target"].cpu()
@@ -177,13 +205,18 @@ class _Found:
             native.append(det)
             gts.append(gt)
         sums = {name: value.detach().float() * len(dets) for name, value in losses.items()}
-        self.batches.append(_Seen(batch["path"], native, gts, sums))
+        kept = {name: value.detach().cpu() for name, value in observed.items()}
+        self.batches.append(_Seen(batch["path"], native, gts, sums, kept))
 
     def gather(self) -> None:
         """The batches of all ranks, to whom they were dealt in turn, in the order of a single process."""
         if dist.world() > 1:
             on_cpu = [b._replace(losses={k: v.cpu() for k, v in b.losses.items()}) for b in self.batches]
             self.batches = [b for turn in zip_longest(*dist.gather(on_cpu)) for b in turn if b is not None]
+
+    def observed(self) -> dict[str, Tensor]:
+        """What patches kept, [images,...] each, in the order of the images."""
+        return {k: torch.cat([b.observed[k] for b in self.batches]) for k in self.batches[0].observed}
 
     def mean_losses(self) -> dict[str, float]:
         """Mean of each term over the images."""

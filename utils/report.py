@@ -32,7 +32,7 @@ PLACES = {
 }
 
 
-def announce(run: Run, settings: Mapping[str, Any], source: seams.Source | None) -> None:
+def announce(run: Run, source: seams.Source | None) -> None:
     """Everything that was declared, before it starts."""
     print(module_table(run.model, run.meta["img_size"]))
     print(parameter_summary(run.loss_step))
@@ -40,7 +40,7 @@ def announce(run: Run, settings: Mapping[str, Any], source: seams.Source | None)
     print(f"frozen BatchNorm: {run.cfg.freeze_bn}; match rule of mAP: {run.cfg.match}; device {run.device}")
     print(f"patches by seam:\n{run.patches.show()}" if run.patches else "no patches")
     if source:
-        print(inheritance(source.meta, settings, source.path))
+        print(inheritance(source.meta, run.meta, source.path))
 
 
 def module_table(model: Detector, size: int) -> str:

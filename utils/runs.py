@@ -1,5 +1,6 @@
 """A training run: everything it is made of, and what it writes: checkpoints, results, pictures."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.graph import Detector
-from utils import checkpoint, dist, fingerprint, last, manifest, optim, plots, record, replay, seams
+from utils import checkpoint, data, dist, fingerprint, last, manifest, optim, plots, record, replay, seams
 from utils.audit import Audit
 from utils.config import Config
 from utils.data import Sample, class_weights, collate, image_weights
@@ -54,6 +55,10 @@ class Run:
     class_ap: list[float] | None = None  # AP per class of the last evaluation, for --image-weights
 
     @property
+    def at(self) -> seams.Progress:
+        return seams.Progress(self.epoch, self.cfg.epochs, self.step)
+
+    @property
     def autocast(self) -> torch.dtype | None:
         """Type to compute in, None = float32."""
         return compute_type(self.cfg, self.device)
@@ -81,6 +86,28 @@ def starting_weights(cfg: Config, patches: seams.Patches) -> seams.Source | None
     if users := patches.users("load_weights"):
         raise UserError(f"--weights is missing: patches/{users}.py was switched on to act on them")
     return None
+
+
+def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Manifest, **more: Any) -> dict[str, Any]:
+    """What a checkpoint says about itself; more: model YAML, class names, image size."""
+    return {
+        "config": dataclasses.asdict(cfg),
+        "patches": patches.records(),
+        "groups": model.groups,
+        "group_names": model.group_names,
+        **more,
+        "nc": model.nc,
+        "data": {"yaml": cfg.data, "fingerprint": contents.fingerprint},
+    }
+
+
+def to_device(run: Run, batch: data.Batch) -> data.Batch:
+    """The batch where it is computed, images float 0..1, with --multi-scale in the size drawn for this step."""
+    batch = data.to_device(batch, run.device)
+    if run.cfg.multi_scale:
+        size, stride = run.meta["img_size"], int(run.model.stride.max())
+        batch["image"] = data.multiscale(batch["image"], size, stride, run.cfg.seed, run.step)
+    return batch
 
 
 def reweigh_images(run: Run) -> None:
@@ -168,20 +195,11 @@ def pause(run: Run) -> None:
 
 
 def metric_columns(run: Run) -> list[str]:
-    """Names of `metrics`, for epochs that were not evaluated."""
+    """Names of `Result.row`, for epochs that were not evaluated."""
     heads = [f"{kind}/{name}" for kind in ("mAP50", "mAP") for name in run.model.group_names]
     terms = [f"val_{name}" for name in run.loss_step.criterion.terms]
-    return ["P", "R", "F1", "mAP50", "mAP", *terms, *(heads if len(run.model.group_names) > 1 else [])]
-
-
-def metrics(result: Result) -> dict[str, float]:
-    """Columns of results.csv: means, validation loss terms, and mAP per head where there are several."""
-    row = {"P": result.mp, "R": result.mr, "F1": result.f1, "mAP50": result.map50, "mAP": result.map}
-    row |= {f"val_{name}": value for name, value in result.losses.items()}
-    if len(result.per_head) > 1:
-        row |= {f"mAP50/{name}": head.map50 for name, head in result.per_head.items()}
-        row |= {f"mAP/{name}": head.map for name, head in result.per_head.items()}
-    return row
+    several = heads if len(run.model.group_names) > 1 else []
+    return ["P", "R", "F1", "mAP50", "mAP", *terms, *several, *run.patches.metric_names()]
 
 
 def line(result: Result) -> str:
@@ -202,7 +220,7 @@ def write_rows(
         return
     labels, size, waited = losses.pop("labels"), losses.pop("size"), losses.pop("data_wait")
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
-    found: dict[str, Any] = metrics(result) if result else {}
+    found: dict[str, Any] = result.row if result else {}
     memory = peak_memory(run.device)
     columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
@@ -220,12 +238,13 @@ def write_rows(
     print(f"  loss {sum(kinds.values()):.4f}  data wait {waited:.0%}  {outcome}")
 
 
-def open_folder(run: Run, settings: dict[str, Any], contents: Manifest, source: seams.Source | None) -> None:
+def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> None:
     """The run folder with run.yaml, data.csv, the label statistics and the first training batch."""
     if not dist.main():
         return
     record.make_folder(run.dir)
     last.forget(run.dir / "weights")
+    settings = {k: run.meta[k] for k in ("config", "patches")}
     files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)
     where = {"device": record.machine(run.device), "parameters": optim.count_parameters(run.loss_step)}
     inputs = {"files": files, "start": start, "data": {**run.meta["data"], "names": contents.names}}
@@ -261,5 +280,6 @@ def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) ->
             result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
             if dist.main():
                 plots.plot_evaluation(result, run.dir)
+                run.patches.each("draw", result.observed, run.dir)
         print(f"best.pt: {line(result)}")
     print(f"results in {run.dir}")

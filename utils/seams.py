@@ -1,7 +1,9 @@
 """The places where a patch may touch training. Nothing else in the base knows that patches exist.
 
-Build time, once each, in this order:   layers -> load_weights -> on_model_built -> param_groups -> wrap_dataset
-Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights] -> on_epoch_end
+Build time, once each, in this order:   layers -> branches -> load_weights -> wrap_dataset -> on_model_built
+                                        -> param_groups
+Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights -> on_step_end] -> on_epoch_end
+Evaluation, in train.py and test.py:    [observe] -> figures -> draw
 """
 
 import dataclasses
@@ -9,6 +11,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -22,10 +25,11 @@ Batch = dict[
     str, Any
 ]  # "image" [B,3,H,W] float 0..1, "target" [N,6] image,class,cx,cy,w,h in 0..1, "images" how many it counts for,
 # "share" of the global batch, "most" boxes in one picture, + what a patch's dataset adds
-Output = dict[str, Any]  # "det": raw output of the head, "feat": {N: [B,C,H,W]} of the tapped modules
+Output = dict[str, Any]  # "det": raw output of the head, "feat": {N: [B,C,H,W]} of the tapped modules, + one per branch
 Terms = dict[str, Tensor]  # named scalar losses
 Groups = list[dict[str, Any]]  # optimizer groups, each with its name and lr_scale
 State = dict[str, Tensor]
+Observed = Mapping[str, Tensor]  # [images,...] each: what patches kept of every evaluated image, on the CPU
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Patch(nn.Module, Generic[F]):
     """
 
     terms: tuple[str, ...] = ()  # names this patch adds to the loss
+    metrics: tuple[str, ...] = ()  # names of its `figures`: columns of results.csv
 
     def __init__(self, flags: F) -> None:
         super().__init__()
@@ -67,6 +72,10 @@ class Patch(nn.Module, Generic[F]):
         return dataclasses.asdict(self.flags)  # type: ignore[call-overload,no-any-return]
 
     def layers(self) -> Mapping[str, Build]:
+        return {}
+
+    def branches(self, model: Detector) -> Mapping[str, tuple[int, nn.Module]]:
+        """{name: (row it reads, -1 = the image; module)}, see Detector.add_branch."""
         return {}
 
     def load_weights(self, state: State, model: Detector, source: Source) -> State:
@@ -88,8 +97,23 @@ class Patch(nn.Module, Generic[F]):
     def loss_weights(self, terms: Terms, model: Detector) -> Mapping[str, float | Tensor]:
         return {}
 
-    def on_epoch_end(self, model: Detector, at: Progress) -> dict[str, float]:
+    def on_step_end(self, model: Detector, average: Detector, at: Progress) -> None:
+        """After an optimizer step and the update of the average."""
+
+    def on_epoch_end(self, model: Detector, at: Progress, row: Mapping[str, float]) -> dict[str, float]:
+        """row: mean loss terms and, where the epoch was evaluated, its metrics. Returns further columns."""
         return {}
+
+    def observe(self, batch: Batch, out: Output, model: Detector) -> Observed:
+        """What `figures` needs of each image of an evaluated batch, {name: [B,...]}."""
+        return {}
+
+    def figures(self, observed: Observed) -> dict[str, float]:
+        """Metrics over all evaluated images, named as in `metrics`."""
+        return {}
+
+    def draw(self, observed: Observed, folder: Path) -> None:
+        """Pictures of an evaluation."""
 
 
 SEAMS = tuple(k for k, v in vars(Patch).items() if callable(v) and not k.startswith("_") and k != "record")
@@ -123,6 +147,10 @@ class Patches(nn.ModuleDict):
         if len(set(names)) != len(names):
             raise UserError(f"a loss term is declared twice: {names}")
         return names
+
+    def metric_names(self) -> list[str]:
+        """The columns that `figures` fill."""
+        return [m for p in self.values() if isinstance(p, Patch) for m in p.metrics]
 
     def records(self) -> dict[str, dict[str, Any]]:
         """{patch: plain values}, for run.yaml and the checkpoint."""

@@ -1,16 +1,25 @@
 """What a patch may rely on: training through train.py's main, at toy size."""
 
+import csv
 import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import torch
 
+import patches
+import test as evaluation
 import train
-from utils import checkpoint, optim, seams
+from models.graph import Detector
+from utils import checkpoint, data, optim, seams
+from utils.config import opt
 from utils.errors import UserError
 from utils.runs import Run
 
@@ -151,3 +160,65 @@ def test_two_patches_may_not_give_one_loss_term() -> None:
 def test_weights_for_unknown_terms_are_an_error() -> None:
     with pytest.raises(UserError, match="unknown loss terms"):
         seams.weighted_sum({"a": torch.ones(())}, {"b": 2.0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFlags:
+    probe: bool = opt(False, "a second output, its own metric, and a note of what it was shown")
+
+
+class Probe(seams.Patch[ProbeFlags]):
+    metrics = ("boxes",)
+    steps = 0
+    row: ClassVar[dict[str, float]] = {}
+
+    def branches(self, model: Detector) -> Mapping[str, tuple[int, torch.nn.Module]]:
+        pooled = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        return {"mean": (-1, pooled)}
+
+    def on_step_end(self, model: Detector, average: Detector, at: seams.Progress) -> None:
+        Probe.steps += 1
+
+    def on_epoch_end(self, model: Detector, at: seams.Progress, row: Mapping[str, float]) -> dict[str, float]:
+        Probe.row = dict(row)
+        return {"seen": float(at.step)}
+
+    def observe(self, batch: seams.Batch, out: seams.Output, model: Detector) -> seams.Observed:
+        assert out["mean"].shape == (len(batch["image"]), 1)
+        return {"boxes": torch.bincount(batch["target"][:, 0].long(), minlength=len(batch["image"]))}
+
+    def figures(self, observed: seams.Observed) -> dict[str, float]:
+        return {"boxes": float(observed["boxes"].sum())}
+
+    def draw(self, observed: seams.Observed, folder: Path) -> None:
+        (folder / "probe.txt").write_text(str(len(observed["boxes"])))
+
+
+def test_a_patch_adds_an_output_and_a_metric(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch is averaged, saved and rebuilt for test.py, and moves nothing else; what is observed covers every
+    image in the result's order."""
+    module = ModuleType("patches.probe")
+    module.patch, module.Flags = Probe, ProbeFlags  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "patches.probe", module)
+    monkeypatch.setitem(patches.TABLE, "probe", "probe")
+    run, plain = start(small_shapes, tmp_path, "probed", "--probe"), start(small_shapes, tmp_path, "plain")
+    own = run.model.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in plain.model.state_dict().items())
+    assert Probe.steps == 3
+    (row,) = csv.DictReader((run.dir / "results.csv").read_text().splitlines())
+    assert row["seen"] == "3.0"
+    assert float(row["boxes"]) == Probe.row["boxes"] > 0 and float(row["mAP50"]) == Probe.row["mAP50"]
+    assert (run.dir / "probe.txt").read_text() == "8"
+
+    best = run.dir / "weights/best.pt"
+    key, saved = "branches.mean.0.weight", checkpoint.read_checkpoint(best)["ema"]
+    assert torch.equal(checkpoint.load_detector(best)[0].state_dict()[key], saved[key])
+    size = ["--img", "64", "--workers", "0", "--batch", "3", "--device", "cpu"]
+    result = evaluation.main(
+        ["--weights", str(best), "--data", str(small_shapes), *size, "--project", str(tmp_path), "--name", "e"]
+    )
+    texts = [data.label_path(Path(p)).read_text() for p in result.paths]
+    assert result.observed["boxes"].tolist() == [len(text.split("\n")) - 1 for text in texts]
+    assert (tmp_path / "e/probe.txt").read_text() == "8"

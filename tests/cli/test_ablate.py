@@ -43,7 +43,7 @@ def test_flags_that_the_ablation_sets(command_line: CommandLine) -> None:
         (["--freeze-list", "0,3"], "give train.py's flags after `--`"),
         (["--freeze-list", "0,x", "--", "--data", "a"], "--freeze-list 0,x: expected whole numbers"),
         (["--freeze-list", "0,0", "--", "--data", "a"], "--freeze-list 0,0: a number stands there twice"),
-        (["--freeze-list", "0", "--", "--freeze", "3"], "--freeze: set by the ablation itself"),
+        (["--freeze-list", "0", "--", "--freeze", "3"], "--freeze: set for each run"),
     ):
         done = command_line("-m", "utils.ablate", *words)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr

@@ -18,50 +18,19 @@ import patches
 import test as evaluation
 import train
 from models.graph import Detector
+from tests.toy import toy, trained
 from utils import checkpoint, data, optim, seams
 from utils.config import opt
 from utils.errors import UserError
 from utils.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "--cfg",
-    "cfg/training/demo.yaml",
-    "--hyp",
-    "data/hyp.demo.yaml",
-    "--img",
-    "64",
-    "--batch",
-    "4",
-    "--nominal-batch",
-    "4",
-]
 FOUR = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
 
 
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-
-
-def start(small_shapes: Path, tmp_path: Path, name: str, *flags: str) -> Run:
-    base = [
-        "--data",
-        str(small_shapes),
-        "--project",
-        str(tmp_path),
-        "--name",
-        name,
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-    ]
-    run = train.main([*TINY, *base, *flags])
-    assert run is not None
-    return run
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -71,44 +40,32 @@ def digest(model: torch.nn.Module) -> str:
 def test_base_runs_without_the_patches_folder(small_shapes: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(ROOT, bare, ignore=shutil.ignore_patterns("patches", "runs", "tests", ".*", "shapes", "docs"))
-    command = [
-        sys.executable,
-        "train.py",
-        *TINY,
-        "--data",
-        str(small_shapes),
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-        "--project",
-        str(tmp_path / "r"),
-    ]
+    command = [sys.executable, "train.py", *toy(small_shapes, tmp_path, "r")]
     out = subprocess.run(command, cwd=bare, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert "no patches" in out.stdout
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit(small_shapes: Path, tmp_path: Path) -> None:
-    a, b = (start(small_shapes, tmp_path, n) for n in "ab")
-    other = start(small_shapes, tmp_path, "c", "--seed", "1")
+    a, b = (trained(small_shapes, tmp_path, n) for n in "ab")
+    other = trained(small_shapes, tmp_path, "c", "--seed", "1")
     assert digest(a.model) == digest(b.model) != digest(other.model)
 
 
 def test_an_idle_patch_moves_no_bit(small_shapes: Path, tmp_path: Path) -> None:
-    plain, idle = start(small_shapes, tmp_path, "p"), start(small_shapes, tmp_path, "i", "--freeze", "0")
+    plain, idle = trained(small_shapes, tmp_path, "p"), trained(small_shapes, tmp_path, "i", "--freeze", "0")
     assert digest(plain.model) == digest(idle.model)
 
 
 def test_checkpoint_holds_only_tensors_numbers_and_text(small_shapes: Path, tmp_path: Path) -> None:
-    run = start(small_shapes, tmp_path, "c")
+    run = trained(small_shapes, tmp_path, "c")
     content = torch.load(run.dir / "weights/last.pt", weights_only=True)
     assert isinstance(content["meta"], str)
     assert all(isinstance(v, torch.Tensor) for v in content["ema"].values())
 
 
 def test_every_parameter_is_in_one_group(small_shapes: Path, tmp_path: Path) -> None:
-    run = start(small_shapes, tmp_path, "g")
+    run = trained(small_shapes, tmp_path, "g")
     optim.check_partition(run.optimizer.param_groups, run.loss_step)
     groups = [dict(g) for g in run.optimizer.param_groups]
     groups[0]["params"] = groups[0]["params"][1:]
@@ -118,7 +75,7 @@ def test_every_parameter_is_in_one_group(small_shapes: Path, tmp_path: Path) -> 
 
 def test_resume_is_bit_identical(small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three epochs at once, and one epoch, a stop, and two more: same weights, average, rows."""
-    straight = start(small_shapes, tmp_path, "straight", "--epochs", "3", "--freeze", "10")
+    straight = trained(small_shapes, tmp_path, "straight", "--epochs", "3", "--freeze", "10")
     save = train.runs.save
 
     def save_and_stop(run: Run, result: object) -> None:
@@ -128,7 +85,7 @@ def test_resume_is_bit_identical(small_shapes: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(train.runs, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        start(small_shapes, tmp_path, "cut", "--epochs", "3", "--freeze", "10")
+        trained(small_shapes, tmp_path, "cut", "--epochs", "3", "--freeze", "10")
     monkeypatch.setattr(train.runs, "save", save)
     resumed = train.main(["--resume", str(tmp_path / "cut")])
     assert resumed is not None
@@ -139,12 +96,12 @@ def test_resume_is_bit_identical(small_shapes: Path, tmp_path: Path, monkeypatch
 
 
 def test_mismatched_weights_are_an_error_that_names_them(small_shapes: Path, tmp_path: Path) -> None:
-    base = start(small_shapes, tmp_path, "a")
+    base = trained(small_shapes, tmp_path, "a")
     with pytest.raises(
         UserError, match=r"missing in the file: model\.77\.anchor|missing in the file: model\.77\.heads"
     ):
         four = ["--cfg", "cfg/training/demo-1b4h.yaml", *FOUR, "--weights", str(base.dir / "weights/best.pt")]
-        start(small_shapes, tmp_path, "b", *four)
+        trained(small_shapes, tmp_path, "b", *four)
     assert not (tmp_path / "b").exists()
 
 
@@ -203,7 +160,7 @@ def test_a_patch_adds_an_output_and_a_metric(
     module.patch, module.Flags = Probe, ProbeFlags  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "patches.probe", module)
     monkeypatch.setitem(patches.TABLE, "probe", "probe")
-    run, plain = start(small_shapes, tmp_path, "probed", "--probe"), start(small_shapes, tmp_path, "plain")
+    run, plain = trained(small_shapes, tmp_path, "probed", "--probe"), trained(small_shapes, tmp_path, "plain")
     own = run.model.state_dict()
     assert all(torch.equal(v, own[k]) for k, v in plain.model.state_dict().items())
     assert Probe.steps == 3

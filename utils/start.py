@@ -18,6 +18,11 @@ from utils.config import Config, given_flags, only_flags, parse, resume_flags
 from utils.device import select_device
 from utils.errors import UserError
 
+RESUMED = (  # what the description of a checkpoint must hold for its run to go on
+    "config", "patches", "spec", "data", "arithmetic", "next_epoch", "next_batch", "step", "best", "pending",
+    "ema_updates", "class_ap",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Start:
@@ -63,6 +68,11 @@ def resume(argv: Sequence[str], cfg: Config) -> Start:
         last.clear(path.parent)
     resumed, damage = last.read(path)
     meta = resumed["meta"]
+    if lacking := [name for name in RESUMED if name not in meta]:
+        raise UserError(
+            f"--resume {path}: an earlier version wrote it, it does not say {', '.join(lacking)}; go on with that "
+            f"version, or start a new stage with --weights {path}"
+        )
     own = Config(**{**seams.plain(meta["config"]), **resume_flags(argv, cfg)})
     device = meet(own)
     if damage:

@@ -1,6 +1,7 @@
 """Bad input through the command line: exit code 2, a message that says what, where and what would be right, no
 traceback, nothing lost."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from tests.conftest import ROOT, CommandLine
 from tests.shared import shared
+from tests.toy import toy
 
 HEADS = ROOT / "data/shapes_1b4h.yaml"
 
@@ -21,31 +23,7 @@ def train(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> Call
     should be."""
 
     def run(*flags: str, data: str = "") -> str:
-        base = [
-            "--data",
-            data or str(small_shapes),
-            "--cfg",
-            "cfg/training/demo.yaml",
-            "--hyp",
-            "data/hyp.demo.yaml",
-            "--img",
-            "64",
-        ]
-        base += [
-            "--batch",
-            "4",
-            "--epochs",
-            "1",
-            "--workers",
-            "0",
-            "--device",
-            "cpu",
-            "--project",
-            str(tmp_path / "runs"),
-            "--name",
-            "bad",
-        ]
-        out = command_line("train.py", *base, *flags)
+        out = command_line("train.py", *toy(data or small_shapes, tmp_path / "runs", "bad"), *flags)
         assert out.returncode == 2, out.stdout[-2000:] + out.stderr
         assert "Traceback" not in out.stderr, out.stderr
         assert not (tmp_path / "runs/bad/weights/last.pt").exists()
@@ -80,7 +58,7 @@ def edit(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "said"),
     [
         (["--data", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--cfg", "nowhere.yaml"], ["--cfg", "nowhere.yaml"]),
@@ -112,28 +90,23 @@ def edit(path: Path, **changes: object) -> None:
     ],
     ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else None,
 )
-def test_flags(train: Callable[..., str], flags: list[str], words: list[str]) -> None:
+def test_flags(train: Callable[..., str], flags: list[str], said: list[str]) -> None:
     message = train(*flags)
-    assert all(w in message for w in words), message
+    assert all(w in message for w in said), message
 
 
 def test_resume_takes_no_other_settings(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> None:
-    words = [
-        "--data",
-        str(small_shapes),
-        "--cfg",
-        "cfg/training/demo.yaml",
-        "--hyp",
-        "data/hyp.demo.yaml",
-        "--img",
-        "64",
-    ]
-    words += ["--batch", "4", "--epochs", "1", "--workers", "0", "--project", str(tmp_path), "--name", "r"]
-    assert command_line("train.py", *words).returncode == 0
+    assert command_line("train.py", *toy(small_shapes, tmp_path, "r")).returncode == 0
+    old = tmp_path / "old/weights/last.pt"
+    old.parent.mkdir(parents=True)
+    content = torch.load(tmp_path / "r/weights/last.pt", weights_only=True)
+    meta = {k: v for k, v in json.loads(content["meta"]).items() if k not in ("data", "arithmetic")}
+    torch.save({**content, "meta": json.dumps(meta)}, old)
     for flags, said in (
         (["--resume", "nowhere"], "nowhere"),
         (["--resume", str(tmp_path / "r"), "--epochs", "3"], "--epochs"),
         (["--resume", str(tmp_path / "r/weights/best.pt")], "weights only"),
+        (["--resume", str(old)], "an earlier version wrote it, it does not say data, arithmetic"),
     ):
         out = command_line("train.py", *flags)
         assert out.returncode == 2 and said in out.stderr and "Traceback" not in out.stderr, out.stderr
@@ -147,7 +120,7 @@ def test_device_that_is_not_there(train: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "said"),
     [
         ("lr00: 0.1", ["lr00", "unknown"]),
         ("lr0: fast", ["lr0", "number", "fast"]),
@@ -156,14 +129,14 @@ def test_device_that_is_not_there(train: Callable[..., str]) -> None:
         ("- 1", ["key: value"]),
     ],
 )
-def test_hyp_file(train: Callable[..., str], tmp_path: Path, content: str, words: list[str]) -> None:
+def test_hyp_file(train: Callable[..., str], tmp_path: Path, content: str, said: list[str]) -> None:
     (tmp_path / "hyp.yaml").write_text(content)
     message = train("--hyp", str(tmp_path / "hyp.yaml"))
-    assert all(w in message for w in ["hyp.yaml", *words]), message
+    assert all(w in message for w in ["hyp.yaml", *said]), message
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "said"),
     [
         (lambda h: h["head_0"]["classes"].pop(), ["in no head", "7"]),
         (lambda h: h["head_0"]["classes"].append(1), ["more than one head", "1"]),
@@ -173,14 +146,14 @@ def test_hyp_file(train: Callable[..., str], tmp_path: Path, content: str, words
     ],
     ids=["missing", "doubled", "foreign", "weight", "count"],
 )
-def test_head_file(train: Callable[..., str], tmp_path: Path, change: Callable[..., object], words: list[str]) -> None:
+def test_head_file(train: Callable[..., str], tmp_path: Path, change: Callable[..., object], said: list[str]) -> None:
     spec = yaml.safe_load(HEADS.read_text())
     change(spec["head_assignments"])
     (tmp_path / "heads.yaml").write_text(yaml.safe_dump(spec))
     message = train(
         "--heads", "4", "--head-config", str(tmp_path / "heads.yaml"), "--cfg", "cfg/training/demo-1b4h.yaml"
     )
-    assert all(w in message for w in ["heads.yaml", *words]), message
+    assert all(w in message for w in ["heads.yaml", *said]), message
 
 
 def test_label_out_of_range_names_file_and_line(train: Callable[..., str], copied: Path) -> None:
@@ -207,29 +180,8 @@ def test_corrupt_image(train: Callable[..., str], copied: Path) -> None:
 def test_bad_data_can_be_skipped(command_line: CommandLine, copied: Path, tmp_path: Path) -> None:
     label = first(copied, "shapes/labels/train/*.txt")
     label.write_text("99 0.5 0.5 0.1 0.1\n")
-    words = [
-        "--data",
-        str(copied / "data.yaml"),
-        "--cfg",
-        "cfg/training/demo.yaml",
-        "--hyp",
-        "data/hyp.demo.yaml",
-        "--img",
-        "64",
-    ]
-    words += [
-        "--batch",
-        "4",
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-        "--project",
-        str(tmp_path / "runs"),
-        "--on-bad-data",
-        "skip",
-    ]
-    out = command_line("train.py", *words)
+    flags = toy(copied / "data.yaml", tmp_path / "runs", "skipping")
+    out = command_line("train.py", *flags, "--on-bad-data", "skip")
     assert out.returncode == 0, out.stderr
     assert label.name in out.stdout
 

@@ -17,6 +17,7 @@ import yaml
 
 from tests.cli.test_resume import same, start
 from tests.conftest import ROOT, CommandLine
+from tests.toy import toy
 from tests.utils.test_last import flip
 from utils.checkpoint import read_checkpoint
 from utils.data import read_data
@@ -36,9 +37,7 @@ def data(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(data: Path, project: Path, name: str = "a") -> list[str]:
-    words = ["--data", str(data), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64"]
-    words += ["--batch", "4", "--nominal-batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu"]
-    return [*words, "--save-steps", "1", "--project", str(project), "--name", name]
+    return [*toy(data, project, name, epochs=2), "--save-steps", "1"]
 
 
 @pytest.fixture(scope="module")

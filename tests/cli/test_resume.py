@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.toy import toy
 from utils.checkpoint import read_checkpoint
 
 Process = "subprocess.Popen[str]"
@@ -25,10 +26,9 @@ def start(*words: str) -> "subprocess.Popen[str]":
 
 
 def flags(data: Path, project: Path, name: str) -> list[str]:
-    words = ["--data", str(data), "--cfg", "cfg/training/demo-1b4h.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64"]
-    words += ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml", "--freeze", "10", "--image-weights"]
-    words += ["--batch", "2", "--nominal-batch", "4", "--epochs", "3", "--workers", "0", "--device", "cpu"]
-    return [*words, "--audit", "--save-steps", "2", "--project", str(project), "--name", name]
+    heads = ["--cfg", "cfg/training/demo-1b4h.yaml", "--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
+    common = toy(data, project, name, epochs=3, batch=2)
+    return [*common, *heads, "--freeze", "10", "--image-weights", "--audit", "--save-steps", "2"]
 
 
 def digest(run: Path) -> str:

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from models.graph import Detector
 from patches.freeze import Flags, Freeze, cut, parse_modules
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
+from tests.toy import trained
 from utils import checkpoint, optim
 from utils.errors import UserError
-from utils.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +71,11 @@ def test_the_cut_is_said(demo: Detector) -> None:
     assert cut(range(50), yolov7) == "backbone SPLIT: 50 of 51 modules frozen, neck open, head open"
 
 
-def run(data: Path, project: Path, name: str, *flags: str) -> Run:
-    words = [
-        "--data",
-        str(data),
-        "--cfg",
-        "cfg/training/demo.yaml",
-        "--hyp",
-        "data/hyp.demo.yaml",
-        "--img",
-        "64",
-        "--batch",
-        "4",
-    ]
-    words += ["--nominal-batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu", "--project", str(project)]
-    done = train.main([*words, "--name", name, *flags])
-    assert done is not None
-    return done
-
-
 @pytest.fixture(scope="module")
 def start(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return run(small_shapes, tmp_path_factory.mktemp("start"), "s").dir / "weights/last.pt"
+        return trained(small_shapes, tmp_path_factory.mktemp("start"), "s", epochs=2).dir / "weights/last.pt"
 
 
 def module_of(key: str) -> int:
@@ -110,7 +90,9 @@ def test_frozen_stays_and_the_rest_moves(
     momentum."""
     monkeypatch.chdir(ROOT)
     before = checkpoint.read_checkpoint(start)["ema"]
-    done = run(small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", str(count), "--save_period", "1")
+    done = trained(
+        small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", str(count), "--save_period", "1", epochs=2
+    )
     last = checkpoint.read_checkpoint(done.dir / "weights/last.pt")
     best = checkpoint.read_checkpoint(done.dir / "weights/best.pt")
     for state in (last["model"], last["ema"], best["ema"]):
@@ -127,7 +109,7 @@ def test_norms_are_in_eval_after_every_train(
     start: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    done = run(small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", "50", "--epochs", "1")
+    done = trained(small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", "50")
     done.loss_step.train()
     optim.train_mode(done.loss_step)
     norms = [(module_of(n), m.training) for n, m in done.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -141,9 +123,7 @@ def test_freeze_bn_train_lets_statistics_drift(
     """As YOLOv5 and YOLOv7: parameters stand still, every running tensor moves."""
     monkeypatch.chdir(ROOT)
     before = checkpoint.read_checkpoint(start)["ema"]
-    done = run(
-        small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", "50", "--freeze-bn", "train", "--epochs", "1"
-    )
+    done = trained(small_shapes, tmp_path, "f", "--weights", str(start), "--freeze", "50", "--freeze-bn", "train")
     state = done.model.state_dict()
     frozen = [k for k in before if module_of(k) < 50]
     moved = {k for k in frozen if not torch.equal(before[k], state[k])}
@@ -155,9 +135,9 @@ def test_folding_leaves_no_trace_in_checkpoints(
 ) -> None:
     """Keys and frozen tensors are those of a run without it; what learns differs in the last digits, not more."""
     monkeypatch.chdir(ROOT)
-    flags = ("--weights", str(start), "--freeze", "50", "--epochs", "1")
-    folded = run(small_shapes, tmp_path, "f", *flags)
-    plain = run(small_shapes, tmp_path, "p", *flags, "--no-fold-frozen")
+    flags = ("--weights", str(start), "--freeze", "50")
+    folded = trained(small_shapes, tmp_path, "f", *flags)
+    plain = trained(small_shapes, tmp_path, "p", *flags, "--no-fold-frozen")
     assert folded.model.stand_ins and not plain.model.stand_ins
     assert not folded.ema.model.stand_ins
     one, two = (torch.load(r.dir / "weights/last.pt", weights_only=True) for r in (folded, plain))

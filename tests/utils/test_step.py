@@ -11,6 +11,7 @@ from models.graph import Detector
 from models.loss import LossSettings
 from tests.conftest import ROOT
 from tests.models.test_zoo import spec
+from tests.toy import trained
 from utils.checkpoint import read_checkpoint
 from utils.config import Config
 from utils.errors import UserError
@@ -38,20 +39,12 @@ def test_bf16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -
     assert compute_type(Config(amp_dtype="fp16"), CUDA) == torch.float16
 
 
-def run(data: Path, project: Path, name: str, *flags: str) -> Run:
-    words = ["--data", str(data), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64"]
-    words += ["--batch", "4", "--nominal-batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu"]
-    done = train.main([*words, "--project", str(project), "--name", name, *flags])
-    assert done is not None
-    return done
-
-
 @pytest.fixture(scope="module")
 def straight(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two epochs in NHWC order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return run(small_shapes, tmp_path_factory.mktemp("nhwc"), "a", "--channels-last")
+        return trained(small_shapes, tmp_path_factory.mktemp("nhwc"), "a", "--channels-last", epochs=2)
 
 
 def test_checkpoints_hold_the_usual_order(straight: Run) -> None:
@@ -75,7 +68,7 @@ def test_a_resume_keeps_the_order_and_every_bit(
 
     monkeypatch.setattr(train.runs, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        run(small_shapes, tmp_path, "cut", "--channels-last")
+        trained(small_shapes, tmp_path, "cut", "--channels-last", epochs=2)
     monkeypatch.setattr(train.runs, "save", save)
     resumed = train.main(["--resume", str(tmp_path / "cut")])
     assert resumed is not None and resumed.cfg.channels_last

@@ -5,8 +5,9 @@ data YAML -> read_data -> DataSpec -> make_dataset -> DetectionDataset -> make_l
 """
 
 from utils.augment import AugmentParams
-from utils.dataset import DetectionDataset, Sample
+from utils.dataset import DetectionDataset, Sample, masked_share
 from utils.errors import UserError
+from utils.image_class import summary
 from utils.images import read_image
 from utils.labels import Labels
 from utils.letterbox import letterbox
@@ -45,6 +46,7 @@ __all__ = [
     "letterbox",
     "make_dataset",
     "make_loader",
+    "masked_share",
     "multiscale",
     "read_data",
     "read_image",
@@ -77,7 +79,7 @@ def make_dataset(
         right = max(round(img_size / stride), 1) * stride
         raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
     scan = scan_split(spec, split, on_bad_data=on_bad_data, single_cls=single_cls)
-    print(describe(scan, split))
+    print(describe(scan, split, masked_share(augment, rect=rect, quad=quad)))
     return DetectionDataset(
         scan,
         img_size=img_size,
@@ -93,12 +95,23 @@ def make_dataset(
     )
 
 
-def describe(scan: Scan, split: str) -> str:
-    """What a scan found, in a line, and a line for each thing that was left out."""
+def describe(scan: Scan, split: str, masked: float = 0.0) -> str:
+    """What a scan found, in a line, and a line for each thing that was left out. masked: share of the pictures that
+    lose their image class by augmentation."""
     boxes = sum(map(len, scan.labels))
     line = f"{split}: {len(scan.files)} images, {boxes} objects, {scan.background} images without objects"
     if scan.duplicates:
         line += f", {scan.duplicates} repeated label lines removed"
     if scan.problems:
         line += f", {len(scan.problems)} unusable images or label lines left out:"
-    return "\n  ".join([line, *map(str, scan.problems)])
+    lines = ["\n  ".join([line, *map(str, scan.problems)])]
+    if scan.cls_names:
+        lines.append(f"{split}: {summary(scan.image_classes, scan.cls_names)}")
+    if scan.cls_others:
+        lines.append(f"{split}: the CSV of image classes also names {scan.cls_others} images of no split")
+    if scan.cls_names and masked:
+        lines.append(
+            f"{split}: about {masked:.0%} of the pictures will be composed of several images and so have no image class"
+            " (mosaic, paste_in, --quad; lower these to train on more classes)"
+        )
+    return "\n".join(lines)

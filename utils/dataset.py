@@ -7,7 +7,8 @@ geometry alone.
 
 Item: image uint8 [3,H,W] RGB; target float32 [n,5] class, cx, cy, w, h in 0..1 of the picture; path; shape int64 [2]
 native (h, w); gain_pad float32 [4] gain x, gain y, pad x, pad y with input = native * gain + pad in pixels (zeros when
-augmented).
+augmented). Where the data set has classes of whole images, also image_class int64 [], -1 = unknown: a picture of parts
+of several images has none (utils/image_class.py says why).
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from utils.augment import AugmentParams, Objects
 from utils.cache import ImageCache
 from utils.errors import UserError
 from utils.images import read_image, reduced, reduction
-from utils.labels import Labels
+from utils.labels import UNKNOWN, Labels
 from utils.letterbox import GREY, Image, fit, place
 from utils.rng import rng
 from utils.scan import Scan
@@ -52,6 +53,14 @@ def batch_shapes(
     width = np.where(low > 1, 1 / low, 1.0)
     relative = np.stack([height, width], 1) * img_size / stride + pad
     return np.asarray(np.ceil(relative - 1e-9).astype(np.int64) * stride)
+
+
+def masked_share(params: AugmentParams | None, *, rect: bool = False, quad: bool = False) -> float:
+    """Expected share of the training pictures that have no image class because they are composed of several images."""
+    if params is None:
+        return 0.0
+    mosaic = 0.0 if rect else params.mosaic
+    return 1 - (1 - mosaic) * (1 - params.paste_in) * (0.5 if quad else 1.0)
 
 
 class DetectionDataset(Dataset[dict[str, Any]]):
@@ -85,6 +94,8 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.labels: list[Labels] = [scan.labels[i] for i in order]
         self.objects = Objects.of_all(self.labels)
         self.sizes = scan.sizes[order]  # [n,2] native (h, w)
+        self.cls_names = scan.cls_names  # of whole images; empty: there are none
+        self.image_classes = scan.image_classes[order]  # [n], -1 = unknown
         self.img_size, self.augment, self.seed, self.quad = img_size, augment, seed, quad
         self.rect, self.batch_size, self.like = rect, batch_size, like
         self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
@@ -98,7 +109,13 @@ class DetectionDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
         epoch, index = sample
-        item = self._plain(index) if self.augment is None else self._augmented(epoch, index, self.augment)
+        composed = False
+        if self.augment is None:
+            item = self._plain(index)
+        else:
+            item, composed = self._augmented(epoch, index, self.augment)
+        if self.cls_names:
+            item["image_class"] = torch.tensor(UNKNOWN if composed else int(self.image_classes[index]))
         item["path"] = str(self.files[index])
         item["shape"] = torch.from_numpy(self.sizes[index])
         if self.quad:
@@ -116,9 +133,11 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         boxes[:, 3:5] *= scale
         return _item(image, boxes, (*gain, *pad))
 
-    def _augmented(self, epoch: int, index: int, params: AugmentParams) -> dict[str, Any]:
+    def _augmented(self, epoch: int, index: int, params: AugmentParams) -> tuple[dict[str, Any], bool]:
+        """The item, and whether other images are part of its picture."""
         draw = rng(self.seed, "geometry", epoch, index)
-        if not self.rect and draw.random() < params.mosaic:
+        composed = not self.rect and bool(draw.random() < params.mosaic)
+        if composed:
             image, objects = self._mosaic(draw, index, params)
             if draw.random() < params.mixup:
                 other, more = self._mosaic(draw, int(draw.integers(len(self))), params)
@@ -133,12 +152,14 @@ class DetectionDataset(Dataset[dict[str, Any]]):
             size = (image.shape[0], image.shape[1])
             image, objects = augment.warp(image, objects, augment.warp_matrix(draw, params, size, size), size)
         if draw.random() < params.paste_in:
+            composed = True
             image = image.copy()
             sources = [self._tile(int(i)) for i in draw.integers(len(self), size=3)]
             objects = augment.paste_in(draw, image, objects, sources)
         image = augment.hsv(rng(self.seed, "colour", epoch, index), image, params)
         image, boxes = augment.flip(draw, image, objects.boxes(), params)
-        return _item(image, _to_target(objects.classes, boxes, image.shape[1], image.shape[0]), (0, 0, 0, 0))
+        target = _to_target(objects.classes, boxes, image.shape[1], image.shape[0])
+        return _item(image, target, (0, 0, 0, 0)), composed
 
     def _mosaic(self, draw: np.random.Generator, index: int, params: AugmentParams) -> tuple[Image, Objects]:
         """Four or nine pictures on a canvas of twice the size, warped to img_size squared."""

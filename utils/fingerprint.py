@@ -1,8 +1,8 @@
 """SHA-256 fingerprints of what a run is made from and of what it ends in.
 
 Tensors: over name, type, shape and bytes of each, in order of name, so that neither the file they lie in, nor their
-order in it, nor their memory layout counts. Files: over the bytes. Data sets: over class names and the bytes of every
-image and label, in the order of the data YAML; the listing says them file by file.
+order in it, nor their memory layout counts. Files: over the bytes. Data sets: over class names, the bytes of every
+image and label and the classes of whole images, in the order of the data YAML; the listing says them file by file.
 """
 
 import csv
@@ -21,7 +21,8 @@ from utils.spec import DataSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_READ = {"weights", "resume", "replay"}  # of_start has the weights; the other two name runs, not inputs
-Row = tuple[str, str]  # first 16 digits of the SHA-256 of an image and of its label ("" without one)
+COLUMNS = ("file", "image", "label", "class")
+Row = tuple[str, ...]  # first 16 digits of the SHA-256 of an image and of its label ("" without one), its class if any
 Listing = dict[str, Row]  # by split and path, e.g. `train images/train/0001.jpg`; in the order of the data YAML
 
 
@@ -91,16 +92,16 @@ def of_data(spec: DataSpec) -> tuple[str, Listing]:
     scans = {split: scan_split(spec, split, on_bad_data="skip", progress=False) for split in ("train", "val")}
     rows: Listing = {}
     for split, scan in scans.items():
-        for path, image, label in scan.contents:
+        for path, image, label, kind in scan.contents:
             inside = path.relative_to(spec.root) if path.is_relative_to(spec.root) else path
-            rows[f"{split} {inside.as_posix()}"] = (image[:16], label[:16])
+            rows[f"{split} {inside.as_posix()}"] = (image[:16], label[:16], *([kind] if spec.cls_names else []))
     return fingerprint(spec, list(scans.values())), rows
 
 
 def write_listing(path: Path, listing: Listing) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("file", "image", "label"))
+        writer.writerow(COLUMNS[: 1 + max(map(len, listing.values()), default=2)])
         writer.writerows((name, *row) for name, row in listing.items())
 
 
@@ -110,4 +111,4 @@ def read_listing(path: Path) -> Listing:
         return {}
     with open(path, newline="", encoding="utf-8") as file:
         lines: Sequence[Sequence[str]] = list(csv.reader(file))[1:]
-    return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
+    return {line[0]: tuple(line[1:]) for line in lines if len(line) in (3, 4)}

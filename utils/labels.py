@@ -3,18 +3,22 @@
 One object per line, coordinates as fractions of the image (0..1):
     class cx cy w h                     a box
     class x1 y1 x2 y2 ... xk yk         a polygon, k >= 3; its box is min/max, the polygon is kept
+The last line may be the one-hot line of the image's class instead, see `class_line`.
 
-`parse` knows only the text. What depends on the data set (number of classes) is checked by `checked`.
+`parse` knows only the text. What depends on the data set is settled later: the one-hot line by `class_line`, the number
+of classes by `checked`.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+UNKNOWN = -1  # the class of an image that has none
 SLACK = 1e-6  # a coordinate may leave 0..1 by this much: rounding in the writer, clipped here
 
 
@@ -29,6 +33,13 @@ class Problem(NamedTuple):
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
+class Tail(NamedTuple):
+    """A last line of zeros and ones alone: a one-hot line, or an object (which is then among the objects as well)."""
+
+    line: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """Objects of one image. boxes float32 [n,5]: class, cx, cy, w, h in 0..1; polygons[i]: [k,2] in 0..1 or None."""
@@ -37,6 +48,7 @@ class Labels:
     polygons: tuple[Floats | None, ...]
     lines: npt.NDArray[np.int32]  # [n], line number of each object in the file
     duplicates: int = 0
+    tail: Tail | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -54,14 +66,14 @@ def parse(text: str, name: str) -> tuple[Labels, list[Problem]]:
     problems: list[Problem] = []
     seen: set[tuple[float, ...]] = set()
     duplicates = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        tokens = line.split()
-        if not tokens:
-            continue
+    split = [(number, tokens) for number, line in enumerate(text.splitlines(), 1) if (tokens := line.split())]
+    tail = Tail(split[-1][0], " ".join(split[-1][1])) if split and all(map(_is_binary, split[-1][1])) else None
+    for number, tokens in split:
         try:
             row, polygon = _object(tokens)
         except ValueError as error:
-            problems.append(Problem(name, number, str(error)))
+            if tail is None or number != tail.line:
+                problems.append(Problem(name, number, str(error)))
             continue
         if tuple(row) in seen:
             duplicates += 1
@@ -71,8 +83,41 @@ def parse(text: str, name: str) -> tuple[Labels, list[Problem]]:
         polygons.append(polygon)
         lines.append(number)
     if not rows:
-        return EMPTY, problems
-    return Labels(np.array(rows, np.float32), tuple(polygons), np.array(lines, np.int32), duplicates), problems
+        return replace(EMPTY, tail=tail) if tail else EMPTY, problems
+    return Labels(np.array(rows, np.float32), tuple(polygons), np.array(lines, np.int32), duplicates, tail), problems
+
+
+def class_line(labels: Labels, names: Sequence[str], name: str, why: str = "") -> tuple[Labels, int, list[Problem]]:
+    """Take the one-hot line out of parsed labels -> (objects, index into `names` or UNKNOWN, unusable lines).
+
+    The rule: the last line that is not blank is the one-hot line if it has as many tokens as there are names and each
+    is 0 or 1; exactly one must be 1. Such a line is never an object: one coordinate at most is above 0, so that width
+    or height is 0. With several ones it could be (5 names: `0 0 0 1 1`); it is an error and not guessed, and an object
+    is told from it by a decimal point (`0 0 0 1.0 1.0`). names: the data set's classes, in the order of the line; empty
+    where lines hold none, and `why` then says what would be right.
+    """
+    if labels.tail is None:
+        return labels, UNKNOWN, []
+    number, text = labels.tail
+    tokens, message = text.split(), ""
+    whole = all(token in ("0", "1") for token in tokens)
+    if names and len(tokens) == len(names) and whole:
+        keep = labels.lines != number
+        polygons = tuple(p for p, kept in zip(labels.polygons, keep, strict=True) if kept)
+        labels = replace(labels, boxes=labels.boxes[keep], polygons=polygons, lines=labels.lines[keep], tail=None)
+        if tokens.count("1") == 1:
+            return labels, tokens.index("1"), []
+        message = (
+            f"{tokens.count('1')} ones in the one-hot line of {len(names)} image classes; expected exactly one"
+            + (" (unknown: leave the line out)" if "1" not in tokens else " (an object: write a coordinate as 1.0)")
+        )
+    else:
+        try:
+            _object(tokens)
+        except ValueError as error:
+            expected = f"a one-hot line has {len(names)} whole numbers, one of them 1: {' '.join(names)}"
+            message = f"{error}; " + (expected if names else why)
+    return replace(labels, tail=None), UNKNOWN, [Problem(name, number, message)] if message else []
 
 
 def _object(tokens: list[str]) -> tuple[list[float], Floats | None]:
@@ -106,6 +151,10 @@ def _object(tokens: list[str]) -> tuple[list[float], Floats | None]:
     return [label, cx, cy, w, h], polygon
 
 
+def _is_binary(token: str) -> bool:
+    return token in ("0", "1") or (token[-1] in "01." and _is_number(token) and float(token) in (0, 1))
+
+
 def _is_number(token: str) -> bool:
     try:
         float(token)
@@ -124,4 +173,4 @@ def checked(labels: Labels, nc: int, name: str) -> tuple[Labels, list[Problem]]:
         for line, label in zip(labels.lines[~good], labels.boxes[~good, 0], strict=True)
     ]
     polygons = tuple(p for p, keep in zip(labels.polygons, good, strict=True) if keep)
-    return Labels(labels.boxes[good], polygons, labels.lines[good], labels.duplicates), problems
+    return replace(labels, boxes=labels.boxes[good], polygons=polygons, lines=labels.lines[good]), problems

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.dataset import DetectionDataset, Sample
 from utils.errors import UserError
-from utils.labels import Labels
+from utils.labels import UNKNOWN, Labels
 from utils.rng import rng
 from utils.workers import start_worker
 
@@ -98,7 +98,8 @@ class Order(Sampler[list[Sample]]):
 
 def collate(items: list[dict[str, Any]]) -> Batch:
     """Items -> image uint8 [B,3,H,W], target float32 [N,6] (number in the batch, class, cx, cy, w, h in 0..1), path
-    list, shape int64 [B,2], gain_pad float32 [B,4]; further tensors are stacked, anything else becomes a list."""
+    list, shape int64 [B,2], gain_pad float32 [B,4]; where the data set has classes of whole images also
+    image_class int64 [B], -1 = unknown; further tensors are stacked, anything else becomes a list."""
     rows = [torch.cat([x["target"].new_full((len(x["target"]), 1), i), x["target"]], 1) for i, x in enumerate(items)]
     batch: Batch = {"image": torch.stack([x["image"] for x in items]), "target": torch.cat(rows)}
     for key in (k for k in items[0] if k not in batch):
@@ -133,6 +134,8 @@ def _two_by_two(items: list[dict[str, Any]]) -> dict[str, Any]:
         target[:, 1:3] += torch.tensor([i % 2, i // 2]) / 2
         targets.append(target)
     rest = {k: v for k, v in items[0].items() if k != "quad"}
+    if "image_class" in rest:
+        rest["image_class"] = torch.tensor(UNKNOWN)  # of four images
     return rest | {"image": image, "target": torch.cat(targets), "gain_pad": torch.zeros(4)}
 
 
@@ -236,12 +239,13 @@ def image_weights(labels: Sequence[Labels], weights: npt.NDArray[np.float64]) ->
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """A copy of the batch with image (float32 in 0..1) and target on `device`; the rest as it is. The transfer is of
-    bytes. Added: `most`, the boxes of the picture that has most, which the host cannot ask the device for later without
-    waiting."""
+    """A copy of the batch with image (float32 in 0..1), target and image_class on `device`; the rest as it is. The
+    transfer is of bytes. Added: `most`, the boxes of the picture that has most, which the host cannot ask the device
+    for later without waiting."""
     image = batch["image"].to(device, non_blocking=True).float() / 255
     most = int(torch.bincount(batch["target"][:, 0].long(), minlength=1).max())
-    return {**batch, "image": image, "target": batch["target"].to(device, non_blocking=True), "most": most}
+    moved: Batch = {k: batch[k].to(device, non_blocking=True) for k in ("target", "image_class") if k in batch}
+    return {**batch, "image": image, **moved, "most": most}
 
 
 def multiscale(image: Tensor, img_size: int, stride: int, seed: int, step: int) -> Tensor:

@@ -1,8 +1,8 @@
 """What a run is trained on, file by file, and whether it still is that when the run is resumed.
 
-A checkpoint holds the fingerprint (utils/fingerprint.py: class names, names and bytes of images and label files), the
-run folder's data.csv the files one by one. Unchanged size and modification time count as unchanged bytes: with a warm
-scan cache the check is quick.
+A checkpoint holds the fingerprint (utils/fingerprint.py: class names, names and bytes of images and label files, and
+the classes of whole images where there are any), the run folder's data.csv the files one by one. Unchanged size and
+modification time count as unchanged bytes: with a warm scan cache the check is quick.
 """
 
 import os
@@ -35,6 +35,7 @@ def differences(old: Listing, new: Listing) -> list[str]:
         "new": [name for name in new if name not in old],
         "with another picture": [name for name in both if old[name][0] != new[name][0]],
         "with another label": [name for name in both if old[name][1] != new[name][1]],
+        "with another image class": [name for name in both if old[name][2:] != new[name][2:]],
     }
     lines = []
     for split in ("train", "val"):

@@ -114,7 +114,8 @@ def data_files(then: Recorded, now: Recorded) -> list[str]:
     lines = []
     for name in dict.fromkeys([*before, *after]) if before else ():
         split, path = name.split(" ", 1)
-        for what, a, b in zip(("", "label of "), before.get(name, ("", "")), after.get(name, ("", "")), strict=True):
+        pair = ((*listing.get(name, ()), "", "", "")[:3] for listing in (before, after))
+        for what, a, b in zip(("", "label of ", "image class of "), *pair, strict=True):
             if a != b:
                 lines.append(f"{split}: {what}{path}: then {a[:12] or 'not there'}, now {b[:12] or 'not there'}")
     if len(lines) > MOST:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from utils import scan_cache
 from utils.errors import UserError
+from utils.image_class import ClassSource, Table, in_folder, read_table
 from utils.images import image_size
-from utils.labels import EMPTY, Labels, Problem, checked, parse
+from utils.labels import EMPTY, UNKNOWN, Labels, Problem, checked, class_line, parse
 from utils.scan_cache import Entry, Stamp
 from utils.spec import DataSpec, label_name, label_path
 from utils.workers import start_worker
@@ -41,7 +42,10 @@ class Scan:
     duplicates: int
     background: int  # images without an object
     sha256: str  # over names and contents of all images and labels
-    contents: list[tuple[Path, str, str]]  # of every image listed: its file, SHA-256 of image and label
+    contents: list[tuple[Path, str, str, str]]  # of every image listed: its file, SHA-256 of image and label, its class
+    image_classes: npt.NDArray[np.int64]  # [n] of the usable images, -1 = unknown
+    cls_names: tuple[str, ...] = ()  # of whole images; empty: the data set has none
+    cls_others: int = 0  # rows of its CSV about images of no split
 
 
 def scan_split(
@@ -54,14 +58,20 @@ def scan_split(
     images = spec.images(split)
     entries = _entries(images, f"checking {split}", progress)
     problems: list[Problem] = []
-    files, labels, sizes, digest = [], [], [], hashlib.sha256()
+    table = read_table(spec.cls, [*spec.train, *spec.val, *spec.test], spec.root) if spec.cls.csv else None
+    problems += table.problems.get(None, []) if table else []
+    files, labels, sizes, classes, contents, digest = [], [], [], [], [], hashlib.sha256()
     for path, entry in zip(images, entries, strict=True):
-        kept, foreign = checked(entry.labels, spec.nc, label_name(str(path)))
+        mine, kind, wrong = _image_class(path, entry.labels, spec.cls, table)
+        kept, foreign = checked(mine, spec.nc, label_name(str(path)))
         problems += [p._replace(file=str(path if p.file == path.name else label_path(path))) for p in entry.problems]
-        problems += foreign
-        digest.update(f"{path.name} {entry.image_sha256} {entry.sha256}\n".encode())
+        problems += wrong + foreign
+        named = (spec.cls_names[kind] if kind >= 0 else "unknown") if spec.cls_names else ""
+        digest.update(f"{path.name} {entry.image_sha256} {entry.sha256}{' ' * bool(named)}{named}\n".encode())
+        contents.append((path, entry.image_sha256, entry.sha256, named))
         if entry.size != (0, 0):
             files.append(path)
+            classes.append(kind)
             labels.append(_one_class(kept) if single_cls else kept)
             sizes.append(entry.size)
     if problems and on_bad_data == "error":
@@ -72,6 +82,8 @@ def scan_split(
         )
     if not files:
         raise UserError(f"{spec.source}: {split}: none of the {len(images)} images can be used:\n  {problems[0]}")
+    if spec.cls_names and split == "train" and max(classes) == UNKNOWN:
+        raise UserError(f"{spec.source}: cls_names are given, but no image of train has a class in {spec.cls.where}")
     return Scan(
         files,
         labels,
@@ -80,16 +92,36 @@ def scan_split(
         sum(x.duplicates for x in labels),
         sum(not len(x) for x in labels),
         digest.hexdigest(),
-        [(path, e.image_sha256, e.sha256) for path, e in zip(images, entries, strict=True)],
+        contents,
+        np.array(classes, np.int64),
+        spec.cls_names,
+        table.others if table else 0,
     )
 
 
+def _image_class(
+    image: Path, labels: Labels, source: ClassSource, table: Table | None
+) -> tuple[Labels, int, list[Problem]]:
+    """Objects, class of the whole image, and what is wrong with it, from wherever the data set keeps the classes."""
+    labels, kind, problems = class_line(labels, source.line_names, label_name(str(image)), source.no_line)
+    if table:
+        key = Path(os.path.normpath(image))
+        return labels, table.classes.get(key, UNKNOWN), problems + table.problems.get(key, [])
+    if source.folder:
+        kind, more = in_folder(str(image), source)
+        problems = problems + more
+    return labels, kind, problems
+
+
 def fingerprint(spec: DataSpec, scans: Sequence[Scan] = ()) -> str:
-    """SHA-256 of what a run was trained on: class names, image names, contents of all images and label files.
+    """SHA-256 of what a run was trained on: class names, image names, contents of all images and label files, and
+    the classes of whole images where there are any.
 
     scans: of the training and the validation split, where they are at hand."""
     splits = scans or [scan_split(spec, split, on_bad_data="skip", progress=False) for split in ("train", "val")]
     digest = hashlib.sha256("\0".join(spec.names).encode())
+    if spec.cls_names:
+        digest.update("\0".join(["", *spec.cls_names]).encode())
     for scan in splits:
         digest.update(scan.sha256.encode())
     return digest.hexdigest()

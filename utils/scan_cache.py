@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from utils.labels import EMPTY, Labels, Problem
+from utils.labels import EMPTY, Labels, Problem, Tail
 
-VERSION = 3  # raise it when parsing or the layout of the cache changes
+VERSION = 4  # raise it when parsing or the layout of the cache changes
 Stamp = tuple[int, int]  # size in bytes, modification time in ns; (-1, -1) for a file that is not there
 
 
@@ -48,7 +48,8 @@ def save(folder: Path, entries: dict[str, Entry]) -> None:
     rows = [entries[name] for name in names]
     problems = {i: e.problems for i, e in enumerate(rows) if e.problems}
     points = [p if p is not None else np.zeros((0, 2), np.float32) for e in rows for p in e.labels.polygons]
-    text = json.dumps({"version": VERSION, "names": names, "problems": problems}).encode()
+    tails = {i: e.labels.tail for i, e in enumerate(rows) if e.labels.tail}
+    text = json.dumps({"version": VERSION, "names": names, "problems": problems, "tails": tails}).encode()
     arrays: dict[str, npt.NDArray[Any]] = {
         "meta": np.frombuffer(text, np.uint8),
         "stamps": np.array([e.stamps for e in rows], np.int64),  # [n,2,2]
@@ -121,6 +122,9 @@ def _read(path: Path) -> dict[str, Entry]:
     for index, found in meta["problems"].items():
         name = meta["names"][int(index)]
         entries[name] = replace(entries[name], problems=tuple(Problem(*p) for p in found))
+    for index, tail in meta["tails"].items():
+        name = meta["names"][int(index)]
+        entries[name] = replace(entries[name], labels=replace(entries[name].labels, tail=Tail(*tail)))
     return entries
 
 

@@ -6,6 +6,7 @@
     nc: 3                       # optional when names are given
     names: [cat, dog, cow]      # or {0: cat, 1: dog, 2: cow}
     generator: shapes           # optional: the folder is rendered on first use, see utils/shapes.py
+    cls_names: [day, night]     # optional: classes of whole images, see utils/image_class.py
 
 The label of `.../images/x/y.jpg` is `.../labels/x/y.txt`: the last `images` folder of the path is exchanged.
 """
@@ -19,12 +20,13 @@ from typing import Any
 
 import yaml
 
-from utils import shapes
+from utils import image_class, shapes
 from utils.errors import UserError
+from utils.image_class import ClassSource
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 SPLITS = ("train", "val", "test")
-KEYS = ("path", *SPLITS, "nc", "names", "generator", "images", "seed")
+KEYS = ("path", *SPLITS, "nc", "names", "generator", "images", "seed", *image_class.KEYS)
 GENERATORS: dict[str, Callable[[Path, dict[str, Any]], None]] = {"shapes": shapes.ensure}
 
 
@@ -40,6 +42,12 @@ class DataSpec:
     names: tuple[str, ...]
     source: Path  # the YAML file
     absent: dict[str, str] = field(default_factory=dict)
+    cls: ClassSource = ClassSource()  # of whole images
+
+    @property
+    def cls_names(self) -> tuple[str, ...]:
+        """Classes of whole images in the order of their indices; empty where the data set has none."""
+        return self.cls.names
 
     def images(self, split: str) -> tuple[Path, ...]:
         """Images of "train", "val" or "test"; UserError when the YAML does not offer that split."""
@@ -113,7 +121,8 @@ def read_data(path: str | Path) -> DataSpec:
             if split != "test":
                 raise
             absent["test"] = str(error).removeprefix(f"{source}: ")  # matters only to who asks for the test split
-    return DataSpec(root, found["train"], found["val"], found["test"], nc, names, source, absent)
+    cls = image_class.read_source(source, content, root)
+    return DataSpec(root, found["train"], found["val"], found["test"], nc, names, source, absent, cls)
 
 
 def _names(source: Path, names: Any) -> tuple[str, ...]:

@@ -239,10 +239,11 @@ def test_contents_of_every_listed_file(spec: DataSpec) -> None:
     """From the files and, the second time, from the cache."""
     (spec.root / "labels/train/02.txt").unlink()
     for _ in range(2):
-        for path, image, label in scan_split(spec, "train").contents:
+        for path, image, label, kind in scan_split(spec, "train").contents:
             text = label_path(path)
             assert image == hashlib.sha256(path.read_bytes()).hexdigest()
             assert label == (hashlib.sha256(text.read_bytes()).hexdigest() if text.exists() else "")
+            assert kind == ""
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than this machine has cores

@@ -12,7 +12,7 @@ import torch
 
 from models.fuse import fuse
 from models.graph import Detector
-from utils import record
+from utils import lock
 from utils.boxes import to_native
 from utils.checkpoint import load_detector
 from utils.config import make_parser
@@ -111,7 +111,12 @@ class Output:
 def main(argv: list[str]) -> None:
     args = parse(argv)
     device = select_device(args.device)
-    folder = record.free_folder(args.project, args.name, args.named, args.exist_ok)
+    with lock.new_run(args.project, args.name, named=args.named, exist_ok=args.exist_ok) as held:
+        run(args, device, held.folder)
+
+
+def run(args: Any, device: torch.device, folder: Path) -> None:
+    """Every picture of the source, and what was found, into `folder`."""
     if not args.source.isdigit():
         find_files(args.source)
     model, meta = load_detector(args.weights, args.cfg)
@@ -119,7 +124,6 @@ def main(argv: list[str]) -> None:
     if args.classes and max(args.classes) >= model.nc:
         raise UserError(f"--classes {max(args.classes)}: the model has classes 0..{model.nc - 1}")
     model = fuse(model).to(device)
-    record.make_folder(folder, weights=False)
     output, count, boxes = Output(folder, args), 0, 0
     try:
         for frame in frames(args.source):

@@ -10,13 +10,15 @@ rounding and how it batches and maps images; with its --iou-thres and --batch-si
 from pathlib import Path
 from typing import Any
 
-from utils import coco_eval, data, dist, plots, record, seams, tables
+import torch
+
+from utils import coco_eval, data, dist, lock, plots, seams, tables
 from utils.checkpoint import lasting, load_detector
 from utils.config import make_parser
 from utils.device import select_device
 from utils.errors import UserError, run_main
 from utils.evaluate import Result, evaluate
-from utils.loaders import whole_strides
+from utils.loaders import evaluation
 
 TASKS = ("val", "train", "test", "speed")
 
@@ -72,39 +74,36 @@ def main(argv: list[str]) -> Result:
     args = parse(argv)
     device = select_device(args.device)
     dist.join(device)
-    folder = dist.share(record.free_folder(args.project, args.name, args.named, args.exist_ok))
+    folder, held = lock.claim(args.project, args.name, named=args.named, exist_ok=args.exist_ok)
+    with held:
+        result = run(args, device, folder)
+    dist.leave()
+    return result
+
+
+def run(args: Any, device: torch.device, folder: Path) -> Result:
+    """The evaluation, and what it writes into `folder`."""
     model, meta = load_detector(args.weights, args.cfg)
     patches = seams.revive(lasting(meta))
     spec = data.read_data(args.data)
     if not args.single_cls and spec.nc != model.nc:
         raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
-    stride = int(model.stride.max())
-    size = whole_strides(args.img_size, stride)
-    with dist.main_first():
-        dataset = data.make_dataset(
-            spec, "val" if args.task == "speed" else args.task, img_size=size, stride=stride,
-            batch_size=args.batch_size, augment=None, rect=True, pad=0.5, cache_images=False,
-            single_cls=args.single_cls, on_bad_data=args.on_bad_data, seed=0,
-            like="" if args.match == "coco" else args.match,
-        )  # fmt: skip
-    loader = data.make_loader(
-        dataset, batch_size=args.batch_size, workers=args.workers, shuffle=False, seed=0, rank=dist.rank(),
-        ranks=dist.world(),
+    loader = evaluation(
+        spec, "val" if args.task == "speed" else args.task, patches, size=args.img_size,
+        stride=int(model.stride.max()), batch_size=args.batch_size, workers=args.workers, single_cls=args.single_cls,
+        on_bad_data=args.on_bad_data, like="" if args.match == "coco" else args.match,
     )  # fmt: skip
     names = ["item"] if args.single_cls else list(spec.names)
     coco_eval.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
-    if dist.main():
-        record.make_folder(folder, weights=False)
     result = evaluate(
         model.to(device), loader, device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
         match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls, patches=patches,
         first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
     )  # fmt: skip
     if dist.main():
-        write(result, args, names, dataset.sizes, folder)
+        write(result, args, names, loader.dataset.sizes, folder)
         patches.each("draw", result.observed, folder)
         print(f"results in {folder}")
-    dist.leave()
     return result
 
 

@@ -21,7 +21,7 @@ import torch
 
 from utils import coco_eval
 from utils.bench_parts import CLASSES, Evaluation, LoaderPass, LossCall, Stepper, coco_files
-from utils.record import ROOT
+from utils.files import ROOT
 from utils.timing import Parts, interleaved, peak_bytes, ratios, spread
 
 PLAIN, OTA = ["--loss-ota", "0"], ["--loss-ota", "1"]

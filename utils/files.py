@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent  # of the project
 KEPT = "what was saved before is untouched, and --resume goes on from it"
 
 

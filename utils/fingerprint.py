@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.files import ROOT
 from utils.scan import fingerprint, scan_split
 from utils.seams import Source
 from utils.spec import DataSpec
 
-ROOT = Path(__file__).resolve().parent.parent
 NOT_READ = {"weights", "resume", "replay"}  # of_start has the weights; the other two name runs, not inputs
 COLUMNS = ("file", "image", "label", "class")
 Row = tuple[str, ...]  # first 16 digits of the SHA-256 of an image and of its label ("" without one), its class if any

@@ -1,4 +1,4 @@
-"""The two loaders of a training run, as its configuration and its patches make them."""
+"""The loaders of a training run and of an evaluation, as their settings and the patches make them."""
 
 from typing import Any
 
@@ -8,22 +8,56 @@ from utils.config import Config
 
 def make_loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
     """Training batches as augmented as the hyp file says; validation batches in rectangles."""
-    common: dict[str, Any] = {"stride": stride, "cache_images": cfg.cache_images, "single_cls": cfg.single_cls}
-    common |= {"on_bad_data": cfg.on_bad_data, "seed": cfg.seed}
-    augment, test_size = data.AugmentParams.of(cfg), whole_strides(cfg.test_size, stride)
     with dist.main_first():  # the others then find its label cache
         train = data.make_dataset(
-            spec, "train", img_size=size, batch_size=cfg.batch_size, augment=augment, rect=cfg.rect, pad=0.0,
-            quad=cfg.quad, **common,
+            spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=data.AugmentParams.of(cfg),
+            rect=cfg.rect, pad=0.0, quad=cfg.quad, cache_images=cfg.cache_images, single_cls=cfg.single_cls,
+            on_bad_data=cfg.on_bad_data, seed=cfg.seed,
         )  # fmt: skip
-        val = data.make_dataset(
-            spec, "val", img_size=test_size, batch_size=cfg.val_batch, augment=None, rect=True, pad=0.5, **common
-        )  # fmt: skip
-    train, val = patches.fold("wrap_dataset", train, "train"), patches.fold("wrap_dataset", val, "val")
-    order: dict[str, Any] = {"workers": cfg.workers, "seed": cfg.seed, "rank": dist.rank(), "ranks": dist.world()}
+    train = patches.fold("wrap_dataset", train, "train")
     return (
-        data.make_loader(train, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, **order),
-        data.make_loader(val, batch_size=cfg.val_batch, shuffle=False, **order),
+        data.make_loader(
+            train, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, workers=cfg.workers, seed=cfg.seed,
+            rank=dist.rank(), ranks=dist.world(),
+        ),
+        validation(cfg, spec, patches, stride),
+    )  # fmt: skip
+
+
+def validation(cfg: Config, spec: data.DataSpec, patches: seams.Patches, stride: int) -> Any:
+    """The validation batches of a training run."""
+    return evaluation(
+        spec, "val", patches, size=cfg.test_size, stride=stride, batch_size=cfg.val_batch, workers=cfg.workers,
+        cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed,
+    )  # fmt: skip
+
+
+def evaluation(
+    spec: data.DataSpec,
+    split: str,
+    patches: seams.Patches,
+    *,
+    size: int,
+    stride: int,
+    batch_size: int,
+    workers: int,
+    single_cls: bool,
+    on_bad_data: str,
+    cache_images: bool = False,
+    seed: int = 0,
+    like: str = "",
+) -> Any:
+    """Batches of a split, not augmented, in rectangles; `size` is rounded up to whole strides. like: see
+    DetectionDataset."""
+    with dist.main_first():
+        dataset = data.make_dataset(
+            spec, split, img_size=whole_strides(size, stride), stride=stride, batch_size=batch_size, augment=None,
+            rect=True, pad=0.5, cache_images=cache_images, single_cls=single_cls, on_bad_data=on_bad_data, seed=seed,
+            like=like,
+        )  # fmt: skip
+    dataset = patches.fold("wrap_dataset", dataset, split)
+    return data.make_loader(
+        dataset, batch_size=batch_size, workers=workers, shuffle=False, seed=seed, rank=dist.rank(), ranks=dist.world()
     )
 
 

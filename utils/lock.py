@@ -13,6 +13,7 @@ import socket
 import time
 from pathlib import Path
 
+from utils import dist
 from utils.errors import UserError
 
 NAME = "run.lock"
@@ -65,6 +66,14 @@ class Lock:
             self.path.unlink()
             self.folder.rmdir()
         self._file.close()
+
+
+def claim(
+    project: str, name: str, *, named: bool, exist_ok: bool
+) -> tuple[Path, contextlib.AbstractContextManager[object]]:
+    """As new_run, for one of several ranks: the folder, and the right to write there, which rank 0 takes."""
+    held = new_run(project, name, named=named, exist_ok=exist_ok) if dist.main() else None
+    return dist.share(held.folder if held else Path()), held or contextlib.nullcontext()
 
 
 def new_run(project: str, name: str, *, named: bool, exist_ok: bool) -> Lock:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -20,38 +19,9 @@ import yaml
 from torch import Tensor
 
 from utils import dist, fingerprint
-from utils.errors import UserError
-from utils.files import append_text, write_text
+from utils.files import ROOT, append_text, write_text
 
 VERSION = "0.1.0"
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def free_folder(project: str, name: str, named: bool, exist_ok: bool) -> Path:
-    """project/name, not yet made. The default name counts up (exp, exp2, ...); a chosen name must be free, or
-    --exist-ok given."""
-    path = Path(project) / name
-    if not named and not exist_ok:
-        path = next(p for i in range(1, 10**6) if not (p := Path(project) / f"{name}{i if i > 1 else ''}").exists())
-    elif path.exists() and not exist_ok:
-        raise UserError(
-            f"run folder {path} exists: choose another --name, continue it with --resume {path}, "
-            "or replace its files with --exist-ok"
-        )
-    above = next(p for p in [path, *path.parents] if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(
-            f"--project {project}: cannot write below {above}: {'no permission' if above.is_dir() else 'not a folder'}"
-        )
-    return path
-
-
-def make_folder(path: Path, weights: bool = True) -> None:
-    """The folder, and weights/ in it."""
-    try:
-        (path / "weights" if weights else path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder {path}: {error.strerror}") from None
 
 
 def environment() -> dict[str, Any]:

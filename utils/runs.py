@@ -242,7 +242,8 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
     """The run folder with run.yaml, data.csv, the label statistics and the first training batch."""
     if not dist.main():
         return
-    record.make_folder(run.dir)
+    with naming(run.dir):
+        (run.dir / "weights").mkdir(exist_ok=True)
     last.forget(run.dir / "weights")
     settings = {k: run.meta[k] for k in ("config", "patches")}
     files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from utils.errors import UserError
+from utils.files import write_whole
 from utils.labels import EMPTY, Labels, Problem, Tail
 
 VERSION = 4  # raise it when parsing or the layout of the cache changes
@@ -62,9 +63,9 @@ def save(folder: Path, entries: dict[str, Entry]) -> None:
         "corners": np.array([len(p) for p in points], np.int64),  # of each object, 0 for a box
     }
     beside, own = _places(folder)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(UserError):
         return _write(beside, arrays)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(UserError, OSError):
         own.parent.mkdir(parents=True, exist_ok=True)
         _write(own, arrays)
 
@@ -77,16 +78,8 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _write(target: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write an .npz by way of a temporary file, so that no reader sees half of it."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    """Errors: UserError where `target` cannot be written."""
+    write_whole(target, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> dict[str, Entry]:

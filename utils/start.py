@@ -54,9 +54,8 @@ def begin(argv: Sequence[str]) -> Start:
 
 
 def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object]]:
-    """The folder of a new run, and the right to write there, which rank 0 takes."""
-    held = lock.new_run(cfg.project, cfg.name, named=named, exist_ok=cfg.exist_ok) if dist.main() else None
-    return dist.share(held.folder if held else Path()), held or nullcontext()
+    """The folder of a new run, and the right to write there."""
+    return lock.claim(cfg.project, cfg.name, named=named, exist_ok=cfg.exist_ok)
 
 
 def resume(argv: Sequence[str], cfg: Config) -> Start:

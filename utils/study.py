@@ -29,9 +29,9 @@ from pathlib import Path
 from utils.checkpoint import read_source
 from utils.config import make_parser, read_yaml
 from utils.errors import UserError, run_main
-from utils.files import write_text
+from utils.files import ROOT, write_text
 from utils.plots import new_figure
-from utils.record import ROOT, read_rows
+from utils.record import read_rows
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}
 KINDS = ("start", "lowest", "final", "best")

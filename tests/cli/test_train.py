@@ -218,7 +218,7 @@ def test_detect_sees_the_picture_that_test_py_sees(
     words = ["--weights", str(trained / "weights/best.pt"), "--img", "64", "--project", str(tmp_path)]
     out = command_line("detect.py", *words, "--source", str(tmp_path), "--name", "d", "--conf-thres", "0.9")
     assert out.returncode == 0, out.stderr
-    assert {p.name for p in (tmp_path / "d").iterdir()} == {"red.png", "red_2.png"}
+    assert {p.name for p in (tmp_path / "d").glob("*.png")} == {"red.png", "red_2.png"}
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "d/red.png")), red)
 
     source = sorted((small_shapes.parent / "shapes/images/val").iterdir())[0]

@@ -71,7 +71,7 @@ def setup(begun: Start) -> Run:
     groups = patches.fold("param_groups", optim.param_groups(loss_step, cfg.scaled_decay), model)
     optim.check_partition(groups, loss_step)
     optimizer = optim.make_optimizer(groups, cfg, device)
-    schedule = optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights))
+    schedule = patches.fold("schedule", optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights)), groups)
     scaler = step.make_scaler(cfg, device)
     results = record.Results(folder, resumed["meta"]["next_epoch"] if resumed else 0)
 
@@ -101,6 +101,7 @@ def fit(run: Run) -> None:
         if run.cfg.image_weights:
             runs.reweigh_images(run)
         optim.train_mode(run.loss_step, run.cfg.freeze_bn, run.cfg.fold_frozen)
+        runs.tell_stage(run)
         run.audit.epoch_start(run.step)
         start = time.perf_counter()
         losses = train_epoch(run)

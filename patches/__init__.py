@@ -5,4 +5,9 @@ TABLE = {
     "head-config": "multihead",
     "transfer-weights": "transfer",
     "freeze": "freeze",
+    "trainable-first": "freeze",
+    "unfreeze": "unfreeze",
+    "progressive-unfreeze": "unfreeze",
+    "unfreeze-plan": "unfreeze",
+    "layer-decay": "layer_decay",
 }

@@ -9,7 +9,7 @@ stage (a resumed run begins one), at each stage's start, and before every checkp
               the model stand still; a trainable tensor stands still without a step or at rate 0, else it moves, and so
               does its average; a norm in train mode counts its batches
   gradients   finite; none on a frozen parameter
-  rates       each group's rate, momentum and decay by the closed form (utils.optim.Schedule x lr_scale)
+  rates       each group's rate, momentum and decay by the closed form (utils.optim.Schedule.rate)
   steps       real optimizer steps, updates of the average and micro-batches, as the schedule implies
   ranks       equal parameters, buffers, averages and optimizer states
 
@@ -57,8 +57,8 @@ class Audit:
         self.due = self.stage = self.since = 0  # optimizer steps due: in the run, the stage, since the last check
         self.base = self.taken = 0  # of the run before this process; real ones in this process
         self.checks = 0
-        self.applied = {False: 0.0, True: 0.0}  # sum of rates since the last check, by "is a bias"
-        self.rate = {False: 0.0, True: 0.0}  # at the last step that was due
+        self.applied: list[float] = []  # sum of each group's rates since the last check
+        self.rate: list[float] = []  # of each group at the last step that was due
         if cfg.audit:
             optimizer.register_step_post_hook(self.count_step)
 
@@ -84,7 +84,7 @@ class Audit:
             ]
             self.stop([(n, "frozen", "moved") for n in kept if digests[n] != self.before[n]])
         self.plan, self.before, self.stage, self.moved = now, digests, 0, set()
-        self.applied, self.since = {False: 0.0, True: 0.0}, 0
+        self.applied, self.rate, self.since = self.zeros(), self.zeros(), 0
         self.followed = {n for n in digests if digests.get(average(n)) == digests[n]}
         self.stop(
             [
@@ -126,9 +126,9 @@ class Audit:
             self.pending += 1
             if self.schedule.due(step, self.pending):
                 self.due, self.stage, self.since, self.pending = self.due + 1, self.stage + 1, self.since + 1, 0
-                for bias in (False, True):
-                    self.rate[bias] = self.schedule.lr(step, bias)
-                    self.applied[bias] += self.rate[bias]
+                if self.plan is not None:  # before the first one only the count matters
+                    self.rate = [self.schedule.rate(step, group) for group in self.optimizer.param_groups]
+                    self.applied = [a + r for a, r in zip(self.applied, self.rate, strict=True)]
         self.step = max(self.step, until)
 
     def check(self, gradients: bool) -> None:
@@ -155,7 +155,11 @@ class Audit:
         self.moved |= {n for n in self.plan.trains if digests[n] != self.before[n]}
         self.before = digests
         if not skipped:
-            self.applied, self.since = {False: 0.0, True: 0.0}, 0
+            self.applied, self.since = self.zeros(), 0
+
+    def zeros(self) -> list[float]:
+        """A rate of 0 for each group."""
+        return [0.0] * len(self.optimizer.param_groups)
 
     def stop(self, rows: list[Row]) -> None:
         """Nothing, or the end: UserError with the table."""
@@ -207,7 +211,7 @@ class Audit:
         """Rates as they were at the last micro-batch."""
         rows: list[Row] = []
         for group in self.optimizer.param_groups:
-            want = {"lr": self.schedule.lr(self.step - 1, is_bias(group)) * group["lr_scale"]}
+            want: dict[str, Any] = {"lr": self.schedule.rate(self.step - 1, group)}
             if "betas" in group:
                 want["betas"] = (self.schedule.momentum, 0.999)
             else:
@@ -270,13 +274,11 @@ class Audit:
             if train
             for b, _ in m.named_buffers(recurse=False)
         }
-        scale = {n: self.plan.settings[g[0]]["lr_scale"] for n, g in self.plan.groups.items()}
         rows: list[Row] = []
         for name in [*self.plan.trains, *dict(self.loss_step.model.named_buffers())]:
             trains, copy = self.plan.trains.get(name, False), average(name)
             if trains:
-                group = self.optimizer.param_groups[self.plan.groups[name][0]]
-                if self.applied[is_bias(group)] * scale[name] == 0 and digests[name] != self.before[name]:
+                if self.applied[self.plan.groups[name][0]] == 0 and digests[name] != self.before[name]:
                     rows.append((name, "still, no step at a rate above 0", "moved"))
             elif name not in free:
                 declared = "frozen" if name in self.plan.trains else "constant"
@@ -295,11 +297,10 @@ class Audit:
         still: dict[str, str] = {}
         live, sizes = parameters(self.loss_step), self.gradient_sizes() if gradients else {}
         for name, p in live.items():
-            group = self.optimizer.param_groups[self.plan.groups[name][0]]
-            bias = is_bias(group)
-            if not p.requires_grad or self.applied[bias] * group["lr_scale"] == 0 or digests[name] != self.before[name]:
+            number = self.plan.groups[name][0]
+            if not p.requires_grad or self.applied[number] == 0 or digests[name] != self.before[name]:
                 continue
-            update = self.rate[bias] * group["lr_scale"] * self.direction(p, group)
+            update = self.rate[number] * self.direction(p, self.optimizer.param_groups[number])
             if gradients and name not in sizes:
                 if self.stage >= 10 and name not in self.moved:
                     rows.append((name, "trains", f"no gradient reaches it, {self.stage} steps into the stage"))
@@ -334,10 +335,6 @@ class Audit:
 
 def average(name: str) -> str:
     return f"average of {name}"
-
-
-def is_bias(group: dict[str, Any]) -> bool:
-    return str(group["name"]).startswith("bias")
 
 
 def place(tensor: Tensor) -> tuple[int, torch.Size]:

@@ -62,6 +62,7 @@ class Config:
     multi_scale: bool = opt(False, "vary the training size by +-50 %%")
     single_cls: bool = opt(False, "treat all classes as one")
     quad: bool = opt(False, "collate four images into one of twice the size, now and then")
+    close_mosaic: int = opt(0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", low=0)
     workers: int = opt(8, "data loader processes", low=0)
     on_bad_data: str = opt("error", "broken images and labels: stop, or skip and count them", choices=("error", "skip"))
     noautoanchor: bool = opt(False, "do not adapt the anchors to the data")

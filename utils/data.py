@@ -5,6 +5,7 @@ data YAML -> read_data -> DataSpec -> make_dataset -> DetectionDataset -> make_l
 """
 
 from utils.augment import AugmentParams
+from utils.augment_plan import AugmentPlan
 from utils.dataset import DetectionDataset, Sample, masked_share
 from utils.errors import UserError
 from utils.image_class import summary
@@ -29,6 +30,7 @@ from utils.spec import SUFFIXES, DataSpec, label_path, read_data
 __all__ = [
     "SUFFIXES",
     "AugmentParams",
+    "AugmentPlan",
     "Batch",
     "DataSpec",
     "DetectionDataset",
@@ -62,7 +64,7 @@ def make_dataset(
     img_size: int,
     stride: int,
     batch_size: int,
-    augment: AugmentParams | None,
+    augment: AugmentParams | AugmentPlan | None,
     rect: bool,
     pad: float,
     cache_images: bool,
@@ -79,7 +81,8 @@ def make_dataset(
         right = max(round(img_size / stride), 1) * stride
         raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
     scan = scan_split(spec, split, on_bad_data=on_bad_data, single_cls=single_cls)
-    print(describe(scan, split, masked_share(augment, rect=rect, quad=quad)))
+    first = augment.at(0) if isinstance(augment, AugmentPlan) else augment
+    print(describe(scan, split, masked_share(first, rect=rect, quad=quad)))
     return DetectionDataset(
         scan,
         img_size=img_size,

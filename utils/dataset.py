@@ -12,6 +12,7 @@ of several images has none (utils/image_class.py says why).
 """
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch.utils.data import Dataset
 
 from utils import augment
 from utils.augment import AugmentParams, Objects
+from utils.augment_plan import AugmentPlan, Change
 from utils.cache import ImageCache
 from utils.errors import UserError
 from utils.images import read_image, reduced, reduction
@@ -78,7 +80,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         *,
         img_size: int,
         stride: int = 32,
-        augment: AugmentParams | None = None,
+        augment: AugmentParams | AugmentPlan | None = None,
         rect: bool = False,
         pad: float = 0.0,
         batch_size: int = 1,
@@ -96,7 +98,8 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.sizes = scan.sizes[order]  # [n,2] native (h, w)
         self.cls_names = scan.cls_names  # of whole images; empty: there are none
         self.image_classes = scan.image_classes[order]  # [n], -1 = unknown
-        self.img_size, self.augment, self.seed, self.quad = img_size, augment, seed, quad
+        self.augment = AugmentPlan(augment) if isinstance(augment, AugmentParams) else augment
+        self.img_size, self.seed, self.quad = img_size, seed, quad
         self.rect, self.batch_size, self.like = rect, batch_size, like
         self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
         self._cache: ImageCache | None = None
@@ -113,7 +116,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         if self.augment is None:
             item = self._plain(index)
         else:
-            item, composed = self._augmented(epoch, index, self.augment)
+            item, composed = self._augmented(epoch, index, self.augment.at(epoch))
         if self.cls_names:
             item["image_class"] = torch.tensor(UNKNOWN if composed else int(self.image_classes[index]))
         item["path"] = str(self.files[index])
@@ -121,6 +124,13 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         if self.quad:
             item["quad"] = bool(rng(self.seed, "quad", epoch, index).random() < 0.5)
         return item
+
+    def changing(self, changes: Sequence[Change]) -> "DetectionDataset":
+        """The same pictures, for training, with other augmentation from some epochs on."""
+        assert self.augment is not None
+        other = copy(self)
+        other.augment = self.augment.changed(changes)
+        return other
 
     def _plain(self, index: int) -> dict[str, Any]:
         image, gain, pad = self._letterboxed(index)

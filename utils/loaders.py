@@ -7,10 +7,12 @@ from utils.config import Config
 
 
 def make_loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
-    """Training batches as augmented as the hyp file says; validation batches in rectangles."""
+    """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles."""
+    closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
+    augment = data.AugmentPlan(data.AugmentParams.of(cfg), closes=closes)
     with dist.main_first():  # the others then find its label cache
         train = data.make_dataset(
-            spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=data.AugmentParams.of(cfg),
+            spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=augment,
             rect=cfg.rect, pad=0.0, quad=cfg.quad, cache_images=cfg.cache_images, single_cls=cfg.single_cls,
             on_bad_data=cfg.on_bad_data, seed=cfg.seed,
         )  # fmt: skip

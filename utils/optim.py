@@ -5,6 +5,7 @@ biases' rate comes from above, then a cosine or linear decay that is constant wi
 """
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from models.graph import Detector
 from utils.config import Config
 from utils.seams import Groups
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A decay cycle of its own within a run, from its first epoch to the next one's or to the run's end."""
+
+    start: int  # epoch
+    peak: float  # rate at factor 1
+    lrf: float
+    ramp: float  # epochs in which the rate goes from what it was to what this cycle says
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class Schedule:
     batch_size: int
     nominal_batch: int = 64
     compat: str = "none"
+    lr0_factor: float = 1.0  # rate at factor 1 / lr0 (--auto-lr)
+    phases: tuple[Phase, ...] = ()  # by their first epoch, none of them 0
 
     @classmethod
     def of(cls, cfg: Config, batches: int, from_weights: bool) -> "Schedule":
@@ -54,6 +67,7 @@ class Schedule:
             cfg.batch_size,
             cfg.nominal_batch,
             cfg.compat,
+            cfg.peak_lr / cfg.lr0,
         )
 
     def describe(self, cfg: Config) -> str:
@@ -62,23 +76,51 @@ class Schedule:
         capped = f" (asked {asked}, at most {cfg.warmup_share:.0%} of the run)" if self.warmup < asked else ""
         bias = f", capped from {cfg.warmup_bias_lr:g}" if self.bias_start < cfg.warmup_bias_lr else ""
         rates = f"peak rate {self.peak:g}, last {self.peak * self.lrf:g}"
-        return f"warm-up {self.warmup} steps{capped}; biases start at {self.bias_start:g}{bias}; {rates}"
+        later = "".join(f"; from epoch {p.start} on {p.peak:g} to {p.peak * p.lrf:g}" for p in self.phases)
+        return f"warm-up {self.warmup} steps{capped}; biases start at {self.bias_start:g}{bias}; {rates}{later}"
 
     def factor(self, epoch: int) -> float:
-        """Decay factor of an epoch, 1 at epoch 0."""
+        """Decay factor of an epoch of the first cycle, 1 at epoch 0."""
+        return self.decay(epoch, self.phases[0].start if self.phases else self.epochs, self.lrf)
+
+    def decay(self, epoch: int, epochs: int, lrf: float) -> float:
+        """Decay factor of an epoch of a cycle of so many."""
         if self.linear:
-            span = self.epochs if self.compat == "v5" else max(self.epochs - 1, 1)
-            return (1 - epoch / span) * (1.0 - self.lrf) + self.lrf
-        return ((1 - math.cos(epoch * math.pi / self.epochs)) / 2) * (self.lrf - 1) + 1
+            span = epochs if self.compat == "v5" else max(epochs - 1, 1)
+            return (1 - epoch / span) * (1.0 - lrf) + lrf
+        return ((1 - math.cos(epoch * math.pi / epochs)) / 2) * (lrf - 1) + 1
+
+    def rate(self, step: int, group: Mapping[str, Any]) -> float:
+        """Rate of an optimizer group at this step: the schedule's, times the group's lr_scale, times its ramp.
+
+        A group with `opens` (epoch) has rate 0 before it; then its ramp goes from 0 to 1 in `ramp` epochs. Only biases
+        that learn from the start take part in the warm-up from above.
+        """
+        opens = group.get("opens", 0)
+        since = step - opens * self.batches
+        if since < 0:
+            return 0.0
+        ramp = interpolate(since, round(group.get("ramp", 0.0) * self.batches), 0.0, 1.0)
+        return float(self.lr(step, bias=is_bias(group) and not opens) * group["lr_scale"] * ramp)
 
     def lr(self, step: int, bias: bool = False) -> float:
-        """Rate of a group with lr_scale 1 at this step."""
+        """Rate of a group with lr_scale 1, open from the start, at this step."""
         epoch = step // self.batches
+        begun = [i for i, phase in enumerate(self.phases) if phase.start <= epoch]
+        if begun:
+            return self.lr_in_phase(begun[-1], step)
         if self.warming(step):
             return interpolate(step, self.warmup, self.bias_start if bias else 0.0, self.peak * self.factor(epoch))
         # the originals step their scheduler at the end of an epoch; where warm-up ends, its last rate lasts that epoch
         late = self.compat != "none" and epoch > self.warmup // self.batches
         return self.peak * self.factor(max(epoch - late, 0))
+
+    def lr_in_phase(self, number: int, step: int) -> float:
+        phase, last = self.phases[number], number == len(self.phases) - 1
+        end = self.epochs if last else self.phases[number + 1].start
+        rate = phase.peak * self.decay(step // self.batches - phase.start, end - phase.start, phase.lrf)
+        first, ramp = phase.start * self.batches, round(phase.ramp * self.batches)
+        return interpolate(step - first, ramp, self.lr(first - 1), rate) if step - first < ramp else rate
 
     def warming(self, step: int) -> bool:
         return step <= self.warmup and self.warmup > 0
@@ -109,6 +151,10 @@ class Schedule:
 def interpolate(step: int, steps: int, start: float, end: float) -> float:
     """Linear from start (step 0) to end (step = steps), by NumPy's rule, so that values agree to the bit."""
     return end if step >= steps else (end - start) / steps * step + start
+
+
+def is_bias(group: Mapping[str, Any]) -> bool:
+    return str(group["name"]).startswith("bias")
 
 
 def param_groups(module: nn.Module, decay: float) -> Groups:
@@ -155,9 +201,9 @@ def make_optimizer(groups: Groups, cfg: Config, device: torch.device) -> torch.o
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
-    """Write the rates of this step into the groups: schedule times the group's own lr_scale."""
+    """Write the rates of this step into the groups."""
     for group in optimizer.param_groups:
-        group["lr"] = schedule.lr(step, bias=group["name"].startswith("bias")) * group["lr_scale"]
+        group["lr"] = schedule.rate(step, group)
         if "momentum" in group:  # Adam's betas have no warm-up, as in the originals
             group["momentum"] = schedule.momentum_at(step)
 

@@ -100,7 +100,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings that matter to the outcome as one level of text; where files lie and how they are stored does not."""
     flat = {k: show(v) for k, v in settings["config"].items() if k not in PLACES}
     for name, flags in settings.get("patches", {}).items():
-        flat |= {f"{name}.{k}": show(v) for k, v in flags.items() if k != "head_table"}
+        flat |= {f"{name}.{k}": show(v) for k, v in flags.items() if not k.endswith("_table")}
     return flat
 
 

@@ -52,6 +52,7 @@ class Run:
     step: int = 0  # micro-batches done
     pending: int = 0  # micro-batches since the last optimizer step
     best: float = -1.0  # fitness of the best epoch so far
+    counts: dict[str, int] = field(default_factory=dict)  # of what learns, as last printed
     class_ap: list[float] | None = None  # AP per class of the last evaluation, for --image-weights
 
     @property
@@ -108,6 +109,14 @@ def to_device(run: Run, batch: data.Batch) -> data.Batch:
         size, stride = run.meta["img_size"], int(run.model.stride.max())
         batch["image"] = data.multiscale(batch["image"], size, stride, run.cfg.seed, run.step)
     return batch
+
+
+def tell_stage(run: Run) -> None:
+    """What learns from this epoch on, where that is not what did before."""
+    counts = optim.count_parameters(run.loss_step)
+    if counts != run.counts:
+        print(f"from epoch {run.epoch} on: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
+    run.counts = counts
 
 
 def reweigh_images(run: Run) -> None:

@@ -1,7 +1,7 @@
 """The places where a patch may touch training. Nothing else in the base knows that patches exist.
 
 Build time, once each, in this order:   layers -> branches -> load_weights -> wrap_dataset -> on_model_built
-                                        -> param_groups
+                                        -> param_groups -> schedule
 Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights -> on_step_end] -> on_epoch_end
 Evaluation, in train.py and test.py:    [observe] -> figures -> draw
 """
@@ -85,6 +85,10 @@ class Patch(nn.Module, Generic[F]):
 
     def param_groups(self, groups: Groups, model: Detector) -> Groups:
         return groups
+
+    def schedule(self, schedule: Any, groups: Groups) -> Any:
+        """The run's utils.optim.Schedule, and the final groups that it is for."""
+        return schedule
 
     def wrap_dataset(self, dataset: Any, split: str) -> Any:
         return dataset

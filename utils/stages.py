@@ -71,11 +71,19 @@ def columns(stage: Stage) -> list[str]:
     if not stage.rows:
         return [stage.name, *["missing"] * 7]
     config = stage.settings["config"]
-    frozen = " ".join(stage.settings["patches"].get("freeze", {}).get("freeze", ["0"]))
+    frozen = frozen_layers(stage.settings["patches"])
     best = stage.best
     heads = " ".join(f"{v:.3f}" for v in stage.heads.values()) or "-"
     found = [f"{float(best[k]):.4f}" for k in ("mAP50", "mAP")] if best else ["missing"] * 2
     return [stage.name, frozen, f"{config['lr0']:g}", str(len(stage.rows)), *found, heads, f"{stage.seconds:.0f}"]
+
+
+def frozen_layers(patches: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a run's flags say about what does not learn."""
+    flags = patches.get("freeze", {})
+    first = flags.get("trainable_first", -1)
+    words = f"all but the first {first}" if first != -1 else " ".join(flags.get("freeze", ["0"]))
+    return f"{words}, --unfreeze" if "unfreeze" in patches else words
 
 
 def table(stages: list[Stage]) -> str:

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from models.graph import Detector
-from patches.freeze import Flags, Freeze, cut, parse_modules
+from patches.freeze import Flags, Freeze
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
 from tests.toy import trained
 from utils import checkpoint, optim
 from utils.errors import UserError
+from utils.select import cut, parse_first
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def demo() -> Detector:
     ids=lambda v: " ".join(v) if v and isinstance(v[0], str) else "",
 )
 def test_words_name_modules(demo: Detector, words: list[str], expected: list[int]) -> None:
-    assert parse_modules(words, demo) == expected
+    assert parse_first(words, demo, "--freeze") == expected
     model = Detector({**spec("demo"), "width_multiple": 0.25}, 12)
     Freeze(Flags(freeze=tuple(words))).on_model_built(model, ())
     frozen = {
@@ -56,7 +57,7 @@ def test_words_name_modules(demo: Detector, words: list[str], expected: list[int
 )
 def test_what_is_not_there_is_refused_with_what_is(demo: Detector, words: list[str]) -> None:
     with pytest.raises(UserError, match=r"backbone \(0-28\), neck \(29-76\), head \(77-77\)"):
-        parse_modules(words, demo)
+        parse_first(words, demo, "--freeze")
 
 
 def test_freezing_everything_is_refused(demo: Detector) -> None:

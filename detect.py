@@ -21,8 +21,9 @@ from utils.errors import UserError, run_main
 from utils.letterbox import letterbox
 from utils.loaders import whole_strides
 from utils.nms import nms
+from utils.pixels import Image, fractions, viewable
 from utils.plots import colour, draw_box
-from utils.source import Frame, Image, find_files, frames
+from utils.source import Frame, find_files, frames
 from utils.tables import free_name, label_lines
 
 
@@ -52,11 +53,9 @@ def parse(argv: list[str]) -> Any:
 
 @torch.inference_mode()
 def detect(model: Detector, image: Image, size: int, device: torch.device, args: Any) -> torch.Tensor:
-    """BGR image -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class."""
+    """Image [H,W,C] -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class."""
     fitted, ratio, pad = letterbox(image, size, stride=int(model.stride.max()))
-    tensor = (
-        torch.from_numpy(np.ascontiguousarray(fitted[:, :, ::-1].transpose(2, 0, 1))).to(device)[None].float() / 255
-    )
+    tensor = fractions(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1))).to(device)[None])
     parts = model.decode(model(tensor)["det"])
     found = nms(
         parts, args.conf_thres, args.iou_thres, multi_label=False, classes=args.classes, agnostic=args.agnostic_nms,
@@ -85,7 +84,7 @@ class Output:
             (self.folder / "labels" / name).write_text(text)
         if self.args.nosave:
             return
-        drawn = frame.image.copy()
+        drawn = np.ascontiguousarray(viewable(frame.image)[..., ::-1])
         for *box, confidence, c in found.flip(0).tolist():  # best on top
             draw_box(
                 drawn,
@@ -126,7 +125,7 @@ def run(args: Any, device: torch.device, folder: Path) -> None:
     model = fuse(model).to(device)
     output, count, boxes = Output(folder, args), 0, 0
     try:
-        for frame in frames(args.source):
+        for frame in frames(args.source, model.in_channels):
             found = detect(model, frame.image, size, device, args)
             output.add(frame, found, names)
             count, boxes = count + 1, boxes + len(found)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from utils import coco_eval, data, dist, lock, plots, seams, tables
-from utils.checkpoint import lasting, load_detector
+from utils.checkpoint import check_channels, lasting, load_detector
 from utils.config import make_parser
 from utils.device import select_device
 from utils.errors import UserError, run_main
@@ -88,6 +88,7 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
     spec = data.read_data(args.data)
     if not args.single_cls and spec.nc != model.nc:
         raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
+    check_channels(spec.channels, meta, args.weights, args.data)
     loader = evaluation(
         spec, "val" if args.task == "speed" else args.task, patches, size=args.img_size,
         stride=int(model.stride.max()), batch_size=args.batch_size, workers=args.workers, single_cls=args.single_cls,

@@ -47,11 +47,12 @@ def setup(begun: Start) -> Run:
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
     source = None if resumed else runs.starting_weights(cfg, patches)
     graph = begun.spec or checkpoint.model_yaml(cfg.cfg, source)
-    model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights)
+    model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
     if source:
         checkpoint.load_into(model, patches.fold("load_weights", source.state, model, source), source.path)
         checkpoint.check_groups(model, source)
     elif resumed:
+        checkpoint.check_channels(spec.channels, resumed["meta"], begun.folder, cfg.data)
         model.load_state_dict(resumed["model"])
 
     # data

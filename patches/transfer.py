@@ -1,5 +1,9 @@
 """--transfer-weights: a fresh run from every tensor of --weights that fits by name and shape.  Seam: load_weights.
 
+Images of another number of channels: the first convolution is adapted. From A to B > A channels the kernels are
+repeated in turn (0, 1, 2, 0, 1 for 3 -> 5), each divided by how often it is taken; to B < A, channel i is added to
+channel i modulo B (3 -> 1: the sum over all). Either way a picture with equal channels gets the same response.
+
 Several heads are cut out of a plain detector's rows (--transfer-heads sliced), so that the new model detects what the
 old one did;
 --transfer-heads fresh starts them anew. What was taken, sliced, left fresh and left over is printed.
@@ -7,6 +11,9 @@ old one did;
 
 import re
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from models.graph import Detector
 from utils.config import opt
@@ -52,10 +59,42 @@ def slice_heads(state: State, model: Detector, path: str) -> State:
     return {**new, f"{last}anchors": plain["anchors"]}
 
 
+def mixed(weight: Tensor, before: int, now: int) -> Tensor:
+    """Kernels [O, k*before, h, w] of a convolution of `before` image channels, in k groups (space to depth), for `now`
+    channels: [O, k*now, h, w]."""
+    mix = torch.zeros(now, before, dtype=weight.dtype)
+    for j in range(max(now, before)):
+        mix[j % now, j % before] = 1
+    if now > before:
+        mix /= mix.sum(0)
+    groups = weight.unflatten(1, (-1, before))  # [O,k,before,h,w]
+    return torch.einsum("nb,okbhw->oknhw", mix, groups).flatten(1, 2)
+
+
+def adapted(state: State, model: Detector) -> State:
+    """The convolutions that read the image, through nothing but rows without parameters, where the file has them for
+    another number of channels."""
+    own, found, at = model.state_dict(), {}, {-1}
+    for i, sources in enumerate(model.sources):
+        if not at & set(sources):
+            continue
+        if not any(True for _ in model.model[i].parameters()):
+            at.add(i)
+        for k in (k for k in own if k.startswith(f"model.{i}.") and k in state and own[k].dim() == state[k].dim() == 4):
+            groups, ungrouped = divmod(own[k].shape[1], model.in_channels)
+            before, uneven = divmod(state[k].shape[1], max(groups, 1))
+            same = own[k].shape[::2] == state[k].shape[::2] and own[k].shape[3] == state[k].shape[3]
+            if same and not ungrouped and not uneven and before != model.in_channels:
+                found[k] = mixed(state[k], before, model.in_channels)
+    return found
+
+
 class Transfer(Patch[Flags]):
     def load_weights(self, state: State, model: Detector, source: Source) -> State:
         own = model.state_dict()
         sliced = slice_heads(state, model, source.path) if self.flags.transfer_heads == "sliced" else {}
+        fitted = adapted(state, model)
+        state = {**state, **fitted}
         taken = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape and k not in sliced}
         if not taken and not sliced:
             raise UserError(f"--transfer-weights: no tensor of {source.path} fits the model by name and shape")
@@ -69,6 +108,8 @@ class Transfer(Patch[Flags]):
         for what, keys in (("sliced", list(sliced)), ("fresh", fresh), ("left over", left)):
             if keys:
                 print(f"  {what}: {', '.join(keys[:4])}{f', ... ({len(keys)} in all)' if len(keys) > 4 else ''}")
+        for k in fitted:
+            print(f"  adapted to {model.in_channels} channels: {k} (see docs/images.md)")
         anchors = f"model.{len(model.model) - 1}.anchors"
         if anchors in taken | sliced and not own[anchors].allclose((taken | sliced)[anchors]):
             print("  anchors: those of the checkpoint, which differ from the model YAML's")

@@ -1,7 +1,7 @@
 """Augmentation of images together with their objects; the parameters carry the names of the hyp files.
 
 Every function takes its random generator, so that a picture is a function of (seed, epoch, index). Frame: pixels, x
-right, y down, continuous (pixel i covers i..i+1). Images uint8 RGB [H,W,3]; boxes xyxy.
+right, y down, continuous (pixel i covers i..i+1). Images [H,W,C], uint8 or uint16; boxes xyxy.
 Mosaic: Bochkovskiy et al., "YOLOv4", arXiv:2004.10934; mixup: Zhang et al., arXiv:1710.09412; copy-paste: Ghiasi et
 al., arXiv:2012.07177.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.labels import Labels
-from utils.letterbox import GREY, Image
+from utils.pixels import Image, blend, by_groups, grey, resized
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -225,11 +225,11 @@ def warp(
     if (matrix == np.eye(3)).all() and image.shape[:2] == target:
         return image, objects.clipped(width, height)
     centres = FROM_EDGES @ matrix @ TO_EDGES
-    grey = (GREY, GREY, GREY)
+    outside, size = (grey(image),) * 4, (width, height)
     if matrix[2, 0] or matrix[2, 1]:
-        image = cv2.warpPerspective(image, centres, (width, height), borderValue=grey).astype(np.uint8, copy=False)
+        image = by_groups(image, lambda part: cv2.warpPerspective(part, centres, size, borderValue=outside))
     else:
-        image = cv2.warpAffine(image, centres[:2], (width, height), borderValue=grey).astype(np.uint8, copy=False)
+        image = by_groups(image, lambda part: cv2.warpAffine(part, centres[:2], size, borderValue=outside))
     points = objects.points @ matrix[:, :2].T + matrix[:, 2]
     depth = points[:, 2:]
     flat: Floats = np.asarray(points[:, :2] / np.maximum(depth, 0.1), np.float32)
@@ -239,18 +239,32 @@ def warp(
     return image, moved.clipped(width, height)
 
 
-def hsv(draw: np.random.Generator, image: Image, params: AugmentParams) -> Image:
-    """Scale hue, saturation and value by factors in 1 +- gain."""
+def hsv(draw: np.random.Generator, image: Image, params: AugmentParams, colour: bool = True) -> Image:
+    """Scale hue, saturation and value of RGB by factors in 1 +- gain. Without `colour`, where hue and saturation mean
+    nothing and are 0, the gain of value is one on all channels."""
     gains = np.array([params.hsv_h, params.hsv_s, params.hsv_v])
     if not gains.any():
         return image
     factors = 1 + draw.uniform(-1, 1, 3) * gains
+    if not (colour or params.hsv_h or params.hsv_s):
+        return blend(image, float(factors[2]), image, 0)
+    if image.dtype != np.uint8:
+        return hsv_deep(image, factors)
     table = np.arange(256)[:, None] * factors  # [256,3]
     table[:, 0] %= 180  # OpenCV's hue goes from 0 to 179
     lookup = np.ascontiguousarray(table.clip(0, 255).astype(np.uint8).T)  # [3,256]
     planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))  # one table each is faster than one of three channels
     turned = cv2.merge([cv2.LUT(plane, row) for plane, row in zip(planes, lookup, strict=True)])
     return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB, dst=turned).astype(np.uint8, copy=False)
+
+
+def hsv_deep(image: Image, factors: npt.NDArray[np.float64]) -> Image:
+    """`hsv` of uint16 RGB by way of float32: OpenCV has it in 8 bits and in floating point."""
+    planes = np.asarray(cv2.cvtColor(image.astype(np.float32) / 65535, cv2.COLOR_RGB2HSV), np.float64) * factors
+    planes[..., 0] %= 360
+    turned = planes.clip(0, [360, 1, 1]).astype(np.float32)
+    back = np.asarray(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB), np.float32)
+    return np.rint(back * 65535).clip(0, 65535).astype(np.uint16)
 
 
 def flip(draw: np.random.Generator, image: Image, boxes: Floats, params: AugmentParams) -> tuple[Image, Floats]:
@@ -262,14 +276,15 @@ def flip(draw: np.random.Generator, image: Image, boxes: Floats, params: Augment
     if sideways:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
     if down or sideways:  # OpenCV's axes: 0 upside down, 1 left to right, -1 both
-        image = cv2.flip(image, -1 if down and sideways else int(sideways)).astype(np.uint8, copy=False)
+        axis = -1 if down and sideways else int(sideways)
+        image = np.asarray(cv2.flip(image, axis), image.dtype).reshape(image.shape)
     return image, boxes
 
 
 def mixup(draw: np.random.Generator, image: Image, other: Image) -> Image:
     """r * image + (1 - r) * other with r from Beta(8, 8)."""
     r = float(draw.beta(8, 8))
-    return cv2.addWeighted(image, r, other, 1 - r, 0).astype(np.uint8, copy=False)
+    return blend(image, r, other, 1 - r)
 
 
 def copy_paste(draw: np.random.Generator, image: Image, objects: Objects, probability: float) -> Objects:
@@ -326,7 +341,7 @@ def paste_in(
             x0, y0 = np.floor(low).astype(int).clip(0)
             part = source[y0 : int(np.ceil(high[1])), x0 : int(np.ceil(high[0]))]
             shape = (max(round(part.shape[1] * gain), 1), max(round(part.shape[0] * gain), 1))
-            small = cv2.resize(part, shape, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+            small = resized(part, shape[::-1], cv2.INTER_AREA)
             outline = np.asarray((polygon - np.array([x0, y0])) * shape / part.shape[1::-1], np.float32)
             x, y = int(spot[0] * (width - shape[0] + 1)), int(spot[1] * (height - shape[1] + 1))
             box = np.concatenate([outline.min(0), outline.max(0)]) + np.array([x, y, x, y], np.float32)

@@ -16,18 +16,21 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.letterbox import Image
+from utils.pixels import Image, Pixels
 
 MEMORY_LEFT = 0.9  # the cache may take this share of the free memory
 
 
 class ImageCache:
-    """Image i, uint8 [*sizes[i], 3], at `cache[i]`: a read-only view of the block, not a copy."""
+    """Image i, [*sizes[i], C], at `cache[i]`: a read-only view of the block, not a copy."""
 
-    def __init__(self, sizes: npt.NDArray[np.int64], load: Callable[[int], Image], described: str) -> None:
+    def __init__(
+        self, sizes: npt.NDArray[np.int64], pixels: Pixels, load: Callable[[int], Image], described: str
+    ) -> None:
         """sizes [n,2] (h, w); load: gives image i. Errors: UserError where the memory does not suffice."""
-        self.sizes = sizes
-        self.starts = np.concatenate([[0], np.cumsum(3 * sizes.prod(1))])  # [n+1], bytes
+        self.sizes, self.pixels = sizes, pixels
+        each = pixels.channels * pixels.dtype.itemsize
+        self.starts = np.concatenate([[0], np.cumsum(each * sizes.prod(1))])  # [n+1], bytes
         need, free = int(self.starts[-1]), free_memory()
         if free is not None and need > MEMORY_LEFT * free:
             raise UserError(
@@ -38,7 +41,7 @@ class ImageCache:
         flat = self.block.numpy()
 
         def fill(index: int) -> None:
-            flat[self.starts[index] : self.starts[index + 1]] = load(index).reshape(-1)
+            flat[self.starts[index] : self.starts[index + 1]] = load(index).reshape(-1).view(np.uint8)
 
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             what = f"caching images ({need / 2**20:.0f} MiB)"
@@ -47,7 +50,7 @@ class ImageCache:
     def __getitem__(self, index: int) -> Image:
         height, width = self.sizes[index]
         part = self.block[self.starts[index] : self.starts[index + 1]]
-        image: Image = part.numpy().reshape(height, width, 3)
+        image: Image = part.numpy().view(self.pixels.dtype).reshape(height, width, self.pixels.channels)
         image.flags.writeable = False
         return image
 

@@ -153,6 +153,17 @@ def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
         own[k].copy_((anchors * model.stride.view(-1, 1, 1).to(anchors)).view(own[k].shape))
 
 
+def channels_of(meta: Mapping[str, Any]) -> int:
+    """Channels of the images that a checkpoint's model reads. YOLOv5 writes them into the model YAML, as `ch`."""
+    return int(meta.get("channels") or (meta.get("spec") or {}).get("ch") or 3)
+
+
+def check_channels(channels: int, meta: Mapping[str, Any], path: str | Path, source: str | Path) -> None:
+    """The images of data set `source` have as many channels as the model of checkpoint `path` reads."""
+    if channels_of(meta) != channels:
+        raise UserError(f"{path} reads images of {channels_of(meta)} channels, {source} has images of {channels}")
+
+
 def check_groups(model: Detector, source: seams.Source) -> None:
     """Equal counts are not equal classes: another grouping over the heads is refused."""
     theirs = source.meta.get("groups")
@@ -164,10 +175,11 @@ def check_groups(model: Detector, source: seams.Source) -> None:
         )
 
 
-def build_detector(spec: Mapping[str, Any], nc: int, patches: seams.Patches, where: str) -> Detector:
-    """Model YAML -> Detector with the layers and branches that patches add; errors name the file."""
+def build_detector(spec: Mapping[str, Any], nc: int, patches: seams.Patches, where: str, channels: int = 3) -> Detector:
+    """Model YAML -> Detector for images of so many channels, with the layers and branches that patches add; errors
+    name the file."""
     try:
-        model = Detector(spec, nc, {**LAYERS, **patches.merge("layers")})
+        model = Detector(spec, nc, {**LAYERS, **patches.merge("layers")}, channels)
         with torch.random.fork_rng(devices=[]):  # a branch must not shift the random numbers of the base
             for name, (index, module) in patches.merge("branches", model).items():
                 model.add_branch(name, index, module)
@@ -189,7 +201,7 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
         raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
     patches = seams.revive(lasting(meta))
     nc = int(meta.get("nc") or spec["nc"])
-    model = build_detector(spec, nc, patches, cfg or str(path))
+    model = build_detector(spec, nc, patches, cfg or str(path), channels_of(meta))
     load_into(model, source.state, str(path))
     check_groups(model, source)
     meta |= {"nc": nc, "names": list(meta.get("names") or [str(i) for i in range(nc)]), "spec": spec}

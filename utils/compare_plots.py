@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.ap import GRID
-from utils.images import read_image
+from utils.images import read_any
+from utils.pixels import viewable
 from utils.plots import colour, draw_box, new_figure
 
 if TYPE_CHECKING:
@@ -107,9 +108,10 @@ def heading(text: str) -> npt.NDArray[np.uint8]:
 
 def tile(path: str, rows: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray[np.uint8]:
     """The image TILE wide with boxes [n,5 or 6]: x0,y0,x1,y1 native pixels, (confidence,) class."""
-    image = read_image(Path(path))
-    if image is None:
+    found = read_any(Path(path))
+    if found is None:
         return np.full((TILE, TILE, 3), 128, np.uint8)
+    image = viewable(found)
     gain = TILE / image.shape[1]
     size = (TILE, max(round(image.shape[0] * gain), 1))
     picture = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[:, :, ::-1]).astype(np.uint8)

@@ -65,6 +65,7 @@ class Config:
     close_mosaic: int = opt(0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", low=0)
     workers: int = opt(8, "data loader processes", low=0)
     on_bad_data: str = opt("error", "broken images and labels: stop, or skip and count them", choices=("error", "skip"))
+    force_hsv: bool = opt(False, "hue and saturation jitter even where the data YAML says color: none")
     noautoanchor: bool = opt(False, "do not adapt the anchors to the data")
     # optimisation
     adam: bool = opt(False, "Adam instead of SGD")

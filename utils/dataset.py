@@ -5,10 +5,10 @@ Evaluation: the picture letterboxed into a square, or with `rect` into the batch
 epoch, index): geometry and colour from separate streams, so that a second image of the same scene can share the
 geometry alone.
 
-Item: image uint8 [3,H,W] RGB; target float32 [n,5] class, cx, cy, w, h in 0..1 of the picture; path; shape int64 [2]
-native (h, w); gain_pad float32 [4] gain x, gain y, pad x, pad y with input = native * gain + pad in pixels (zeros when
-augmented). Where the data set has classes of whole images, also image_class int64 [], -1 = unknown: a picture of parts
-of several images has none (utils/image_class.py says why).
+Item: image uint8 or uint16 [C,H,W], RGB where C is 3; target float32 [n,5] class, cx, cy, w, h in 0..1 of the picture;
+path; shape int64 [2] native (h, w); gain_pad float32 [4] gain x, gain y, pad x, pad y with input = native * gain + pad
+in pixels (zeros when augmented). Where the data set has classes of whole images, also image_class int64 [], -1 =
+unknown: a picture of parts of several images has none (utils/image_class.py says why).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ from utils.cache import ImageCache
 from utils.errors import UserError
 from utils.images import read_image, reduced, reduction
 from utils.labels import UNKNOWN, Labels
-from utils.letterbox import GREY, Image, fit, place
+from utils.letterbox import fit, place
+from utils.pixels import Image, empty, resized, widened
 from utils.rng import rng
 from utils.scan import Scan
 
@@ -100,12 +101,13 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.image_classes = scan.image_classes[order]  # [n], -1 = unknown
         self.augment = AugmentPlan(augment) if isinstance(augment, AugmentParams) else augment
         self.img_size, self.seed, self.quad = img_size, seed, quad
+        self.pixels = scan.pixels
         self.rect, self.batch_size, self.like = rect, batch_size, like
         self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
         self._cache: ImageCache | None = None
         if cache_images:
             loaded = np.array([self._loaded_size(i) for i in range(len(self))])
-            self._cache = ImageCache(loaded, self.load, f"{len(self)} images at {img_size} px")
+            self._cache = ImageCache(loaded, self.pixels, self.load, f"{len(self)} images at {img_size} px")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -166,7 +168,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
             image = image.copy()
             sources = [self._tile(int(i)) for i in draw.integers(len(self), size=3)]
             objects = augment.paste_in(draw, image, objects, sources)
-        image = augment.hsv(rng(self.seed, "colour", epoch, index), image, params)
+        image = augment.hsv(rng(self.seed, "colour", epoch, index), image, params, self.pixels.colour)
         image, boxes = augment.flip(draw, image, objects.boxes(), params)
         target = _to_target(objects.classes, boxes, image.shape[1], image.shape[0])
         return _item(image, target, (0, 0, 0, 0)), composed
@@ -196,7 +198,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         """The pictures with their upper left corners at `offsets`, where they touch the part x0, y0, x1, y1 that will
         be seen; the others would be decoded for nothing."""
         x0, y0, x1, y1 = seen
-        canvas = np.full((2 * self.img_size, 2 * self.img_size, 3), GREY, np.uint8)
+        canvas = empty((2 * self.img_size, 2 * self.img_size), self.pixels)
         for index, (x, y) in zip(tiles, offsets, strict=True):
             h, w = self._loaded_size(index)
             if x < x1 and y < y1 and x + w > x0 and y + h > y0:
@@ -218,20 +220,22 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         return place(image, placed), (placed.inner[1] / width, placed.inner[0] / height), pad
 
     def load(self, index: int) -> Image:
-        """RGB uint8 [h,w,3], the long side img_size. From the cache it is read-only. For training a large JPEG is
-        decoded at a reduced size, for evaluation whole."""
+        """[h,w,C], the long side img_size, in the depth of the data set. From the cache it is read-only. For training a
+        large JPEG is decoded at a reduced size, for evaluation whole."""
         if self._cache is not None:
             return self._cache[index]
         native, size = self._native_size(index), self._loaded_size(index)
         factor = 1 if self.augment is None else reduction(native, size)
-        image = read_image(self.files[index], factor)
+        image = read_image(self.files[index], factor, self.pixels.channels)
         if image is None or image.shape[:2] not in (native, reduced(native, factor)):
             raise UserError(f"{self.files[index]}: the image has changed or vanished since the run began")
+        if self.pixels.bits > 8:
+            image = widened(image)
         if image.shape[:2] == size:
             return image
         shrinks = size[0] < native[0] or size[1] < native[1]
         how = cv2.INTER_AREA if shrinks and self.augment is None else cv2.INTER_LINEAR
-        return cv2.resize(image, size[::-1], interpolation=how).astype(np.uint8, copy=False)
+        return resized(image, size, how)
 
     def _native_size(self, index: int) -> tuple[int, int]:
         height, width = self.sizes[index].tolist()
@@ -246,7 +250,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
 
 
 def _item(image: Image, target: npt.NDArray[np.float32], gain_pad: tuple[float, ...]) -> dict[str, Any]:
-    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
     cv2.split(image, list(planes))  # writes into them, several times as fast as copying the transposed picture
     return {
         "image": torch.from_numpy(planes),

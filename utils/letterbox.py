@@ -4,17 +4,12 @@
 
 `fit` computes the numbers from sizes alone; `letterbox` applies them to pixels. Both follow the convention of the YOLO
 programs: ratio = min over the axes, sizes rounded half to even, an odd margin gets its extra pixel at the bottom or
-right. Shapes: images uint8 [H,W,3]; sizes are (height, width); ratio and pad are (x, y).
+right. Shapes: images [H,W,C]; sizes are (height, width); ratio and pad are (x, y).
 """
 
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-
-Image = npt.NDArray[np.uint8]
-GREY = 114  # the padding value every published YOLO weight has been trained with
+from utils.pixels import Image, Pixels, empty, resized
 
 
 class Fit(NamedTuple):
@@ -59,12 +54,12 @@ def fit(
 
 
 def place(image: Image, placed: Fit) -> Image:
-    """Resize (bilinear) and pad `image` [H,W,3] as `placed` says -> [*placed.outer, 3]."""
+    """Resize (bilinear) and pad `image` [H,W,C] as `placed` says -> [*placed.outer, C]."""
     if image.shape[:2] != placed.inner:
-        image = np.asarray(cv2.resize(image, placed.inner[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+        image = resized(image, placed.inner)
     if placed.inner == placed.outer:
         return image
-    out = np.full((*placed.outer, 3), GREY, np.uint8)
+    out = empty(placed.outer, Pixels(image.shape[2], 8 * image.itemsize))
     out[placed.top : placed.top + placed.inner[0], placed.left : placed.left + placed.inner[1]] = image
     return out
 
@@ -78,7 +73,7 @@ def letterbox(
     scaleup: bool = True,
     stride: int = 32,
 ) -> tuple[Image, tuple[float, float], tuple[float, float]]:
-    """`image` [H,W,3] -> (fitted image, ratio (x, y), pad (x, y) in pixels). Options as in `fit`."""
+    """`image` [H,W,C] -> (fitted image, ratio (x, y), pad (x, y) in pixels). Options as in `fit`."""
     placed = fit(
         (image.shape[0], image.shape[1]), new_size, auto=auto, scale_fill=scale_fill, scaleup=scaleup, stride=stride
     )

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.dataset import DetectionDataset, Sample
 from utils.errors import UserError
 from utils.labels import UNKNOWN, Labels
+from utils.pixels import fractions
 from utils.rng import rng
 from utils.workers import start_worker
 
@@ -97,8 +98,8 @@ class Order(Sampler[list[Sample]]):
 
 
 def collate(items: list[dict[str, Any]]) -> Batch:
-    """Items -> image uint8 [B,3,H,W], target float32 [N,6] (number in the batch, class, cx, cy, w, h in 0..1), path
-    list, shape int64 [B,2], gain_pad float32 [B,4]; where the data set has classes of whole images also
+    """Items -> image uint8 or uint16 [B,C,H,W], target float32 [N,6] (number in the batch, class, cx, cy, w, h, 0..1),
+    path list, shape int64 [B,2], gain_pad float32 [B,4]; where the data set has classes of whole images also
     image_class int64 [B], -1 = unknown; further tensors are stacked, anything else becomes a list."""
     rows = [torch.cat([x["target"].new_full((len(x["target"]), 1), i), x["target"]], 1) for i, x in enumerate(items)]
     batch: Batch = {"image": torch.stack([x["image"] for x in items]), "target": torch.cat(rows)}
@@ -110,7 +111,7 @@ def collate(items: list[dict[str, Any]]) -> Batch:
 
 def collate_quad(items: list[dict[str, Any]]) -> Batch:
     """Four pictures become one of twice the side (2x2), or the first of them enlarged, as its `quad` draw says; the
-    one to three left over at the end are enlarged. B pictures [3,H,W] -> about B/4 of [3,2H,2W]."""
+    one to three left over at the end are enlarged. B pictures [C,H,W] -> about B/4 of [C,2H,2W]."""
     whole = len(items) // 4 * 4
     out = [_two_by_two(items[i : i + 4]) if items[i]["quad"] else _enlarged(items[i]) for i in range(0, whole, 4)]
     return collate(out + [_enlarged(x) for x in items[whole:]])
@@ -119,7 +120,7 @@ def collate_quad(items: list[dict[str, Any]]) -> Batch:
 def _enlarged(item: dict[str, Any]) -> dict[str, Any]:
     image = interpolate(item["image"][None].float(), scale_factor=2, mode="bilinear", align_corners=False)[0]
     return {k: v for k, v in item.items() if k != "quad"} | {
-        "image": image.round().clamp(0, 255).to(item["image"].dtype),
+        "image": image.round().clamp(0, torch.iinfo(item["image"].dtype).max).to(item["image"].dtype),
         "gain_pad": item["gain_pad"] * 2,
     }
 
@@ -240,16 +241,16 @@ def image_weights(labels: Sequence[Labels], weights: npt.NDArray[np.float64]) ->
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """A copy of the batch with image (float32 in 0..1), target and image_class on `device`; the rest as it is. The
-    transfer is of bytes. Added: `most`, the boxes of the picture that has most, which the host cannot ask the device
-    for later without waiting."""
-    image = batch["image"].to(device, non_blocking=True).float() / 255
+    transfer is of whole numbers. Added: `most`, the boxes of the picture that has most, which the host cannot ask the
+    device for later without waiting."""
+    image = fractions(batch["image"].to(device, non_blocking=True))
     most = int(torch.bincount(batch["target"][:, 0].long(), minlength=1).max())
     moved: Batch = {k: batch[k].to(device, non_blocking=True) for k in ("target", "image_class") if k in batch}
     return {**batch, "image": image, **moved, "most": most}
 
 
 def multiscale(image: Tensor, img_size: int, stride: int, seed: int, step: int) -> Tensor:
-    """Resize a batch [B,3,H,W] to a long side of 0.5 to 1.5 times img_size, drawn from (seed, step), sides in
+    """Resize a batch [B,C,H,W] to a long side of 0.5 to 1.5 times img_size, drawn from (seed, step), sides in
     multiples of the stride. Targets are fractions and stay."""
     sizes = np.arange(img_size // 2 // stride * stride or stride, img_size * 3 // 2 + 1, stride)
     size = int(rng(seed, "multiscale", 0, step).choice(sizes))

@@ -4,10 +4,12 @@ from typing import Any
 
 from utils import data, dist, seams
 from utils.config import Config
+from utils.errors import UserError
 
 
 def make_loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
     """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles."""
+    check_colour(cfg, spec)
     closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
     augment = data.AugmentPlan(data.AugmentParams.of(cfg), closes=closes)
     with dist.main_first():  # the others then find its label cache
@@ -60,6 +62,19 @@ def evaluation(
     dataset = patches.fold("wrap_dataset", dataset, split)
     return data.make_loader(
         dataset, batch_size=batch_size, workers=workers, shuffle=False, seed=seed, rank=dist.rank(), ranks=dist.world()
+    )
+
+
+def check_colour(cfg: Config, spec: data.DataSpec) -> None:
+    """UserError for hue and saturation jitter of channels that are not red, green and blue."""
+    given = " ".join(f"--{k.replace('_', '-')} {v:g}" for k in ("hsv_h", "hsv_s") if (v := getattr(cfg, k)))
+    if not given or spec.colour or (spec.channels == 3 and cfg.force_hsv):
+        return
+    why = f"has {spec.channels} channels" if spec.channels != 3 else "says color: none"
+    force = ", or force them with --force-hsv" if spec.channels == 3 else ""
+    raise UserError(
+        f"{given}: hue and saturation are those of red, green and blue, and {spec.source} {why}; set both to 0 (in the "
+        f"--hyp file or by flag), as data/hyp.logchroma.yaml does{force}. --hsv-v works on any channels"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils import coco_eval, data
-from utils.checkpoint import load_detector
+from utils.checkpoint import check_channels, load_detector
 from utils.config import Config
 from utils.device import select_device
 from utils.errors import UserError
@@ -45,6 +45,7 @@ def measure(folder: Path, settings: Mapping[str, Any], device: str) -> Measured:
     where = select_device(device or cfg.device)
     model, meta = load_detector(weights)
     spec = data.read_data(cfg.data)
+    check_channels(spec.channels, meta, weights, cfg.data)
     stride = int(model.stride.max())
     dataset = data.make_dataset(
         spec, "val", img_size=whole_strides(cfg.test_size, stride), stride=stride, batch_size=cfg.val_batch,

@@ -16,6 +16,7 @@ from torch import Tensor
 from utils.ap import GRID
 from utils.evaluate import Result
 from utils.labels import Labels
+from utils.pixels import viewable
 from utils.record import read_rows, sums_by_kind
 
 if TYPE_CHECKING:
@@ -177,8 +178,8 @@ def draw_box(
 def plot_batch(
     images: Tensor, rows: Sequence[Any], names: Sequence[str], out: Path, most: int = 16, tile: int = 320
 ) -> None:
-    """A square of tiles. images [B,3,H,W] uint8 RGB; rows[i] [n,5 or 6]: x0,y0,x1,y1 in pixels of the tile's image,
-    (confidence,) class; boxes below confidence 0.25 are not drawn."""
+    """A square of tiles. images [B,C,H,W] uint8 or uint16, shown as `viewable` says; rows[i] [n,5 or 6]: x0,y0,x1,y1
+    in pixels of the tile's image, (confidence,) class; boxes below confidence 0.25 are not drawn."""
     count = min(len(images), most)
     side = int(np.ceil(np.sqrt(count)))
     height, width = images.shape[2:]
@@ -186,7 +187,7 @@ def plot_batch(
     h, w = round(height * gain), round(width * gain)
     canvas = np.full((side * h, side * w, 3), 255, np.uint8)
     for i in range(count):
-        picture = np.ascontiguousarray(images[i].permute(1, 2, 0).numpy()[:, :, ::-1])
+        picture = np.ascontiguousarray(viewable(images[i].permute(1, 2, 0).numpy())[:, :, ::-1])
         method = cv2.INTER_AREA if gain < 1 else cv2.INTER_LINEAR
         picture = cv2.resize(picture, (w, h), interpolation=method).astype(np.uint8, copy=False)
         for row in np.asarray(rows[i], dtype=np.float64)[::-1]:  # best first in the list, so drawn last, on top

@@ -98,6 +98,7 @@ def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Man
         "group_names": model.group_names,
         **more,
         "nc": model.nc,
+        "channels": model.in_channels,
         "data": {"yaml": cfg.data, "fingerprint": contents.fingerprint},
     }
 

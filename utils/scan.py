@@ -20,10 +20,12 @@ from tqdm import tqdm
 from utils import scan_cache
 from utils.errors import UserError
 from utils.image_class import ClassSource, Table, in_folder, read_table
-from utils.images import image_size
+from utils.images import Form, examine
 from utils.labels import EMPTY, UNKNOWN, Labels, Problem, checked, class_line, parse
+from utils.pixels import Pixels
 from utils.scan_cache import Entry, Stamp
 from utils.spec import DataSpec, label_name, label_path
+from utils.tiff import ImageError
 from utils.workers import start_worker
 
 CHUNK = 64  # images that a process checks at a time
@@ -38,6 +40,7 @@ class Scan:
     files: list[Path]
     labels: list[Labels]
     sizes: npt.NDArray[np.int64]  # [n,2] native (h, w)
+    pixels: Pixels  # of the data set; the depth is that of its deepest image
     problems: list[Problem]
     duplicates: int
     background: int  # images without an object
@@ -60,7 +63,7 @@ def scan_split(
     problems: list[Problem] = []
     table = read_table(spec.cls, [*spec.train, *spec.val, *spec.test], spec.root) if spec.cls.csv else None
     problems += table.problems.get(None, []) if table else []
-    files, labels, sizes, classes, contents, digest = [], [], [], [], [], hashlib.sha256()
+    files, labels, sizes, classes, contents, bits, digest = [], [], [], [], [], 8, hashlib.sha256()
     for path, entry in zip(images, entries, strict=True):
         mine, kind, wrong = _image_class(path, entry.labels, spec.cls, table)
         kept, foreign = checked(mine, spec.nc, label_name(str(path)))
@@ -69,11 +72,16 @@ def scan_split(
         named = (spec.cls_names[kind] if kind >= 0 else "unknown") if spec.cls_names else ""
         digest.update(f"{path.name} {entry.image_sha256} {entry.sha256}{' ' * bool(named)}{named}\n".encode())
         contents.append((path, entry.image_sha256, entry.sha256, named))
-        if entry.size != (0, 0):
+        if entry.size == (0, 0):
+            continue
+        if entry.form.gives(spec.channels):
+            bits = max(bits, entry.form.bits)
             files.append(path)
             classes.append(kind)
             labels.append(_one_class(kept) if single_cls else kept)
             sizes.append(entry.size)
+        else:
+            problems.append(Problem(str(path), 0, f"the image has {entry.form.said}; {spec.source} {spec.wants}"))
     if problems and on_bad_data == "error":
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise UserError(
@@ -88,6 +96,7 @@ def scan_split(
         files,
         labels,
         np.array(sizes, np.int64).reshape(-1, 2),
+        Pixels(spec.channels, bits, spec.colour),
         problems,
         sum(x.duplicates for x in labels),
         sum(not len(x) for x in labels),
@@ -122,6 +131,8 @@ def fingerprint(spec: DataSpec, scans: Sequence[Scan] = ()) -> str:
     digest = hashlib.sha256("\0".join(spec.names).encode())
     if spec.cls_names:
         digest.update("\0".join(["", *spec.cls_names]).encode())
+    if (spec.channels, spec.colour) != (3, True):
+        digest.update(f"\0{spec.channels} channels, {'rgb' if spec.colour else 'no'} colour".encode())
     for scan in splits:
         digest.update(scan.sha256.encode())
     return digest.hexdigest()
@@ -204,20 +215,18 @@ def _read(image: str, label: str, stamps: tuple[Stamp, Stamp]) -> Entry:
     """Read and check one image and its label from disk. A missing label is an image without objects."""
     problems: list[Problem] = []
     image_name, label_file = os.path.basename(image), os.path.basename(label)
-    size, image_sha = (0, 0), ""
+    size, form, image_sha = (0, 0), Form(0, 0, False), ""
     if stamps[0][0] < 0:
         problems.append(Problem(image_name, 0, "the image does not exist"))
     else:
         try:
             data = np.fromfile(image, np.uint8)
-        except OSError as error:
-            data = np.zeros(0, np.uint8)
-            problems.append(Problem(image_name, 0, f"cannot be read: {error.strerror}"))
-        else:
             image_sha = hashlib.sha256(data.data).hexdigest()  # in memory now; quick beside decoding
-            size = image_size(data) or (0, 0)
-            if size == (0, 0):
-                problems.append(Problem(image_name, 0, "the image is corrupt or cut off (it cannot be decoded)"))
+            size, form = examine(data)
+        except OSError as error:
+            problems.append(Problem(image_name, 0, f"cannot be read: {error.strerror}"))
+        except ImageError as error:
+            problems.append(Problem(image_name, 0, f"the image {error}"))
     labels, sha = EMPTY, ""
     if stamps[1][0] >= 0:
         try:
@@ -230,4 +239,4 @@ def _read(image: str, label: str, stamps: tuple[Stamp, Stamp]) -> Entry:
             problems.append(Problem(label_file, 0, "the label is no text"))
         except OSError as error:
             problems.append(Problem(label_file, 0, f"cannot be read: {error.strerror}"))
-    return Entry(stamps, image_sha, sha, size, labels, tuple(problems))
+    return Entry(stamps, image_sha, sha, size, form, labels, tuple(problems))

@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from utils.errors import UserError
 from utils.files import write_whole
+from utils.images import Form
 from utils.labels import EMPTY, Labels, Problem, Tail
 
-VERSION = 4  # raise it when parsing or the layout of the cache changes
+VERSION = 5  # raise it when parsing or the layout of the cache changes
 Stamp = tuple[int, int]  # size in bytes, modification time in ns; (-1, -1) for a file that is not there
 
 
@@ -34,6 +35,7 @@ class Entry:
     image_sha256: str  # of the image file, "" where it cannot be read
     sha256: str  # of the label file, "" without one
     size: tuple[int, int]
+    form: Form  # of the picture in the file
     labels: Labels
     problems: tuple[Problem, ...]  # file names without folder: the data may have been moved since
 
@@ -56,6 +58,7 @@ def save(folder: Path, entries: dict[str, Entry]) -> None:
         "stamps": np.array([e.stamps for e in rows], np.int64),  # [n,2,2]
         "sha256": np.array([(e.image_sha256, e.sha256) for e in rows], "S64"),  # [n,2]
         "sizes": np.array([e.size for e in rows], np.int64),  # [n,2]
+        "forms": np.array([e.form for e in rows], np.int64),  # [n,3]
         "objects": np.array([(len(e.labels), e.labels.duplicates) for e in rows], np.int64),  # [n,2]
         "boxes": np.concatenate([EMPTY.boxes, *(e.labels.boxes for e in rows)]),  # of all objects, in order
         "lines": np.concatenate([EMPTY.lines, *(e.labels.lines for e in rows)]),
@@ -96,14 +99,15 @@ def _read(path: Path) -> dict[str, Entry]:
     outlined = [0, *np.cumsum(corners > 0).tolist()]  # polygons among the first k objects
     # column by column as plain lists: a hundred thousand single elements are read much faster from them
     stamps = _columns(arrays["stamps"].reshape(-1, 4))
+    forms = (Form(channels, bits, bool(alpha)) for channels, bits, alpha in _columns(arrays["forms"]))
     sizes, hashes, objects = (
         _columns(arrays["sizes"]),
         _columns(arrays["sha256"].astype(str)),
         _columns(arrays["objects"]),
     )
     entries, start = {}, 0
-    for name, at, size, (image_sha, sha), (count, duplicates) in zip(
-        meta["names"], stamps, sizes, hashes, objects, strict=True
+    for name, at, size, form, (image_sha, sha), (count, duplicates) in zip(
+        meta["names"], stamps, sizes, forms, hashes, objects, strict=True
     ):
         part, start = slice(start, start + count), start + count
         polygons: tuple[npt.NDArray[np.float32] | None, ...] = (None,) * count
@@ -111,7 +115,7 @@ def _read(path: Path) -> dict[str, Entry]:
             shapes = (points[end - k : end] for end, k in zip(ends[part], corners[part], strict=True))
             polygons = tuple(shape if len(shape) else None for shape in shapes)
         labels = Labels(boxes[part], polygons, lines[part], duplicates)
-        entries[name] = Entry((at[:2], at[2:]), image_sha, sha, size, labels, ())
+        entries[name] = Entry((at[:2], at[2:]), image_sha, sha, size, form, labels, ())
     for index, found in meta["problems"].items():
         name = meta["names"][int(index)]
         entries[name] = replace(entries[name], problems=tuple(Problem(*p) for p in found))

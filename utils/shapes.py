@@ -24,7 +24,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from utils.errors import UserError, run_main
+from utils.pixels import Image
 from utils.rng import rng
+from utils.tiff import encode_tiff
 
 VERSION = 2  # raise it when a pixel or a label changes: existing folders are rendered anew
 NAMES = (
@@ -35,7 +37,9 @@ SIZES = ((192, 256), (192, 256), (256, 192), (224, 224))  # pictures (h, w), dra
 VISIBLE = 0.4  # least visible share of a labelled object
 MARK = "generator.json"
 SETTINGS: dict[str, Any] = {"images": {"train": 320, "val": 80}, "seed": 0}
-Image = npt.NDArray[np.uint8]
+KEYS = (*SETTINGS, "channels", "bits")  # what a data YAML may say; 3 channels and 8 bits where it does not
+# what other channels than RGB show: red, green, blue, the mean of two of them, and of all
+MIXES = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1], [2, 1, 1]], np.float32)
 Grid = npt.NDArray[np.float32]
 
 
@@ -163,8 +167,9 @@ def mask(thing: Thing, size: tuple[int, int]) -> Grid:
     return np.asarray(small / np.float32(255), np.float32)
 
 
-def render(scene: Scene) -> tuple[Image, npt.NDArray[np.float64]]:
-    """Draw a scene -> (RGB uint8 [h,w,3], labels [n,5] class, cx, cy, w, h in 0..1 of what can be seen)."""
+def render(scene: Scene, channels: int = 3, bits: int = 8) -> tuple[Image, npt.NDArray[np.float64]]:
+    """Draw a scene -> (image [h,w,C], RGB if C is 3, grey if it is 1, else the first of MIXES; uint8 or uint16; labels
+    [n,5] class, cx, cy, w, h in 0..1 of what can be seen)."""
     h, w = scene.size
     draw = np.random.Generator(np.random.PCG64(scene.background.texture))
     picture = _ground(scene.background, scene.size, draw)
@@ -174,7 +179,13 @@ def render(scene: Scene) -> tuple[Image, npt.NDArray[np.float64]]:
         shade = 1 + 0.10 * _smooth(draw, scene.size, 6) - 0.35 * edge
         picture += cover[..., None] * (np.array(thing.colour, np.float32) * shade[..., None] - picture)
     picture += draw.integers(-3, 4, (h, w, 1)).astype(np.float32)
-    image = np.rint(picture).clip(0, 255).astype(np.uint8)
+    if channels != 3:
+        mixes = MIXES[6:7] if channels == 1 else MIXES[:channels]
+        picture = picture @ (mixes / mixes.sum(1, keepdims=True)).T
+    if bits == 16:
+        image: Image = np.rint(picture * 257).clip(0, 65535).astype(np.uint16)
+    else:
+        image = np.rint(picture).clip(0, 255).astype(np.uint8)
 
     rows = []
     hidden = np.zeros(scene.size, bool)
@@ -223,19 +234,29 @@ def _ground(ground: Background, size: tuple[int, int], draw: np.random.Generator
 
 
 def write(folder: Path, settings: dict[str, Any]) -> None:
-    """Render all pictures and labels into `folder` (made here): images/<split>/0000.png, labels/<split>/0000.txt."""
+    """Render all pictures and labels into `folder` (made here): images/<split>/0000.png, labels/<split>/0000.txt; .tiff
+    where they are not grey or RGB."""
+    form = {key: settings[key] for key in ("channels", "bits") if key in settings}
     total = sum(settings["images"].values())
     with tqdm(total=total, desc="rendering shapes", unit="image", dynamic_ncols=True) as bar:
         for split, count in settings["images"].items():
             for kind in ("images", "labels"):
                 (folder / kind / split).mkdir(parents=True)
             for i in range(count):
-                image, labels = render(describe(settings["seed"], split, i))
-                cv2.imwrite(str(folder / "images" / split / f"{i:04d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+                image, labels = render(describe(settings["seed"], split, i), **form)
+                write_image(folder / "images" / split / f"{i:04d}", image)
                 lines = (f"{int(row[0])} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in labels)
                 (folder / "labels" / split / f"{i:04d}.txt").write_text("".join(lines))
                 bar.update()
     (folder / MARK).write_text(_mark(settings))
+
+
+def write_image(stem: Path, image: Image) -> None:
+    """As PNG, or as TIFF where a PNG does not hold so many channels."""
+    if image.shape[2] in (1, 3):
+        cv2.imwrite(f"{stem}.png", image[..., ::-1])
+    else:
+        Path(f"{stem}.tiff").write_bytes(encode_tiff(image))
 
 
 def _mark(settings: dict[str, Any]) -> str:
@@ -254,6 +275,8 @@ def ensure(folder: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"generator shapes: images: expected {{split: number of images up to 10000}}, found {images!r}")
     if not isinstance(settings["seed"], int) or settings["seed"] < 0:
         raise UserError(f"generator shapes: seed: expected a whole number of at least 0, found {settings['seed']!r}")
+    if settings.get("bits", 8) not in (8, 16):
+        raise UserError(f"generator shapes: bits: expected 8 or 16, found {settings['bits']!r}")
     if _made(folder, settings):
         return
     try:

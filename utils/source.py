@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from utils.data import SUFFIXES, read_image
 from utils.errors import UserError
+from utils.images import fault
+from utils.pixels import Image
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv")
-Image = npt.NDArray[np.uint8]
 
 
 class Frame(NamedTuple):
-    """One picture to look at, BGR, and where it came from."""
+    """One picture to look at [H,W,C], RGB if C is 3, and where it came from."""
 
     image: Image
     source: str
@@ -38,8 +38,11 @@ def find_files(source: str) -> list[Path]:
     return known
 
 
-def frames(source: str) -> Iterator[Frame]:
-    """Every picture of the source, one by one."""
+def frames(source: str, channels: int = 3) -> Iterator[Frame]:
+    """Every picture of the source, one by one, in so many channels."""
+    moving = source.isdigit() or any(p.suffix.lower() in VIDEOS for p in find_files(source))
+    if moving and channels != 3:
+        raise UserError(f"--source {source}: videos have 3 channels, the model reads {channels}")
     if source.isdigit():
         yield from video_frames(int(source), f"camera{source}")
         return
@@ -47,10 +50,10 @@ def frames(source: str) -> Iterator[Frame]:
         if path.suffix.lower() in VIDEOS:
             yield from video_frames(str(path), str(path))
             continue
-        image = read_image(path)
+        image = read_image(path, channels=channels)
         if image is None:
-            raise UserError(f"--source {path}: not a readable image")
-        yield Frame(np.ascontiguousarray(image[:, :, ::-1]), str(path), None, 0.0)  # read_image gives RGB
+            raise UserError(f"--source {path}: the image {fault(path, channels)}")
+        yield Frame(image, str(path), None, 0.0)
 
 
 def video_frames(device: str | int, name: str) -> Iterator[Frame]:
@@ -63,6 +66,6 @@ def video_frames(device: str | int, name: str) -> Iterator[Frame]:
         good, image = capture.read()
         if not good:
             break
-        yield Frame(image.astype(np.uint8, copy=False), name, number, fps)
+        yield Frame(np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8), name, number, fps)
         number += 1
     capture.release()

@@ -5,6 +5,8 @@
     val: images/val
     nc: 3                       # optional when names are given
     names: [cat, dog, cow]      # or {0: cat, 1: dog, 2: cow}
+    channels: 3                 # optional: of every image, 1 to 8
+    color: rgb                  # optional; none: the three channels are no colours
     generator: shapes           # optional: the folder is rendered on first use, see utils/shapes.py
     cls_names: [day, night]     # optional: classes of whole images, see utils/image_class.py
 
@@ -23,10 +25,11 @@ import yaml
 from utils import image_class, shapes
 from utils.errors import UserError
 from utils.image_class import ClassSource
+from utils.pixels import CHANNELS
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 SPLITS = ("train", "val", "test")
-KEYS = ("path", *SPLITS, "nc", "names", "generator", "images", "seed", *image_class.KEYS)
+KEYS = ("path", *SPLITS, "nc", "names", "channels", "color", "generator", "images", "seed", "bits", *image_class.KEYS)
 GENERATORS: dict[str, Callable[[Path, dict[str, Any]], None]] = {"shapes": shapes.ensure}
 
 
@@ -43,11 +46,17 @@ class DataSpec:
     source: Path  # the YAML file
     absent: dict[str, str] = field(default_factory=dict)
     cls: ClassSource = ClassSource()  # of whole images
+    channels: int = 3  # of every image
+    colour: bool = True  # they are red, green and blue
 
     @property
     def cls_names(self) -> tuple[str, ...]:
         """Classes of whole images in the order of their indices; empty where the data set has none."""
         return self.cls.names
+
+    @property
+    def wants(self) -> str:
+        return f"says channels: {self.channels}" if self.channels != 3 else "has RGB images (no other `channels:`)"
 
     def images(self, split: str) -> tuple[Path, ...]:
         """Images of "train", "val" or "test"; UserError when the YAML does not offer that split."""
@@ -102,11 +111,12 @@ def read_data(path: str | Path) -> DataSpec:
     if nc != len(names):
         raise UserError(f"{source}: nc is {nc} but names holds {len(names)} classes; make them agree")
 
+    channels, colour = _channels(source, content)
     root = _resolve(source, "path", content["path"]) if content.get("path") else source.parent
     if (name := content.get("generator")) is not None:
         if name not in GENERATORS:
             raise UserError(f"{source}: generator: unknown {name!r}; there are: {', '.join(GENERATORS)}")
-        GENERATORS[name](root, {key: content[key] for key in ("images", "seed") if key in content})
+        GENERATORS[name](root, {key: content[key] for key in shapes.KEYS if key in content})
     elif not root.is_dir():
         raise UserError(f"{source}: path: folder {root} does not exist (path is relative to the YAML's own folder)")
 
@@ -122,7 +132,22 @@ def read_data(path: str | Path) -> DataSpec:
                 raise
             absent["test"] = str(error).removeprefix(f"{source}: ")  # matters only to who asks for the test split
     cls = image_class.read_source(source, content, root)
-    return DataSpec(root, found["train"], found["val"], found["test"], nc, names, source, absent, cls)
+    return DataSpec(
+        root, found["train"], found["val"], found["test"], nc, names, source, absent, cls, channels, colour
+    )  # fmt: skip
+
+
+def _channels(source: Path, content: dict[str, Any]) -> tuple[int, bool]:
+    """`channels` and whether they are red, green and blue."""
+    channels = content.get("channels", 3)
+    colour = content.get("color", "rgb" if channels == 3 else "none")
+    if isinstance(channels, bool) or not isinstance(channels, int) or not 1 <= channels <= CHANNELS:
+        raise UserError(f"{source}: channels: expected a whole number from 1 to {CHANNELS}, found {channels!r}")
+    if colour not in ("rgb", "none"):
+        raise UserError(f"{source}: color: expected rgb or none, found {colour!r}")
+    if colour == "rgb" and channels != 3:
+        raise UserError(f"{source}: color: rgb needs three channels, and channels is {channels}")
+    return channels, colour == "rgb"
 
 
 def _names(source: Path, names: Any) -> tuple[str, ...]:

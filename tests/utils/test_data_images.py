@@ -16,7 +16,7 @@ from utils.augment import AugmentParams
 from utils.cache import ImageCache
 from utils.data import DetectionDataset, Sample, read_data, scan_split
 from utils.errors import UserError
-from utils.images import decode, image_size, jpeg_size, read_image, reduced, reduction
+from utils.images import decode, image_size, jpeg_frame, read_image, reduced, reduction
 
 MOSAIC = AugmentParams(mosaic=1.0, translate=0.2, scale=0.9, degrees=20, shear=5, mixup=0.3, fliplr=0.5, hsv_v=0.4)
 SIZES = ((240, 320), (256, 192), (128, 128), (97, 400), (60, 80))
@@ -115,14 +115,14 @@ def test_sizes_are_those_of_whole_pictures(size: tuple[int, int]) -> None:
         data = np.frombuffer(file, np.uint8)
         whole = decode(data)
         assert whole is not None and image_size(data) == whole.shape[:2]
-        assert jpeg_size(file) == size
+        assert jpeg_frame(file) == (*size, 1 if file is grey else 3)
         for cut in (len(file) - 2, len(file) * 3 // 4):
             assert (image_size(data[:cut]) is None) == (decode(data[:cut]) is None)
     assert image_size(np.frombuffer(turned(coded, 6), np.uint8)) == size[::-1]
     assert image_size(np.frombuffer(coded[: len(coded) * 3 // 4], np.uint8)) is None
     png = cv2.imencode(".png", picture)[1].tobytes()
     assert image_size(np.frombuffer(png, np.uint8)) == size
-    assert jpeg_size(png) is None and jpeg_size(b"") is None and jpeg_size(coded[:9]) is None
+    assert jpeg_frame(png) is None and jpeg_frame(b"") is None and jpeg_frame(coded[:9]) is None
 
 
 def test_training_reads_reduced_and_evaluation_whole(source: Path) -> None:

@@ -28,6 +28,7 @@ from utils.anchors import box_sizes, fit_anchors
 from utils.audit import Audit
 from utils.errors import run_main
 from utils.evaluate import Result, Sink, evaluate
+from utils.guard import Guard
 from utils.interrupt import Interrupt, Stopped
 from utils.loaders import make_loaders, whole_strides
 from utils.runs import Run
@@ -81,7 +82,7 @@ def setup(begun: Start) -> Run:
     run = Run(
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
         Interrupt(cfg.save_steps, cfg.save_minutes), Watch(loss_step.terms, device, folder / "weights" / "last.pt"),
-        Audit(cfg, loss_step, ema, optimizer, schedule, scaler),
+        Audit(cfg, loss_step, ema, optimizer, schedule, scaler), Guard(cfg, groups),
     )  # fmt: skip
     if resumed:
         runs.restore(run, resumed)
@@ -96,7 +97,8 @@ def setup(begun: Start) -> Run:
 
 def fit(run: Run) -> None:
     """The loop: epochs of training, evaluation of the average, files."""
-    while run.epoch < run.cfg.epochs:
+    while run.epoch < run.cfg.epochs and not run.guard.ended:
+        runs.before_opening(run)
         run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, run.at)
         run.train.order.set_epoch(run.epoch, run.batch)
         if run.cfg.image_weights:
@@ -111,9 +113,10 @@ def fit(run: Run) -> None:
         extra = run.patches.merge("on_epoch_end", run.model, run.at, {**losses, **(result.row if result else {})})
         run.audit.epoch_end(run.step)
         runs.write_rows(run, losses, result, extra, time.perf_counter() - start)
+        runs.judge(run, result)
         runs.save(run, result)
         run.epoch, run.batch = run.epoch + 1, 0
-        if run.interrupt.stopping and not last:
+        if run.interrupt.stopping and not (last or run.guard.ended):
             raise Stopped
 
 
@@ -182,7 +185,7 @@ def main(argv: list[str]) -> Run | None:
                 dist.leave()
                 return run
         runs.close_folder(run, validate)
-        repeated = replay.finish(run.dir, run.cfg.replay)
+        repeated = replay.finish(run.dir, run.cfg.replay, run.guard.ended)
     dist.leave()
     if not repeated:
         raise SystemExit(1)

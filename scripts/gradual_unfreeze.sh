@@ -5,7 +5,7 @@
 #
 # Every number is a variable with the published value as default, e.g. FREEZE="50 40 30 0" LR="" EPOCHS="3 3 3 3" or other HYPS.
 # After each stage the chain stops with a message when mAP@0.5 fell by more than MAX_DROP, the loss jumped by more than MAX_LOSS_JUMP times, or a head's
-# mAP@0.5 fell by more than MAX_HEAD_DROP; CONTINUE=1 goes on all the same. A stage whose last epoch is already there is skipped.
+# mAP@0.5 fell by more than MAX_HEAD_DROP; CONTINUE=1 goes on all the same. A stage that has ended is skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,7 +37,7 @@ for i in "${!freeze[@]}"; do
     name=${PREFIX}_stage$((i + 1))_freeze${freeze[$i]}
     run=$PROJECT/$name
     runs+=("$run")
-    if [ "$(tail -n +2 "$run/results.csv" 2>/dev/null | wc -l)" -lt "${epochs[$i]}" ]; then
+    if [ ! -e "$run/result.yaml" ]; then
         echo "=== stage $((i + 1)): freeze ${freeze[$i]}, ${epochs[$i]} epochs, ${hyps[$i]}, from $weights"
         if [ -e "$run/weights/last.pt" ]; then
             "$python" train.py --resume "$run"
@@ -52,8 +52,8 @@ for i in "${!freeze[@]}"; do
                 --hyp "${hyps[$i]}" ${rate[@]+"${rate[@]}"} --name "$name" "$@"
         fi
     fi
-    if [ "$(tail -n +2 "$run/results.csv" 2>/dev/null | wc -l)" -lt "${epochs[$i]}" ]; then
-        echo "stage $((i + 1)) ($run) was stopped before its last epoch; run this command again to go on" >&2
+    if [ ! -e "$run/result.yaml" ]; then
+        echo "stage $((i + 1)) ($run) was stopped before its end; run this command again to go on" >&2
         exit 1
     fi
     if ! "$python" -m utils.stages check "$weights" "$run" --max-drop "$MAX_DROP" --max-loss-jump "$MAX_LOSS_JUMP" --max-head-drop "$MAX_HEAD_DROP"; then

@@ -4,6 +4,8 @@ kill:MOMENT:N   SIGKILL to itself at the N-th time of a moment below, or after N
 cores:N         a machine of N cores
 full:FILE       no more than 20 bytes fit into files from the moment at which this one is opened
 nan:EPOCH:FILE  a loss term that is NaN in this epoch for the batch with this image
+worth:M,M,...   evaluations of epoch 0, 1, ... find this mAP (both), the last one from then on
+Several conditions are joined by +.
 """
 
 import os
@@ -120,9 +122,25 @@ def nan_term(epoch: int, file: str) -> None:
     sys.argv.append("--trap")
 
 
-if __name__ == "__main__":
-    kind, *values = sys.argv[1].split(":")
-    sys.argv = sys.argv[2:]
+def worth(values: list[float]) -> None:
+    import dataclasses
+
+    from utils import evaluate, runs
+
+    measure, begin, now = evaluate.evaluate, runs.before_opening, [0]
+
+    def before_opening(run: Any) -> None:
+        now[0] = run.epoch
+        begin(run)
+
+    def evaluated(*args: Any, **kwargs: Any) -> Any:
+        value = values[min(now[0], len(values) - 1)]
+        return dataclasses.replace(measure(*args, **kwargs), map50=value, map=value)
+
+    evaluate.evaluate, runs.before_opening = evaluated, before_opening
+
+
+def apply(kind: str, *values: str) -> None:
     if kind == "kill":
         kill(values[0], float(values[1]))
     elif kind == "cores":
@@ -131,4 +149,12 @@ if __name__ == "__main__":
         full(values[0])
     elif kind == "nan":
         nan_term(int(values[0]), values[1])
+    elif kind == "worth":
+        worth([float(v) for v in values[0].split(",")])
+
+
+if __name__ == "__main__":
+    conditions, sys.argv = sys.argv[1], sys.argv[2:]
+    for condition in conditions.split("+"):
+        apply(*condition.split(":"))
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,7 +10,8 @@ stage (a resumed run begins one), at each stage's start, and before every checkp
               does its average; a norm in train mode counts its batches
   gradients   finite; none on a frozen parameter
   rates       each group's rate, momentum and decay by the closed form (utils.optim.Schedule.rate)
-  steps       real optimizer steps, updates of the average and micro-batches, as the schedule implies
+  steps       real optimizer steps, updates of the average and micro-batches, as the schedule implies; what the guard
+              takes back (utils.guard) is what was there before the opening
   ranks       equal parameters, buffers, averages and optimizer states
 
 What may stand still though it trains, and is printed instead: a tensor whose gradient is exactly zero, or whose update
@@ -56,6 +57,9 @@ class Audit:
         self.step = self.pending = 0  # micro-batches seen, and gathered since the last step that was due
         self.due = self.stage = self.since = 0  # optimizer steps due: in the run, the stage, since the last check
         self.base = self.taken = 0  # of the run before this process; real ones in this process
+        self.undone = 0  # updates of the average that the guard has taken back
+        self.kept: dict[str, int] = {}  # digests of the state to which it may go back
+        self.renew = False  # whether the next epoch begins a stage, whatever its plan
         self.checks = 0
         self.applied: list[float] = []  # sum of each group's rates since the last check
         self.rate: list[float] = []  # of each group at the last step that was due
@@ -73,8 +77,9 @@ class Audit:
             self.advance(step)
             self.base, self.since = self.due, 0
         now = read_plan(self.loss_step, self.optimizer)
-        if now == self.plan:
+        if now == self.plan and not self.renew:
             return
+        self.renew = False
         digests = self.digests()
         if self.plan is not None:
             kept = [
@@ -117,7 +122,24 @@ class Audit:
             return
         self.advance(step)
         self.check(gradients=False)
-        if step == self.schedule.epochs * self.schedule.batches:
+
+    def remember(self) -> None:
+        """The state in which it is kept for the guard."""
+        if self.cfg.audit:
+            self.kept = self.digests()
+
+    def went_back(self, undone: int) -> None:
+        """The guard has put that state back, or had done so before this process: `undone` updates of the average in
+        all were taken back. The next epoch begins a stage."""
+        self.undone, self.renew = undone, True
+        if self.kept:
+            now = self.digests()
+            self.stop([(n, "as before the opening", "other") for n, d in self.kept.items() if now[n] != d])
+            self.before = now
+
+    def close(self) -> None:
+        """The end of the run."""
+        if self.checks:
             print(f"audit: {self.due - self.base} optimizer steps in {self.checks} checks: as declared")
 
     def advance(self, until: int) -> None:
@@ -199,8 +221,8 @@ class Audit:
         """Optimizer steps and updates of the average against what the micro-batches imply."""
         steps = self.due - self.base
         rows = [("optimizer steps", str(steps), str(self.taken))] if not self.steps_fit(steps) else []
-        if self.ema.updates != self.due:
-            rows.append(("updates of the average", str(self.due), str(self.ema.updates)))
+        if self.ema.updates != self.due - self.undone:
+            rows.append(("updates of the average", str(self.due - self.undone), str(self.ema.updates)))
         return rows
 
     def steps_fit(self, steps: int) -> bool:

@@ -55,6 +55,19 @@ class Config:
     img_size: tuple[int, ...] = opt(
         (640, 640), "training and validation size, pixels (one value: both)", nargs="+", alias="--img"
     )
+    patience: int = opt(0, "end the run when the fitness has not risen for so many evaluated epochs (0: never)", low=0)
+    guard_drop: float = opt(
+        0.0,
+        "take an opening (--unfreeze) back when mAP@0.5 stays more than this below the best before it (0: no guard)",
+        low=0,
+        high=1,
+    )
+    guard_patience: int = opt(3, "for so many evaluated epochs in a row", low=1)
+    guard_action: str = opt(
+        "halve",
+        "then: halve the rates of what was opened, postpone the opening by guard-patience epochs, or stop the run",
+        choices=("halve", "postpone", "stop"),
+    )
     # data
     rect: bool = opt(False, "rectangular training batches (no mosaic)")
     cache_images: bool = opt(False, "keep the images in RAM, shared by the workers", alias="--cache")
@@ -152,6 +165,8 @@ class Config:
             raise UserError(
                 "--rect batches images of like shape, --image-weights draws them singly: give one of the two"
             )
+        if self.notest and (self.patience or self.guard_drop):
+            raise UserError("--patience and --guard-drop judge every epoch's evaluation: take out --notest")
         for f in dataclasses.fields(self):
             check_range(f, getattr(self, f.name))
 
@@ -341,6 +356,8 @@ def parse(argv: Sequence[str], patches: Mapping[str, type]) -> tuple[Config, dic
     """argv -> (base configuration, {patch: its flags}). patches: {name: Flags class} of the active ones."""
     parser = train_parser(patches)
     given = vars(parser.parse_args(list(argv)))
+    if not given.get("guard_drop") and {"guard_patience", "guard_action"} & given.keys():
+        raise UserError("--guard-patience and --guard-action belong to --guard-drop: give that too, e.g. 0.01")
     values = {**read_hyp(given.get("hyp", Config.hyp)), **given}
 
     def fill(schema: type) -> Any:

@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.files import naming
 
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "last.damaged.pt"
+BEFORE = "before_epoch_"  # and the epoch of an opening: to where utils.guard goes back
 
 
 def find(resume: str, project: str) -> Path:
@@ -64,6 +65,6 @@ def clear(weights: Path) -> None:
 
 def forget(weights: Path) -> None:
     """A run that replaces another one's files (--exist-ok) must not be resumed from that one's state."""
-    for name in (LAST, PREVIOUS):
-        with naming(weights / name):
-            (weights / name).unlink(missing_ok=True)
+    for file in (weights / LAST, weights / PREVIOUS, *weights.glob(f"{BEFORE}*.pt")):
+        with naming(file):
+            file.unlink(missing_ok=True)

@@ -93,14 +93,14 @@ def as_yaml(content: Mapping[str, Any], flow: bool | None = False) -> str:
 
 
 class Results:
-    """results.csv (every metric of every epoch, no clock in it), results.txt and timing.csv of a run folder."""
+    """results.csv (every metric of every epoch, no clock in it), results.txt, timing.csv, guard.csv of a run folder."""
 
     def __init__(self, folder: Path, keep_epochs: int) -> None:
         """keep_epochs: rows of epochs from here on are dropped (a resumed run writes them again)."""
         self.folder = folder
         if not folder.exists() or not dist.main():
             return
-        for file in (self.folder / "results.csv", self.folder / "timing.csv"):
+        for file in (self.folder / name for name in ("results.csv", "timing.csv", "guard.csv")):
             if file.exists():
                 lines = whole_lines(file)
                 kept = [line for line in lines[1:] if int(line.split(",")[0]) < keep_epochs]

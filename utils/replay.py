@@ -69,7 +69,8 @@ def announce(original: Path, folder: Path) -> None:
     said = f"{len(lines)} differences:" if lines else "no difference in environment, device, files or data"
     print(f"replay of {then.folder}: {said}")
     print("".join(f"  {line}\n" for line in lines), end="")
-    if (done := len(record.read_rows(then.folder / "results.csv"))) < then.cfg.epochs:
+    done, ended = len(record.read_rows(then.folder / "results.csv")), (then.folder / "result.yaml").is_file()
+    if done < then.cfg.epochs and not ended:
         print(f"  the original has {done} of {then.cfg.epochs} epochs: only these can be compared")
 
 
@@ -131,12 +132,14 @@ def data_files(then: Recorded, now: Recorded) -> list[str]:
     return lines
 
 
-def finish(folder: Path, original: str) -> bool:
-    """The end of every run: result.yaml with the fingerprints of its final tensors. A replay is compared as well;
-    False when it differs, or nothing is there to compare with."""
+def finish(folder: Path, original: str, early: str) -> bool:
+    """The end of every run: result.yaml with the fingerprints of its final tensors, and, where it ended before its last
+    epoch, why. A replay is compared as well; False when it differs, or nothing is there to compare with."""
     if not dist.main():
         return True
     result: dict[str, Any] = {"epochs": len(record.read_rows(folder / "results.csv")), "tensors": final_tensors(folder)}
+    if early:
+        result["ended"] = early
     same = True
     if original:
         same, said = compare(read(original), folder, result["tensors"])

@@ -316,6 +316,7 @@ def test_clean_runs_pass_unchanged(more: dict[str, Any], capsys: pytest.CaptureF
     watched, plain = Toy(**more).run(18), Toy(**more, audit=False).run(18)
     for a, b in ((watched.model, plain.model), (watched.ema.model, plain.ema.model)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    watched.audit.close()
     out = capsys.readouterr().out
     assert "as declared" in out and "gradient" not in out and watched.audit.checks >= 4 > plain.audit.checks
 
@@ -367,8 +368,7 @@ def test_digest_sees_any_bit_and_any_order() -> None:
         changed = tensors[4].clone()
         changed.view(torch.int32)[place] ^= 1 << bit if bit < 31 else -(1 << 31)
         assert int(digest([changed])) != before[4]
-    for swapped in (tensors[4].flip(0), -tensors[4], tensors[4].roll(1)):
-        assert int(digest([swapped])) != before[4]
+    assert all(int(digest([t])) != before[4] for t in (tensors[4].flip(0), -tensors[4], tensors[4].roll(1)))
 
 
 def test_through_the_command_line(

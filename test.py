@@ -86,6 +86,7 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
     model, meta = load_detector(args.weights, args.cfg)
     patches = seams.revive(lasting(meta))
     spec = data.read_data(args.data)
+    patches.each("on_data_read", spec)
     if not args.single_cls and spec.nc != model.nc:
         raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
     check_channels(spec.channels, meta, args.weights, args.data)

@@ -43,6 +43,7 @@ def setup(begun: Start) -> Run:
     runs.repeatable(cfg, device)
     with dist.main_first():
         spec = data.read_data(cfg.data)
+    patches.each("on_data_read", spec)
     nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)

@@ -10,7 +10,7 @@ Words in args (nc, anchors, None, nn.LeakyReLU(0.1), ...) are looked up, never e
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -91,23 +91,20 @@ def parse_activation(name: str, text: str) -> nn.Module:
     return ACTIVATIONS[name](*positional, **options)
 
 
-class Detector(nn.Module):
-    """Runs the modules in order; the last one is the head. `tap(N)` adds the output of module N to out["feat"]."""
+class Graph(nn.Module):
+    """Rows of a model YAML as modules, each with the rows it reads."""
 
     def __init__(
-        self, spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build] = LAYERS, channels: int = 3
+        self, spec: Mapping[str, Any], parts: Sequence[str], nc: int, builders: Mapping[str, Build], channels: int
     ) -> None:
-        """spec: the model YAML. nc: classes of the data, which replace the YAML's own. channels: of the input image."""
+        """spec: the model YAML. parts: `backbone`, `head`. nc: classes. channels: of the input image."""
         super().__init__()
         self.nc, self.in_channels = nc, channels
         self.sources: list[tuple[int, ...]] = []
         self.kinds: list[str] = []
         self.feat: set[int] = set()
-        self.branch_inputs: dict[str, int] = {}
         self.joins: set[int] = set()  # rows whose `from` is a list: they take a list, of one entry too
-        self.stand_ins: dict[int, nn.Module] = {}  # see fold_prefix; no submodules of this one
-        rows = [*check_rows(spec, "backbone"), *check_rows(spec, "head")]
-        self.sections = sections(len(spec["backbone"]), len(rows))
+        rows = [row for part in parts for row in check_rows(spec, part)]
         check_settings(spec)
         default_act = parse_word(spec["activation"], {}) if "activation" in spec else None
         modules: list[nn.Module] = []
@@ -130,14 +127,50 @@ class Detector(nn.Module):
                 self.joins.add(i)
             self.kinds.append(kind)
         self.model = nn.ModuleList(modules)
-        self.branches = nn.ModuleDict()
-        if not hasattr(modules[-1], "decode"):
-            raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
         self.last_reader = {s: i for i, source in enumerate(self.sources) for s in source}
+
+    def run_row(self, i: int, module: nn.Module, kept: dict[int, Any]) -> None:
+        """Row i from the outputs of the rows it reads to its own; those that nobody reads later are dropped."""
+        inputs = [kept[s] for s in self.sources[i]]
+        for s in self.sources[i]:
+            if self.last_reader[s] == i and s not in self.feat:
+                kept.pop(s, None)
+        kept[i] = module(inputs if i in self.joins else inputs[0])
+
+
+class Backbone(Graph):
+    """The backbone of a model YAML by itself: image [B,3,H,W] -> output of its last row [B,out_channels,h,w]."""
+
+    def __init__(self, spec: Mapping[str, Any], builders: Mapping[str, Build] = LAYERS, channels: int = 3) -> None:
+        super().__init__(spec, ("backbone",), 1, builders, channels)
+        self.out_channels = int(cast(int, self.model[-1].out_channels))
+
+    def forward(self, image: Tensor) -> Tensor:
+        kept: dict[int, Any] = {-1: image}
+        for i, module in enumerate(self.model):
+            self.run_row(i, module, kept)
+        return cast(Tensor, kept[len(self.model) - 1])
+
+
+class Detector(Graph):
+    """Runs the modules in order; the last one is the head. `tap(N)` adds the output of module N to out["feat"]."""
+
+    def __init__(
+        self, spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build] = LAYERS, channels: int = 3
+    ) -> None:
+        """spec: the model YAML. nc: classes of the data, which replace the YAML's own. channels: of the input image."""
+        super().__init__(spec, ("backbone", "head"), nc, builders, channels)
+        self.spec = dict(spec)
+        self.branch_inputs: dict[str, int] = {}
+        self.stand_ins: dict[int, nn.Module] = {}  # see fold_prefix; no submodules of this one
+        self.sections = sections(len(spec["backbone"]), len(self.model))
+        self.branches = nn.ModuleDict()
+        if not hasattr(self.model[-1], "decode"):
+            raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
         self.register_load_state_dict_post_hook(drop_stand_ins)  # type: ignore[no-untyped-call]
         sizes = [shape[-1] for shape in self.shapes(128)[-1]]
         if any(128 % size for size in sizes):
-            raise GraphError(f"row {len(rows) - 1}: 128 px give {sizes} cells; strides must be powers of 2")
+            raise GraphError(f"row {len(self.model) - 1}: 128 px give {sizes} cells; strides must be powers of 2")
         self.head.attach([128 // size for size in sizes])
 
     @property
@@ -189,14 +222,6 @@ class Detector(nn.Module):
             self.run_row(i, self.model[i], kept)
         out = {name: branch(kept[self.branch_inputs[name]]) for name, branch in self.branches.items()}
         return {"det": kept[len(self.model) - 1], "feat": {i: kept[i] for i in self.feat}, **out}
-
-    def run_row(self, i: int, module: nn.Module, kept: dict[int, Any]) -> None:
-        """Row i from the outputs of the rows it reads to its own; those that nobody reads later are dropped."""
-        inputs = [kept[s] for s in self.sources[i]]
-        for s in self.sources[i]:
-            if self.last_reader[s] == i and s not in self.feat:
-                kept.pop(s, None)
-        kept[i] = module(inputs if i in self.joins else inputs[0])
 
     def prefix(self) -> int:
         """How many leading rows are frozen: no parameter that learns, no norm that uses or moves batch statistics.

@@ -10,4 +10,6 @@ TABLE = {
     "progressive-unfreeze": "unfreeze",
     "unfreeze-plan": "unfreeze",
     "layer-decay": "layer_decay",
+    "classify": "joint",
+    "dual-backbone": "dual_backbone",
 }

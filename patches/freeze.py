@@ -34,7 +34,7 @@ class Freeze(Patch[Flags]):
         if first != -1 and not 1 <= first <= total:
             raise UserError(f"--trainable-first {first}: the model has {total} modules; valid: 1..{total}")
         frozen = list(range(first, total)) if first != -1 else parse_first(words, model, "--freeze")
-        if len(frozen) == total:
+        if len(frozen) == total and not model.branches:
             raise UserError(f"--freeze {' '.join(words)} freezes the whole model: nothing would train")
         for i in frozen:
             model.model[i].requires_grad_(False)

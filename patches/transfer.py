@@ -90,6 +90,8 @@ def adapted(state: State, model: Detector) -> State:
 
 
 class Transfer(Patch[Flags]):
+    needs_weights = True
+
     def load_weights(self, state: State, model: Detector, source: Source) -> State:
         own = model.state_dict()
         sliced = slice_heads(state, model, source.path) if self.flags.transfer_heads == "sliced" else {}

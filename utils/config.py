@@ -167,8 +167,7 @@ class Config:
             )
         if self.notest and (self.patience or self.guard_drop):
             raise UserError("--patience and --guard-drop judge every epoch's evaluation: take out --notest")
-        for f in dataclasses.fields(self):
-            check_range(f, getattr(self, f.name))
+        check_ranges(self)
 
     @property
     def train_size(self) -> int:
@@ -222,6 +221,12 @@ class Config:
 T = TypeVar("T")
 TYPES: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}  # as in YAML
 HYP_KEYS = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("hyp"))
+
+
+def check_ranges(values: Any) -> None:
+    """Every field of a Config or of a patch's Flags, by what its `opt` says."""
+    for f in dataclasses.fields(values):
+        check_range(f, getattr(values, f.name))
 
 
 def check_range(f: dataclasses.Field[Any], value: Any) -> None:

@@ -101,6 +101,15 @@ def highest(vote: int) -> int:
     return int(votes)
 
 
+def total(value: Tensor) -> Tensor:
+    """Sum over all ranks, on the device of the value."""
+    if world() == 1:
+        return value
+    with together():
+        td.all_reduce(value)
+    return value
+
+
 def share(value: T) -> T:
     """Rank 0's value (anything that pickles) on every rank."""
     if world() == 1:

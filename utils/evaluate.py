@@ -96,6 +96,11 @@ class Result:
         return row | self.figures
 
     @property
+    def said(self) -> str:
+        """What patches measured, in words; empty where they measured nothing."""
+        return "  ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+
+    @property
     def rule(self) -> str:
         """By which rule the numbers were made; to stand beside every mAP that is shown or stored."""
         return RULE_TEXT[self.match] + (", recall to 1" if self.match == "v7" and self.v5_metric else "")

@@ -110,10 +110,14 @@ def plot_curve(out: Path, values: npt.NDArray[np.float64], x: str, y: str, resul
 
 
 def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], out: Path) -> None:
-    """counts [nc+1,nc+1] predicted x true, last = background. Each column (true class) is shown as shares of its
-    sum."""
+    """counts [nc+1,nc+1] predicted x true, last = background."""
+    title = "confusion matrix (confidence 0.25, IoU 0.45), columns normalised"
+    plot_matrix(counts, [*names, "background"], out, title)
+
+
+def plot_matrix(counts: npt.NDArray[np.int64], labels: Sequence[str], out: Path, title: str) -> None:
+    """counts [n,n] predicted x true. Each column (true class) is shown as shares of its sum."""
     share = counts / np.maximum(counts.sum(0, keepdims=True), 1)
-    labels = [*names, "background"]
     side = max(6.0, 0.32 * len(labels) + 2)
     figure, (ax,) = new_figure(side + 1, side)
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -132,7 +136,7 @@ def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], out: Pat
     ticks = range(len(labels))
     ax.set_xticks(ticks, labels, rotation=90, fontsize=8)
     ax.set_yticks(ticks, labels, fontsize=8)
-    ax.set(xlabel="true", ylabel="predicted", title="confusion matrix (confidence 0.25, IoU 0.45), columns normalised")
+    ax.set(xlabel="true", ylabel="predicted", title=title)
     figure.savefig(out, dpi=100)
 
 

@@ -54,6 +54,12 @@ def module_table(model: Detector, size: int) -> str:
         text = "x".join(str(s) for s in shape) if isinstance(shape, tuple) else shape
         state = "frozen" if frozen else "trains" if params else ""
         lines.append(f"{row.number:>4} {source:>14}  {row.module:20} {text:>18} {row.params:>12,}  {state}")
+    for name, branch in model.branches.items():
+        params = list(branch.parameters())
+        state = "trains" if any(p.requires_grad for p in params) else "frozen" if params else ""
+        source = "image" if model.branch_inputs[name] < 0 else str(model.branch_inputs[name])
+        count = sum(p.numel() for p in params)
+        lines.append(f"{'':>4} {source:>14}  {type(branch).__name__:20} {name:>18} {count:>12,}  {state}")
     return "\n".join(lines)
 
 

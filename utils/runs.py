@@ -87,8 +87,8 @@ def starting_weights(cfg: Config, patches: seams.Patches) -> seams.Source | None
     """What --weights holds; None where the run starts from scratch. A patch that acts on weights needs some."""
     if cfg.weights:
         return checkpoint.read_source(cfg.weights)
-    if users := patches.users("load_weights"):
-        raise UserError(f"--weights is missing: patches/{users}.py was switched on to act on them")
+    if users := [n for n, p in patches.items() if isinstance(p, seams.Patch) and p.needs_weights]:
+        raise UserError(f"--weights is missing: patches/{', '.join(users)}.py was switched on to act on them")
     return None
 
 
@@ -264,12 +264,12 @@ def metric_columns(run: Run) -> list[str]:
 
 
 def line(result: Result) -> str:
-    """The means on one line, with the rule they were made by."""
+    """The means on one line, with the rule they were made by, and what patches measured on a second."""
     heads = (
         "".join(f"  {name} {h.map50:.3f}" for name, h in result.per_head.items()) if len(result.per_head) > 1 else ""
     )
     means = f"P {result.mp:.4f}  R {result.mr:.4f}  mAP@.5 {result.map50:.4f}  mAP@.5:.95 {result.map:.4f}"
-    return f"{means}{heads}  ({result.rule})"
+    return f"{means}{heads}  ({result.rule})" + (f"\n  {result.said}" if result.said else "")
 
 
 def write_rows(

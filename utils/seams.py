@@ -1,9 +1,9 @@
 """The places where a patch may touch training. Nothing else in the base knows that patches exist.
 
-Build time, once each, in this order:   layers -> branches -> load_weights -> wrap_dataset -> on_model_built
-                                        -> param_groups -> schedule
+Build time, once each, in this order:   on_data_read -> layers -> branches -> load_weights -> wrap_dataset
+                                        -> on_model_built -> param_groups -> schedule
 Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights -> on_step_end] -> on_epoch_end
-Evaluation, in train.py and test.py:    [observe] -> figures -> draw
+Evaluation, in train.py and test.py:    [observe] -> figures -> draw; test.py calls on_data_read as well
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.graph import Build, Detector
 from utils.errors import UserError
+from utils.spec import DataSpec
 
 Batch = dict[
     str, Any
@@ -62,6 +63,7 @@ class Patch(nn.Module, Generic[F]):
 
     terms: tuple[str, ...] = ()  # names this patch adds to the loss
     metrics: tuple[str, ...] = ()  # names of its `figures`: columns of results.csv
+    needs_weights = False  # whether it acts on --weights and is of no use without
 
     def __init__(self, flags: F) -> None:
         super().__init__()
@@ -70,6 +72,9 @@ class Patch(nn.Module, Generic[F]):
     def record(self) -> dict[str, Any]:
         """Plain values from which Flags(**record) makes the same patch without the files it once read."""
         return dataclasses.asdict(self.flags)  # type: ignore[call-overload,no-any-return]
+
+    def on_data_read(self, spec: DataSpec) -> None:
+        """What the data YAML says, before there is a model."""
 
     def layers(self) -> Mapping[str, Build]:
         return {}
@@ -162,7 +167,7 @@ class Patches(nn.ModuleDict):
 
     def users(self, seam: str) -> str:
         """Names of the patches that override a seam."""
-        return ", ".join(n for n, p in self.items() if seam in vars(type(p)))
+        return ", ".join(n for n, p in self.items() if getattr(type(p), seam) is not getattr(Patch, seam))
 
     def show(self) -> str:
         """Which patch sits on which seam."""

@@ -40,7 +40,7 @@ def result_table(result: Result, per_class: bool) -> str:
     if len(result.per_head) > 1:
         lines += [f"{'head':{width}}{'objects':>9}{'mAP@.5':>11}{'mAP@.5:.95':>11}"]
         lines += [f"{k:{width}}{h.n_gt:>9}{number(h.map50):>11}{number(h.map):>11}" for k, h in result.per_head.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, result.said] if result.said else lines)
 
 
 def speed_line(result: Result) -> str:

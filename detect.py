@@ -1,6 +1,9 @@
 """Draw detections on images, folders, globs, videos or a camera.
 
 python detect.py --source images/ --weights runs/train/exp/weights/best.pt --img 640
+
+A model that also names the image's class has it on the screen and the picture with its probability, and with --save-txt
+as a last line in the form of label files: one-hot, with --save-conf the probabilities of all classes.
 """
 
 from pathlib import Path
@@ -10,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from models.classify import image_heads
 from models.fuse import fuse
 from models.graph import Detector
 from utils import lock
@@ -22,7 +26,7 @@ from utils.letterbox import letterbox
 from utils.loaders import whole_strides
 from utils.nms import nms
 from utils.pixels import Image, fractions, viewable
-from utils.plots import colour, draw_box
+from utils.plots import colour, draw_box, draw_label
 from utils.source import Frame, find_files, frames
 from utils.tables import free_name, label_lines
 
@@ -51,18 +55,23 @@ def parse(argv: list[str]) -> Any:
     return args
 
 
+Shares = list[float] | None  # [C] probabilities of the image's classes, for a model that has such
+
+
 @torch.inference_mode()
-def detect(model: Detector, image: Image, size: int, device: torch.device, args: Any) -> torch.Tensor:
-    """Image [H,W,C] -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class."""
+def detect(model: Detector, image: Image, size: int, device: torch.device, args: Any) -> tuple[torch.Tensor, Shares]:
+    """Image [H,W,C] -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class; and what the image shows as a whole."""
     fitted, ratio, pad = letterbox(image, size, stride=int(model.stride.max()))
     tensor = fractions(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1))).to(device)[None])
-    parts = model.decode(model(tensor)["det"])
+    out = model(tensor)
+    parts = model.decode(out["det"])
     found = nms(
         parts, args.conf_thres, args.iou_thres, multi_label=False, classes=args.classes, agnostic=args.agnostic_nms,
         max_det=args.max_det,
     )[0].cpu()  # fmt: skip
     native = to_native(found[:, :4], [*ratio, *pad], (image.shape[0], image.shape[1]))
-    return torch.cat((native, found[:, 4:]), 1)
+    shares = [out[name][0].float().softmax(0).tolist() for name in image_heads(model)]
+    return torch.cat((native, found[:, 4:]), 1), shares[0] if shares else None
 
 
 class Output:
@@ -74,25 +83,23 @@ class Output:
         self.taken: set[str] = set()
         self.labels: set[str] = set()
 
-    def add(self, frame: Frame, found: torch.Tensor, names: list[str]) -> None:
+    def add(self, frame: Frame, found: torch.Tensor, names: list[str], shares: Shares, shown: str) -> None:
+        """shown: the image's class in words."""
         stem = Path(frame.source).stem
-        if self.args.save_txt and len(found):
+        if self.args.save_txt and (len(found) or shares):
             suffix = "" if frame.number is None else f"_{frame.number:06d}"
             (self.folder / "labels").mkdir(exist_ok=True)
-            text = label_lines(found, frame.image.shape[:2], self.args.save_conf)
+            text = label_lines(found, frame.image.shape[:2], self.args.save_conf, shares)
             name = free_name(f"{stem}{suffix}.txt", self.labels)
             (self.folder / "labels" / name).write_text(text)
         if self.args.nosave:
             return
         drawn = np.ascontiguousarray(viewable(frame.image)[..., ::-1])
+        scale = max(min(drawn.shape[:2]) / 1000, 0.4)
         for *box, confidence, c in found.flip(0).tolist():  # best on top
-            draw_box(
-                drawn,
-                box,
-                f"{names[int(c)]} {confidence:.2f}",
-                colour(int(c)),
-                scale=max(min(drawn.shape[:2]) / 1000, 0.4),
-            )
+            draw_box(drawn, box, f"{names[int(c)]} {confidence:.2f}", colour(int(c)), scale=scale)
+        if shown:
+            draw_label(drawn, 0, 0, shown, (255, 255, 255), scale)
         if frame.number is None:
             cv2.imwrite(str(self.folder / free_name(Path(frame.source).name, self.taken)), drawn)
             return
@@ -123,15 +130,18 @@ def run(args: Any, device: torch.device, folder: Path) -> None:
     if args.classes and max(args.classes) >= model.nc:
         raise UserError(f"--classes {max(args.classes)}: the model has classes 0..{model.nc - 1}")
     model = fuse(model).to(device)
+    kinds = next((head.names for head in image_heads(model).values()), ())
     output, count, boxes = Output(folder, args), 0, 0
     try:
         for frame in frames(args.source, model.in_channels):
-            found = detect(model, frame.image, size, device, args)
-            output.add(frame, found, names)
+            found, shares = detect(model, frame.image, size, device, args)
+            shown = "" if shares is None else f"{kinds[shares.index(max(shares))]} {max(shares):.2f}"
+            output.add(frame, found, names, shares, shown)
             count, boxes = count + 1, boxes + len(found)
             seen = {names[c]: int((found[:, 5] == c).sum()) for c in found[:, 5].unique().int().tolist()}
             number = "" if frame.number is None else f" frame {frame.number}"
-            print(f"{frame.source}{number}: {', '.join(f'{n} {name}' for name, n in seen.items()) or 'nothing'}")
+            said = ", ".join(f"{n} {name}" for name, n in seen.items()) or "nothing"
+            print(f"{frame.source}{number}: {said}" + (f"; image {shown}" if shown else ""))
     finally:
         output.close()
     print(f"{count} images, {boxes} detections, results in {folder}")

@@ -171,8 +171,12 @@ def draw_box(
     x0, y0, x1, y1 = (round(float(v)) for v in corners)
     width = max(round(scale * 3), 1)
     cv2.rectangle(image, (x0, y0), (x1, y1), shade, width)
-    if not label:
-        return
+    if label:
+        draw_label(image, x0, y0, label, shade, scale)
+
+
+def draw_label(image: Image, x0: int, y0: int, label: str, shade: tuple[int, int, int], scale: float) -> None:
+    """In place: text on a bar above the point (x0,y0) in pixels, moved to where it stays inside the image."""
     (w, h), base = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x, top = min(max(x0, 0), max(image.shape[1] - w, 0)), max(y0 - h - base, 0)
     cv2.rectangle(image, (x, top), (x + w, top + h + base), shade, -1)

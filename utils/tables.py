@@ -60,25 +60,36 @@ def write_per_class_ap(result: Result, path: Path) -> None:
     path.write_text(json.dumps(content, indent=1))
 
 
-def label_lines(found: Tensor, shape: Sequence[int], with_confidence: bool) -> str:
-    """Detections [n,6] (x0,y0,x1,y1 native pixels, confidence, class) of an image (h, w) as label lines, in 0..1."""
+def label_lines(
+    found: Tensor, shape: Sequence[int], with_confidence: bool, shares: Sequence[float] | None = None
+) -> str:
+    """Detections [n,6] (x0,y0,x1,y1 native pixels, confidence, class) of an image (h, w) as label lines, in 0..1.
+
+    shares [C]: probabilities of the image's classes, if it was asked for these: a last one-hot line as in label files,
+    with_confidence the probabilities themselves."""
     h, w = shape
     lines = []
     for x0, y0, x1, y1, confidence, c in found.tolist():
         box = ((x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h)
         values = [*box, confidence] if with_confidence else box
         lines.append(" ".join([str(int(c)), *(f"{v:.6f}" for v in values)]))
+    if shares is not None:
+        top = max(range(len(shares)), key=lambda i: shares[i])
+        lines.append(" ".join(f"{v:.6f}" if with_confidence else str(int(i == top)) for i, v in enumerate(shares)))
     return "".join(line + "\n" for line in lines)
 
 
 def write_labels(result: Result, sizes: npt.NDArray[np.int64], folder: Path, with_confidence: bool) -> None:
-    """One label file per image with detections. sizes [images,2]: native (h, w), in the order of result.paths."""
+    """One label file per image with detections, or per image where they have classes. sizes [images,2]: native (h, w),
+    in the order of result.paths."""
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
-    for path, found, shape in zip(result.paths, result.detections, sizes.tolist(), strict=True):
-        if len(found):
+    logits = result.observed.get("image_logits")
+    shares = [None] * len(result.paths) if logits is None else logits.softmax(1).tolist()
+    for path, found, shape, share in zip(result.paths, result.detections, sizes.tolist(), shares, strict=True):
+        if len(found) or share is not None:
             name = free_name(f"{Path(path).stem}.txt", taken)
-            (folder / name).write_text(label_lines(found, shape, with_confidence))
+            (folder / name).write_text(label_lines(found, shape, with_confidence, share))
 
 
 def free_name(name: str, taken: set[str]) -> str:

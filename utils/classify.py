@@ -88,19 +88,24 @@ class ImageClasses(Patch[F]):
         return state
 
     def wrap_dataset(self, dataset: Any, split: str) -> Any:
-        """Changes nothing of it; counts the classes."""
+        """Changes nothing of it."""
         if split != "train":
             return dataset
         self.seed = dataset.seed
-        classes = torch.as_tensor(dataset.image_classes)
-        counts = torch.bincount(classes[classes >= 0], minlength=len(self.names))
         if self.settings.weights == ("balanced",):
-            self.weights = balanced_weights(counts)
-        listed = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts.tolist(), strict=True))
-        used = "none" if self.weights is None else " ".join(f"{w:.4g}" for w in self.weights.tolist())
-        print(f"image classes: {int(counts.sum())} of {len(classes)} training images known: {listed}; weights {used}")
-        print("image classes: best.pt is the epoch of the best detection")
+            classes = torch.from_numpy(dataset.image_classes)
+            self.weights = balanced_weights(torch.bincount(classes[classes >= 0], minlength=len(self.names)))
+        if self.weights is not None:
+            pairs = zip(self.names, self.weights.tolist(), strict=True)
+            print(f"image classes: weights {', '.join(f'{name} {weight:.4g}' for name, weight in pairs)}")
         return dataset
+
+    def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
+        alone = not any(p.requires_grad for p in model.model.parameters())
+        print(
+            "image classes: best.pt is the epoch of the best detection"
+            + (", which is the first, as nothing of the detector trains: take last.pt" if alone else "")
+        )
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:
         head = model.branches[NAME]

@@ -4,6 +4,8 @@ Under torchrun each process takes the device of its number on the machine (LOCAL
 """
 
 import os
+import resource
+import sys
 
 import torch
 
@@ -51,3 +53,12 @@ def present() -> str:
 def peak_memory(device: torch.device) -> float:
     """Largest memory held on the device so far, GiB; 0 where it is not counted."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
+def peak_resident(device: torch.device) -> float:
+    """As peak_memory, and on a CPU the most that this whole process ever held (its resident set); 0 where neither is
+    counted."""
+    if device.type != "cpu":
+        return peak_memory(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

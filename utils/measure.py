@@ -3,22 +3,22 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from utils import coco_eval, data
-from utils.checkpoint import check_channels, load_detector
+from utils import coco_eval, data, seams
+from utils.checkpoint import check_channels, lasting, load_detector
 from utils.config import Config
 from utils.device import select_device
 from utils.errors import UserError
 from utils.evaluate import Result, evaluate
 from utils.labels import Labels
-from utils.loaders import whole_strides
-from utils.seams import plain
+from utils.loaders import validation
+from utils.step import compute_type
 
 
 @dataclass(frozen=True)
@@ -30,33 +30,30 @@ class Measured:
     truth: dict[str, npt.NDArray[np.float64]]  # image file -> [n,5] x0,y0,x1,y1 native pixels, class
 
     @property
-    def per_class(self) -> dict[str, tuple[float, float]]:
-        """AP@0.5 and AP@0.5:0.95 of the classes that have objects."""
+    def per_class(self) -> dict[str, tuple[float, float, float, float]]:
+        """AP@0.5, AP@0.5:0.95, P and R of the classes that have objects."""
         r = self.result
-        return {n: (float(r.ap50[i]), float(r.ap[i])) for i, n in enumerate(r.names) if r.n_gt[i]}
+        each = zip(r.names, r.ap50, r.ap, r.p, r.r, r.n_gt, strict=True)
+        return {name: (float(ap50), float(ap), float(p), float(rc)) for name, ap50, ap, p, rc, n in each if n}
 
 
 def measure(folder: Path, settings: Mapping[str, Any], device: str) -> Measured:
     """Errors: UserError where best.pt or the data set is not there."""
-    cfg = Config(**plain(settings["config"]))
+    cfg = replace(Config(**seams.plain(settings["config"])), cache_images=False)
     weights = folder / "weights/best.pt"
     if not weights.is_file():
         raise UserError(f"there is no {weights}")
     where = select_device(device or cfg.device)
     model, meta = load_detector(weights)
+    patches = seams.revive(lasting(meta))
     spec = data.read_data(cfg.data)
     check_channels(spec.channels, meta, weights, cfg.data)
-    stride = int(model.stride.max())
-    dataset = data.make_dataset(
-        spec, "val", img_size=whole_strides(cfg.test_size, stride), stride=stride, batch_size=cfg.val_batch,
-        augment=None, rect=True, pad=0.5, cache_images=False, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data,
-        seed=cfg.seed,
-    )  # fmt: skip
-    loader = data.make_loader(dataset, batch_size=cfg.val_batch, workers=cfg.workers, shuffle=False, seed=cfg.seed)
+    loader = validation(cfg, spec, patches, int(model.stride.max()))
     result = evaluate(
         model.to(where), loader, where, names=meta["names"], match=cfg.match, v5_metric=cfg.v5_metric,
-        single_cls=cfg.single_cls,
+        autocast=compute_type(cfg, where), single_cls=cfg.single_cls, patches=patches,
     )  # fmt: skip
+    dataset = loader.dataset
     truth = {
         str(path): native_boxes(labels, size.tolist())
         for path, labels, size in zip(dataset.files, dataset.labels, dataset.sizes, strict=True)

@@ -22,6 +22,7 @@ from utils.record import read_rows, sums_by_kind
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 FEW = 20  # classes up to which each gets a line or a label of its own
 Image = npt.NDArray[np.uint8]
@@ -117,27 +118,25 @@ def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], out: Pat
 
 def plot_matrix(counts: npt.NDArray[np.int64], labels: Sequence[str], out: Path, title: str) -> None:
     """counts [n,n] predicted x true. Each column (true class) is shown as shares of its sum."""
-    share = counts / np.maximum(counts.sum(0, keepdims=True), 1)
     side = max(6.0, 0.32 * len(labels) + 2)
     figure, (ax,) = new_figure(side + 1, side)
+    figure.colorbar(draw_matrix(ax, counts, labels, 8), ax=ax, shrink=0.7)
+    ax.set_title(title)
+    figure.savefig(out, dpi=100)
+
+
+def draw_matrix(ax: "Axes", counts: npt.NDArray[np.int64], labels: Sequence[str], size: float) -> "AxesImage":
+    """As shares of the columns, with figures where there are few; names of `size` points."""
+    share = counts / np.maximum(counts.sum(0, keepdims=True), 1)
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=ax, shrink=0.7)
     if len(labels) <= 2 * FEW:
         for i, j in zip(*np.nonzero(share >= 0.005), strict=True):
-            ax.text(
-                j,
-                i,
-                f"{share[i, j]:.2f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if share[i, j] > 0.5 else "black",
-            )
-    ticks = range(len(labels))
-    ax.set_xticks(ticks, labels, rotation=90, fontsize=8)
-    ax.set_yticks(ticks, labels, fontsize=8)
-    ax.set(xlabel="true", ylabel="predicted", title=title)
-    figure.savefig(out, dpi=100)
+            shade = "white" if share[i, j] > 0.5 else "black"
+            ax.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", fontsize=size - 1, color=shade)
+    ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
+    ax.set_yticks(range(len(labels)), labels, fontsize=size)
+    ax.set(xlabel="true", ylabel="predicted")
+    return image
 
 
 def plot_labels(labels: Sequence[Labels], names: Sequence[str], out: Path) -> None:

@@ -15,7 +15,7 @@ from utils import checkpoint, data, dist, fingerprint, last, manifest, optim, pl
 from utils.audit import Audit
 from utils.config import Config
 from utils.data import Sample, class_weights, collate, image_weights
-from utils.device import peak_memory
+from utils.device import peak_memory, peak_resident
 from utils.errors import UserError
 from utils.evaluate import Result, Sink
 from utils.files import naming
@@ -285,7 +285,11 @@ def write_rows(
     memory = peak_memory(run.device)
     columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
-    timing = {"seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}", "data_wait": f"{waited:.3f}"}
+    timing = {
+        "seconds": f"{seconds:.2f}",
+        "memory_gib": f"{peak_resident(run.device):.3f}",
+        "data_wait": f"{waited:.3f}",
+    }
     run.results.append("timing.csv", {"epoch": run.epoch, **timing})
     kinds = record.sums_by_kind(losses)
     val = record.sums_by_kind(result.losses if result else {})

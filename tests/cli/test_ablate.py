@@ -24,7 +24,8 @@ def test_runs_are_named_skipped_resumed_and_compared(
     trainable = [table[f"freeze_1_to_{n}"]["trainable parameters"].replace(",", "") for n in (0, 50)]
     assert int(trainable[0]) > int(trainable[1]) > 0
     assert table["freeze_1_to_999"]["epochs"] == "missing"
-    assert float(table["freeze_1_to_0"]["AP small"]) >= 0
+    assert float(table["freeze_1_to_0"]["AP@0.5:0.95 of small objects"]) >= 0
+    assert 0 < float(table["freeze_1_to_50"]["peak memory, GiB"]) < 64
     pictures = {"learning.png", "PR.png", "F1.png", "confusion.png", "images.png"}
     assert pictures <= {p.name for p in (project / "comparison").iterdir()}
 

@@ -12,4 +12,6 @@ TABLE = {
     "layer-decay": "layer_decay",
     "classify": "joint",
     "dual-backbone": "dual_backbone",
+    "mtl": "weighting",
+    "gradnorm-alpha": "weighting",
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.graph import Detector
-from utils import checkpoint, data, dist, fingerprint, last, manifest, optim, plots, record, replay, seams
+from utils import checkpoint, data, dist, fingerprint, history, last, manifest, optim, plots, record, replay, seams
 from utils.audit import Audit
 from utils.config import Config
 from utils.data import Sample, class_weights, collate, image_weights
@@ -285,11 +285,17 @@ def write_rows(
     memory = peak_memory(run.device)
     columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
+<<<<<<< HEAD
     timing = {
         "seconds": f"{seconds:.2f}",
         "memory_gib": f"{peak_resident(run.device):.3f}",
         "data_wait": f"{waited:.3f}",
     }
+=======
+    if history.wanted(extra):
+        history.write(run.dir, losses)
+    timing = {"seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}", "data_wait": f"{waited:.3f}"}
+>>>>>>> 0917b23 (feat: --mtl weighs tasks: fixed, uncertainty, DWA, GradNorm; gradient norms and cosines at the shared layer, history by epoch)
     run.results.append("timing.csv", {"epoch": run.epoch, **timing})
     kinds = record.sums_by_kind(losses)
     val = record.sums_by_kind(result.losses if result else {})
@@ -342,6 +348,8 @@ def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) ->
     if dist.main():
         with naming(run.dir):
             plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+            if (run.dir / "history.json").is_file():
+                history.plot(run.dir)
     if best.is_file():
         run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
         names = run.meta["names"]

@@ -285,17 +285,13 @@ def write_rows(
     memory = peak_memory(run.device)
     columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
-<<<<<<< HEAD
+    if history.wanted(extra):
+        history.write(run.dir, losses)
     timing = {
         "seconds": f"{seconds:.2f}",
         "memory_gib": f"{peak_resident(run.device):.3f}",
         "data_wait": f"{waited:.3f}",
     }
-=======
-    if history.wanted(extra):
-        history.write(run.dir, losses)
-    timing = {"seconds": f"{seconds:.2f}", "memory_gib": f"{memory:.3f}", "data_wait": f"{waited:.3f}"}
->>>>>>> 0917b23 (feat: --mtl weighs tasks: fixed, uncertainty, DWA, GradNorm; gradient norms and cosines at the shared layer, history by epoch)
     run.results.append("timing.csv", {"epoch": run.epoch, **timing})
     kinds = record.sums_by_kind(losses)
     val = record.sums_by_kind(result.losses if result else {})

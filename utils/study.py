@@ -4,9 +4,9 @@
       --arm "sudden: --freeze 0" --arm "low rate: --freeze 0 --lr0 0.001" -- COMMON TRAIN.PY FLAGS
 
 An arm is `NAME: FLAGS`, FLAGS as on a command line; they come after the common ones and win over them. Its runs are
-PROJECT/NAME_seedS, blanks in the name as _. The command goes on where it was stopped: finished runs are skipped,
-started ones resumed, a run that fails is named at the end and leaves the others alone (exit code 1). A folder that was
-made with other flags is an error, never a figure.
+PROJECT/NAME_seedS, blanks in the name as _, commas dropped. The command goes on where it was stopped: finished runs
+are skipped, started ones resumed, a run that fails is named at the end and leaves the others alone (exit code 1). A
+folder that was made with other flags is an error, never a figure.
 
 PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the --weights checkpoint,
 where that states it), the lowest, the final and the best over the epochs: mean and spread (standard deviation) over the
@@ -232,14 +232,18 @@ def refuse(words: Sequence[str], taken: set[str], where: str) -> None:
 def read_arm(text: str) -> tuple[str, list[str]]:
     """`NAME: FLAGS` -> name, flags."""
     name, colon, flags = text.partition(":")
-    if not colon or not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
-        raise UserError(f"--arm {text!r}: expected `NAME: FLAGS`, the name of letters, digits, blanks, _ . + -")
+    if not colon or not re.fullmatch(r"[\w.+-]+(,? [\w.+-]+)*", name):
+        raise UserError(f"--arm {text!r}: expected `NAME: FLAGS`, the name of letters, digits, blanks, commas, _ . + -")
     try:
         words = shlex.split(flags)
     except ValueError as error:
         raise UserError(f"--arm {text!r}: {error}") from None
     refuse(words, OWN, f"of --arm {name}")
     return name, words
+
+
+def folder_name(arm: str) -> str:
+    return arm.replace(",", "").replace(" ", "_")
 
 
 def main(argv: list[str]) -> None:
@@ -251,11 +255,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--columns", default="mAP50", help="columns of results.csv to compare, as mAP50,mAP")
     args = parser.parse_args(own)
     arms = dict(map(read_arm, args.arm))
-    if len({name.replace(" ", "_") for name in arms}) != len(args.arm):
+    if len({folder_name(name) for name in arms}) != len(args.arm):
         raise UserError("--arm: two arms have the same name")
     project = Path(args.project)
     jobs = [
-        Job(name, seed, project / f"{name.replace(' ', '_')}_seed{seed}", (*common, *words))
+        Job(name, seed, project / f"{folder_name(name)}_seed{seed}", (*common, *words))
         for seed in numbers(args.seeds, "--seeds")
         for name, words in arms.items()
     ]

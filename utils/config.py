@@ -79,6 +79,7 @@ class Config:
     workers: int = opt(8, "data loader processes", low=0)
     on_bad_data: str = opt("error", "broken images and labels: stop, or skip and count them", choices=("error", "skip"))
     force_hsv: bool = opt(False, "hue and saturation jitter even where the data YAML says color: none")
+    strict_split: bool = opt(False, "stop where splits share groups (the data YAML's group_pattern)")
     noautoanchor: bool = opt(False, "do not adapt the anchors to the data")
     # optimisation
     adam: bool = opt(False, "Adam instead of SGD")

@@ -81,8 +81,9 @@ def make_dataset(
         right = max(round(img_size / stride), 1) * stride
         raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
     scan = scan_split(spec, split, on_bad_data=on_bad_data, single_cls=single_cls)
-    first = augment.at(0) if isinstance(augment, AugmentPlan) else augment
-    print(describe(scan, split, masked_share(first, rect=rect, quad=quad)))
+    print(describe(scan, split))
+    if scan.cls_names and augment:
+        print(describe_masking(augment, split, rect=rect, quad=quad))
     return DetectionDataset(
         scan,
         img_size=img_size,
@@ -98,9 +99,8 @@ def make_dataset(
     )
 
 
-def describe(scan: Scan, split: str, masked: float = 0.0) -> str:
-    """What a scan found, in a line, and a line for each thing that was left out. masked: share of the pictures that
-    lose their image class by augmentation."""
+def describe(scan: Scan, split: str) -> str:
+    """What a scan found, in a line, and a line for each thing that was left out."""
     boxes = sum(map(len, scan.labels))
     line = f"{split}: {len(scan.files)} images, {boxes} objects, {scan.background} images without objects"
     if scan.duplicates:
@@ -112,9 +112,18 @@ def describe(scan: Scan, split: str, masked: float = 0.0) -> str:
         lines.append(f"{split}: {summary(scan.image_classes, scan.cls_names)}")
     if scan.cls_others:
         lines.append(f"{split}: the CSV of image classes also names {scan.cls_others} images of no split")
-    if scan.cls_names and masked:
-        lines.append(
-            f"{split}: about {masked:.0%} of the pictures will be composed of several images and so have no image class"
-            " (mosaic, paste_in, --quad; lower these to train on more classes)"
-        )
     return "\n".join(lines)
+
+
+def describe_masking(augment: AugmentParams | AugmentPlan, split: str, *, rect: bool, quad: bool) -> str:
+    """Which share of the pictures will have no image class because they are composed of several images, by epoch."""
+    plan = augment if isinstance(augment, AugmentPlan) else AugmentPlan(augment)
+    starts = sorted({0, *(start for start, _ in plan.changes), *([plan.closes] if plan.closes is not None else [])})
+    shares = [(start, masked_share(plan.at(start), rect=rect, quad=quad)) for start in starts]
+    if not any(share for _, share in shares):
+        return f"{split}: every picture is of one image and keeps its image class"
+    each = ", ".join(f"{share:.0%}" + f" from epoch {start + 1} on" * (start > 0) for start, share in shares)
+    return (
+        f"{split}: composed of several images, and so without image class: about {each} of the pictures"
+        " (mosaic, mixup, paste_in, --quad; --close-mosaic ends the first two)"
+    )

@@ -5,10 +5,13 @@ from typing import Any
 from utils import data, dist, seams
 from utils.config import Config
 from utils.errors import UserError
+from utils.split import check_groups
 
 
 def make_loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
-    """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles."""
+    """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles. Groups
+    that lie in both splits are said or, with --strict-split, an error."""
+    check_groups(spec, strict=cfg.strict_split)
     check_colour(cfg, spec)
     closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
     augment = data.AugmentPlan(data.AugmentParams.of(cfg), closes=closes)

@@ -28,6 +28,7 @@ PLACES = {
     "notest",
     "save_period",
     "cache_images",
+    "strict_split",
     "audit",
 }
 

@@ -8,9 +8,13 @@ Confusable on purpose: circle / ellipse / ring / crescent, square / rectangle / 
 / saltire. Visibility rule: an object is labelled when at least 40 % of its area can be seen (not covered, not outside
 the picture); its box is the extent of what can be seen. Byte-identical for a seed. Command: python -m utils.shapes
 [--out DIR] [--seed N]
+
+With a class of the whole image (data/shapes_joint.yaml): the same pictures, and in the label files a one-hot last line
+that names the hue of the background, which no box depends on; a tenth of the images, drawn singly, has no such line.
 """
 
 import argparse
+import colorsys
 import json
 import os
 import tempfile
@@ -35,6 +39,9 @@ NAMES = (
 )
 SIZES = ((192, 256), (192, 256), (256, 192), (224, 224))  # pictures (h, w), drawn from
 VISIBLE = 0.4  # least visible share of a labelled object
+CLS_NAMES = ("warm", "green", "cold", "violet")  # of whole images
+HUES = (0, 0, 1, 2, 2, 3)  # the class of red, yellow, green, cyan, blue and magenta backgrounds
+UNKNOWN_SHARE = 0.1  # of the images
 MARK = "generator.json"
 SETTINGS: dict[str, Any] = {"images": {"train": 320, "val": 80}, "seed": 0}
 KEYS = (*SETTINGS, "channels", "bits")  # what a data YAML may say; 3 channels and 8 bits where it does not
@@ -83,6 +90,12 @@ def describe(seed: int, split: str, index: int) -> Scene:
     for label in draw.permutation(len(NAMES))[: draw.integers(2, 7)].tolist():
         things.append(_thing(draw, float(heat.random()), label, size, (base + other) / 2, things))
     return Scene(size, background, tuple(things))
+
+
+def image_class(scene: Scene) -> int:
+    """Index into CLS_NAMES: the nearest of six hues of the background's mean colour, two of them taken twice."""
+    red, green, blue = (sum(channel) / 510 for channel in zip(*scene.background.colours, strict=True))
+    return HUES[round(colorsys.rgb_to_hsv(red, green, blue)[0] * 6) % 6]
 
 
 def _rgb(values: npt.NDArray[Any]) -> tuple[int, int, int]:
@@ -243,9 +256,11 @@ def write(folder: Path, settings: dict[str, Any]) -> None:
             for kind in ("images", "labels"):
                 (folder / kind / split).mkdir(parents=True)
             for i in range(count):
-                image, labels = render(describe(settings["seed"], split, i), **form)
+                image, labels = render(scene := describe(settings["seed"], split, i), **form)
                 write_image(folder / "images" / split / f"{i:04d}", image)
-                lines = (f"{int(row[0])} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in labels)
+                lines = [f"{int(row[0])} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in labels]
+                if "unknown" in settings and _known(settings, split, i):
+                    lines.append(" ".join(str(int(k == image_class(scene))) for k in range(len(CLS_NAMES))) + "\n")
                 (folder / "labels" / split / f"{i:04d}.txt").write_text("".join(lines))
                 bar.update()
     (folder / MARK).write_text(_mark(settings))
@@ -257,6 +272,10 @@ def write_image(stem: Path, image: Image) -> None:
         cv2.imwrite(f"{stem}.png", image[..., ::-1])
     else:
         Path(f"{stem}.tiff").write_bytes(encode_tiff(image))
+
+
+def _known(settings: dict[str, Any], split: str, index: int) -> bool:
+    return bool(rng(settings["seed"], f"shapes/{split}/known", 0, index).random() >= settings["unknown"])
 
 
 def _mark(settings: dict[str, Any]) -> str:
@@ -296,6 +315,11 @@ def ensure(folder: Path, settings: dict[str, Any]) -> None:
                         raise
     except OSError as error:
         raise UserError(f"cannot write the shapes data set to {folder}: {error.strerror}") from None
+
+
+def ensure_joint(folder: Path, settings: dict[str, Any]) -> None:
+    """`ensure` for the data set with a class of the whole image."""
+    ensure(folder, {**settings, "image_classes": CLS_NAMES, "unknown": UNKNOWN_SHARE})
 
 
 def _made(folder: Path, settings: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""A data YAML read into a `DataSpec`: which images, which classes.
+r"""A data YAML read into a `DataSpec`: which images, which classes.
 
     path: ../datasets/mine      # optional; relative to this file
     train: images/train         # a folder, a .txt list of images, or a list of such entries; the same for val and test
@@ -9,6 +9,7 @@
     color: rgb                  # optional; none: the three channels are no colours
     generator: shapes           # optional: the folder is rendered on first use, see utils/shapes.py
     cls_names: [day, night]     # optional: classes of whole images, see utils/image_class.py
+    group_pattern: '^(\d+)-'    # optional: what names an image's group, see utils/split.py
 
 The label of `.../images/x/y.jpg` is `.../labels/x/y.txt`: the last `images` folder of the path is exchanged.
 """
@@ -29,8 +30,14 @@ from utils.pixels import CHANNELS
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 SPLITS = ("train", "val", "test")
-KEYS = ("path", *SPLITS, "nc", "names", "channels", "color", "generator", "images", "seed", "bits", *image_class.KEYS)
-GENERATORS: dict[str, Callable[[Path, dict[str, Any]], None]] = {"shapes": shapes.ensure}
+KEYS = (
+    *("path", *SPLITS, "nc", "names", "channels", "color", "generator", "images", "seed", "bits", "group_pattern"),
+    *image_class.KEYS,
+)
+GENERATORS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "shapes": shapes.ensure,
+    "shapes_joint": shapes.ensure_joint,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class DataSpec:
     cls: ClassSource = ClassSource()  # of whole images
     channels: int = 3  # of every image
     colour: bool = True  # they are red, green and blue
+    group_pattern: str = ""
 
     @property
     def cls_names(self) -> tuple[str, ...]:
@@ -132,8 +140,12 @@ def read_data(path: str | Path) -> DataSpec:
                 raise
             absent["test"] = str(error).removeprefix(f"{source}: ")  # matters only to who asks for the test split
     cls = image_class.read_source(source, content, root)
+    pattern = content.get("group_pattern") or ""
+    if not isinstance(pattern, str):
+        raise UserError(f"{source}: group_pattern: expected a regular expression, found {pattern!r}")
     return DataSpec(
-        root, found["train"], found["val"], found["test"], nc, names, source, absent, cls, channels, colour
+        root, found["train"], found["val"], found["test"], nc, names, source, absent, cls, channels, colour,
+        pattern,
     )  # fmt: skip
 
 

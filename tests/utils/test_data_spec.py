@@ -119,13 +119,14 @@ def test_an_absent_test_split_matters_only_to_who_asks(tmp_path: Path) -> None:
         read_data(write(tmp_path / "t.yaml")).images("test")
 
 
-@pytest.mark.parametrize("name", ["coco", "coco320", "coco128", "shapes", "shapes_1b4h"])
+@pytest.mark.parametrize("name", ["coco", "coco320", "coco128", "shapes", "shapes_1b4h", "shapes_joint"])
 def test_the_yamls_that_come_along(name: str) -> None:
     content = yaml.safe_load((ROOT / f"data/{name}.yaml").read_text())
     assert content["nc"] == len(content["names"]) == len(set(content["names"]))
     if name.startswith("shapes"):
         assert tuple(content["names"]) == shapes.NAMES
         assert {key: content[key] for key in ("images", "seed")} == shapes.SETTINGS
+        assert tuple(content.get("cls_names", shapes.CLS_NAMES)) == shapes.CLS_NAMES
     else:
         assert content["nc"] == 80
         assert [content["names"][i] for i in (0, 11, 35, 79)] == ["person", "stop sign", "baseball glove", "toothbrush"]

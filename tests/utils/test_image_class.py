@@ -12,6 +12,7 @@ import yaml
 from tests.utils.pictures import make_set
 from utils.data import (
     AugmentParams,
+    AugmentPlan,
     DetectionDataset,
     Sample,
     fingerprint,
@@ -330,7 +331,7 @@ def test_a_picture_with_a_class_shows_its_image_alone(tmp_path: Path) -> None:
 def test_four_in_one_have_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make(tmp_path, dict.fromkeys(range(12), "0 1 0"), cls_names=VIEWS)
     dataset = dataset_of(source, AugmentParams(), quad=True)
-    assert "about 50% of the pictures" in capsys.readouterr().out
+    assert "without image class: about 50% of the pictures" in capsys.readouterr().out
     loader = make_loader(dataset, batch_size=4, workers=0, shuffle=True, seed=0, quad=True)
     found = set()
     for epoch in range(6):
@@ -340,3 +341,18 @@ def test_four_in_one_have_no_class(tmp_path: Path, capsys: pytest.CaptureFixture
             assert batch["image_class"].tolist() == [-1 if first["quad"] else 1]
             found.add(first["quad"])
     assert found == {True, False}
+
+
+def test_the_masking_is_announced_by_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make(tmp_path, ONE_HOT, cls_names=VIEWS)
+    plan = AugmentPlan(AugmentParams(mosaic=1.0, paste_in=0.2), ((4, {"mosaic": 0.5}),), closes=9)
+    for augment, words in (
+        (AugmentParams(mosaic=0.5), "about 50% of the pictures"),
+        (AugmentParams(), "every picture is of one image"),
+        (plan, "about 100%, 60% from epoch 5 on, 20% from epoch 10 on of the pictures"),
+    ):
+        make_dataset(read_data(source), "train", augment=augment, **OPTIONS)
+        assert words in capsys.readouterr().out
+    make_dataset(read_data(source), "val", augment=None, **OPTIONS)
+    make_dataset(read_data(make(tmp_path / "plain")), "train", augment=plan, **OPTIONS)
+    assert "picture" not in capsys.readouterr().out

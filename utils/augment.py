@@ -6,7 +6,7 @@ Mosaic: Bochkovskiy et al., "YOLOv4", arXiv:2004.10934; mixup: Zhang et al., arX
 al., arXiv:2012.07177.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from utils.errors import UserError
 from utils.labels import Labels
 from utils.pixels import Image, blend, by_groups, grey, resized
 
@@ -240,13 +241,13 @@ def warp(
 
 
 def hsv(draw: np.random.Generator, image: Image, params: AugmentParams, colour: bool = True) -> Image:
-    """Scale hue, saturation and value of RGB by factors in 1 +- gain. Without `colour`, where hue and saturation mean
-    nothing and are 0, the gain of value is one on all channels."""
+    """Scale hue, saturation and value of RGB by factors in 1 +- gain. Without `colour` there is no hue and no
+    saturation, and the gain of value is one on all channels."""
     gains = np.array([params.hsv_h, params.hsv_s, params.hsv_v])
     if not gains.any():
         return image
     factors = 1 + draw.uniform(-1, 1, 3) * gains
-    if not (colour or params.hsv_h or params.hsv_s):
+    if not colour:
         return blend(image, float(factors[2]), image, 0)
     if image.dtype != np.uint8:
         return hsv_deep(image, factors)
@@ -256,6 +257,16 @@ def hsv(draw: np.random.Generator, image: Image, params: AugmentParams, colour: 
     planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))  # one table each is faster than one of three channels
     turned = cv2.merge([cv2.LUT(plane, row) for plane, row in zip(planes, lookup, strict=True)])
     return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB, dst=turned).astype(np.uint8, copy=False)
+
+
+def check_colour(values: Mapping[str, float], colour: bool, why: str) -> None:
+    """UserError for hue and saturation among parameters where the channels are not red, green and blue."""
+    given = " ".join(f"--{key.replace('_', '-')} {values[key]:g}" for key in ("hsv_h", "hsv_s") if values.get(key))
+    if given and not colour:
+        raise UserError(
+            f"{given}: hue and saturation are those of red, green and blue, but {why}; set both to 0, as "
+            "data/hyp.logchroma.yaml does (--hsv-v works on any channels)"
+        )
 
 
 def hsv_deep(image: Image, factors: npt.NDArray[np.float64]) -> Image:

@@ -102,7 +102,9 @@ def make_dataset(
 def describe(scan: Scan, split: str) -> str:
     """What a scan found, in a line, and a line for each thing that was left out."""
     boxes = sum(map(len, scan.labels))
-    line = f"{split}: {len(scan.files)} images, {boxes} objects, {scan.background} images without objects"
+    channels, bits, _ = scan.pixels
+    form = f" of {channels} channel{'s' * (channels > 1)} in {bits} bits" if (channels, bits) != (3, 8) else ""
+    line = f"{split}: {len(scan.files)} images{form}, {boxes} objects, {scan.background} images without objects"
     if scan.duplicates:
         line += f", {scan.duplicates} repeated label lines removed"
     if scan.problems:

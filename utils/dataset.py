@@ -130,6 +130,8 @@ class DetectionDataset(Dataset[dict[str, Any]]):
     def changing(self, changes: Sequence[Change]) -> "DetectionDataset":
         """The same pictures, for training, with other augmentation from some epochs on."""
         assert self.augment is not None
+        for epoch, values in changes:
+            augment.check_colour(values, self.pixels.colour, f"these channels are none (from epoch {epoch} on)")
         other = copy(self)
         other.augment = self.augment.changed(changes)
         return other

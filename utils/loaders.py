@@ -1,10 +1,11 @@
 """The loaders of a training run and of an evaluation, as their settings and the patches make them."""
 
+from dataclasses import replace
 from typing import Any
 
 from utils import data, dist, seams
+from utils.augment import check_colour
 from utils.config import Config
-from utils.errors import UserError
 from utils.split import check_groups
 
 
@@ -12,7 +13,7 @@ def make_loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size:
     """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles. Groups
     that lie in both splits are said or, with --strict-split, an error."""
     check_groups(spec, strict=cfg.strict_split)
-    check_colour(cfg, spec)
+    spec = coloured(cfg, spec)
     closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
     augment = data.AugmentPlan(data.AugmentParams.of(cfg), closes=closes)
     with dist.main_first():  # the others then find its label cache
@@ -68,17 +69,19 @@ def evaluation(
     )
 
 
-def check_colour(cfg: Config, spec: data.DataSpec) -> None:
-    """UserError for hue and saturation jitter of channels that are not red, green and blue."""
-    given = " ".join(f"--{k.replace('_', '-')} {v:g}" for k in ("hsv_h", "hsv_s") if (v := getattr(cfg, k)))
-    if not given or spec.colour or (spec.channels == 3 and cfg.force_hsv):
-        return
-    why = f"has {spec.channels} channels" if spec.channels != 3 else "says color: none"
-    force = ", or force them with --force-hsv" if spec.channels == 3 else ""
-    raise UserError(
-        f"{given}: hue and saturation are those of red, green and blue, and {spec.source} {why}; set both to 0 (in the "
-        f"--hyp file or by flag), as data/hyp.logchroma.yaml does{force}. --hsv-v works on any channels"
+def coloured(cfg: Config, spec: data.DataSpec) -> data.DataSpec:
+    """The data set for training: with --force-hsv any three channels count as red, green and blue. UserError for hue
+    and saturation jitter where they do not."""
+    if cfg.force_hsv and spec.channels == 3:
+        return replace(spec, colour=True)
+    many = spec.channels != 3
+    why = f"{spec.source} {f'has {spec.channels} channels' if many else 'says color: none'}"
+    check_colour(
+        {"hsv_h": cfg.hsv_h, "hsv_s": cfg.hsv_s},
+        spec.colour,
+        why + ("" if many else " (--force-hsv takes them for colours)"),
     )
+    return spec
 
 
 def whole_strides(size: int, stride: int) -> int:

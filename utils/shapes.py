@@ -194,7 +194,7 @@ def render(scene: Scene, channels: int = 3, bits: int = 8) -> tuple[Image, npt.N
     picture += draw.integers(-3, 4, (h, w, 1)).astype(np.float32)
     if channels != 3:
         mixes = MIXES[6:7] if channels == 1 else MIXES[:channels]
-        picture = picture @ (mixes / mixes.sum(1, keepdims=True)).T
+        picture = picture.clip(0, 255) @ (mixes / mixes.sum(1, keepdims=True)).T
     if bits == 16:
         image: Image = np.rint(picture * 257).clip(0, 65535).astype(np.uint16)
     else:

@@ -149,10 +149,10 @@ def decode_tiff(data: Bytes, found: Layout) -> Image | None:
             planes[0][TILE_WIDTH] = (tags[TILE_WIDTH][0] * channels,)
     elif len(planes) < channels:
         planes = apart(planes[0], channels)
-    file = np.frombuffer(described(data.tobytes(), planes, found.order), np.uint8)
     try:
+        file = np.frombuffer(described(data.tobytes(), planes, found.order), np.uint8)
         good, mats = cv2.imdecodemulti(file, cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # a size that no picture has
+    except (struct.error, cv2.error):  # a size that no picture has, or a place beyond 4 GiB
         return None
     want = (height, width * channels if together else width)
     if not good or [m.shape for m in mats] != [want] * len(planes):

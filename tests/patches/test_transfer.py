@@ -11,7 +11,7 @@ from models.graph import LAYERS, Detector
 from models.loss import LossSettings, scale_gains
 from patches.multihead import Flags as HeadFlags
 from patches.multihead import MultiHead
-from patches.transfer import Flags, Transfer
+from patches.transfer import Flags, Transfer, mixed
 from tests.models.test_zoo import spec
 from tests.shared import ROOT, shared
 from utils.errors import UserError
@@ -161,3 +161,68 @@ def test_heads_start_fresh_where_the_classes_differ(capsys: pytest.CaptureFixtur
 def test_nothing_that_fits_is_refused() -> None:
     with pytest.raises(UserError, match="no tensor"):
         transfer(Detector(spec("demo"), 12), {"other.weight": torch.zeros(3)})
+
+
+RULES = {
+    (3, 1): [[1, 1, 1]],
+    (3, 2): [[1, 0, 1], [0, 1, 0]],
+    (3, 5): [[0.5, 0, 0], [0, 0.5, 0], [0, 0, 1], [0.5, 0, 0], [0, 0.5, 0]],
+    (1, 3): [[1 / 3], [1 / 3], [1 / 3]],
+    (5, 3): [[1, 0, 0, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("counts", RULES)
+def test_kernels_for_other_channels_by_hand(counts: tuple[int, int]) -> None:
+    before, now = counts
+    weight = torch.rand(4, 4 * before, 3, 3, generator=torch.Generator().manual_seed(0))
+    rule = torch.tensor(RULES[counts])
+    for group in range(4):  # space to depth: four groups of the image's channels
+        old = weight[:, group * before : (group + 1) * before]
+        new = mixed(weight, before, now)[:, group * now : (group + 1) * now]
+        assert torch.allclose(new, torch.stack([(old * row.view(1, -1, 1, 1)).sum(1) for row in rule], 1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 8])
+@pytest.mark.parametrize("cfg", ["yolov5n", "yolov7-tiny"])
+def test_a_picture_of_equal_channels_gets_the_same_answer(cfg: str, channels: int) -> None:
+    """From three channels to others, and the first layer alone differs."""
+    old = plain(cfg)
+    model = Detector(spec(cfg), 80, channels=channels)
+    new = transfer(model, old.state_dict())
+    grey = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        pairs = zip(old.eval()(grey.repeat(1, 3, 1, 1))["det"], model.eval()(grey.repeat(1, channels, 1, 1))["det"],
+                    strict=True)  # fmt: skip
+        for one, other in pairs:
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    state = old.state_dict()
+    assert [k for k in new if new[k].shape != state[k].shape] == ["model.0.conv.weight"]
+    assert all(torch.equal(new[k], state[k]) for k in new if k != "model.0.conv.weight")
+
+
+def test_the_first_layer_behind_space_to_depth() -> None:
+    """ReOrg (no weights) and Focus: the convolution behind it is the one that is adapted; a later one of the same shape
+    is not."""
+    head = [[[0], 1, "Detect", ["nc", "anchors"]]]
+    anchors = [[10, 13, 16, 30, 33, 23]]
+    for rows, key in (
+        ([[-1, 1, "ReOrg", []], [-1, 1, "Conv", [16, 3, 1]], [-1, 1, "Conv", [12, 3, 2]]], "model.1.conv.weight"),
+        ([[-1, 1, "Focus", [16, 3]], [-1, 1, "Conv", [16, 3, 2]]], "model.0.conv.conv.weight"),
+    ):
+        graph = {"anchors": anchors, "backbone": rows, "head": [[[len(rows) - 1], *head[0][1:]]]}
+        old, model = Detector(graph, 2), Detector(graph, 2, channels=1)
+        new, state = transfer(model, old.state_dict()), old.state_dict()
+        assert [k for k in new if new[k].shape != state[k].shape] == [key]
+        assert torch.equal(new[key], mixed(state[key], 3, 1))
+
+
+def test_nothing_is_adapted_where_the_channels_agree() -> None:
+    old = plain("yolov5n")
+    state = old.state_dict()
+    narrow = {k: v[:, :2] if k == "model.1.conv.weight" else v for k, v in state.items()}  # fits nowhere: stays fresh
+    model = Detector(spec("yolov5n"), 80)
+    before = model.state_dict()["model.1.conv.weight"].clone()
+    new = transfer(model, narrow)
+    assert torch.equal(new["model.0.conv.weight"], state["model.0.conv.weight"])
+    assert torch.equal(new["model.1.conv.weight"], before)

@@ -11,6 +11,7 @@ import pytest
 from utils import shapes
 from utils.data import read_data, scan_split
 from utils.errors import UserError
+from utils.images import read_image
 from utils.shapes import Background, Scene, Thing, describe, ensure, render
 
 SMALL = {"images": {"train": 12, "val": 4}, "seed": 0}
@@ -167,3 +168,28 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "12 training images" in capsys.readouterr().out
     ensure(tmp_path / "p", SMALL | {"seed": 3})
     assert digest(tmp_path / "o") == digest(tmp_path / "p")
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(1, 16), (3, 16), (5, 16), (5, 8), (8, 16)])
+def test_other_channels_and_depths(tmp_path: Path, channels: int, bits: int) -> None:
+    """The same scenes and labels; the 8-bit RGB picture is what the 16-bit one rounds to."""
+    ensure(tmp_path / "s", SMALL | {"channels": channels, "bits": bits})
+    ensure(tmp_path / "t", SMALL)
+    suffix = "png" if channels in (1, 3) else "tiff"
+    image = read_image(tmp_path / f"s/images/train/0003.{suffix}", channels=channels)
+    plain = read_image(tmp_path / "t/images/train/0003.png")
+    assert image is not None and plain is not None
+    assert image.dtype == (np.uint16 if bits == 16 else np.uint8) and image.shape == (*plain.shape[:2], channels)
+    seen = image / 257 if bits == 16 else image.astype(float)
+    assert len(np.unique(image)) > (1000 if bits == 16 else 50)
+    if channels == 1:
+        assert np.abs(seen[..., 0] - plain.mean(2)).max() < 1
+    else:
+        assert np.abs(seen[..., :3] - plain).max() < (0.51 if bits == 16 else 0.01)
+    label = (tmp_path / "s/labels/train/0003.txt").read_text()
+    assert label == (tmp_path / "t/labels/train/0003.txt").read_text()
+
+
+def test_bits_of_another_number(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bits: expected 8 or 16, found 12"):
+        ensure(tmp_path / "s", SMALL | {"bits": 12})

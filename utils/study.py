@@ -10,7 +10,8 @@ folder that was made with other flags is an error, never a figure.
 
 PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the --weights checkpoint,
 where that states it), the lowest, the final and the best over the epochs: mean and spread (standard deviation) over the
-seeds, and each run by itself. study.png: the columns over the epochs, mean and range over the seeds.
+seeds, and each run by itself; in study.md also what an arm costs. study.png: the columns over the epochs, mean and
+range over the seeds.
 
 In Python: `carry_out([Job(...), ...])` trains, `report(jobs, folder, columns)` writes the tables; utils.ablate uses the
 former.
@@ -160,6 +161,17 @@ def tables(jobs: Sequence[Job], column: str) -> list[list[str]]:
     return rows
 
 
+def costs(jobs: Sequence[Job]) -> list[list[str]]:
+    """Head and a row for each arm: parameters that train, seconds per epoch (median of a run, evaluation included)."""
+    rows = [["arm", "parameters", "seconds per epoch"]]
+    for arm in dict.fromkeys(j.arm for j in jobs):
+        mine = [j.folder for j in jobs if j.arm == arm and read_rows(j.folder / "timing.csv")]
+        sizes = {read_yaml(f / "run.yaml", "run.yaml")["parameters"]["trainable_params"] for f in mine}
+        seconds = [statistics.median(float(r["seconds"]) for r in read_rows(f / "timing.csv")) for f in mine]
+        rows.append([arm, ", ".join(f"{size:,}" for size in sorted(sizes)) or MISSING, spread(seconds)])
+    return rows
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) + " |" for r in rows]
@@ -173,7 +185,7 @@ def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str]) -> None:
     if known and (unknown := [c for c in columns if c not in known]):
         raise UserError(f"--columns {','.join(unknown)}: not in results.csv, which has {', '.join(known)}")
     parts = [f"{column}, mean ± standard deviation\n\n{markdown(tables(jobs, column))}" for column in columns]
-    text = "\n\n".join(parts)
+    text = "\n\n".join([*parts, f"Cost\n\n{markdown(costs(jobs))}"])
     write_text(folder / "study.md", text + "\n")
     with open(folder / "study.csv", "w", newline="") as f:
         writer = csv.writer(f)

@@ -28,6 +28,14 @@ def test_table_by_hand(tmp_path: Path) -> None:
     assert b == ["b", "1 of 2", "missing", "0.3000", "0.6100", "0.6200"]
 
 
+def test_cost_by_hand(tmp_path: Path) -> None:
+    """Median of 9, 3, 5 and 4 seconds, the same in both runs of arm a."""
+    head, a, b = study.costs(jobs_of(tmp_path))
+    assert head == ["arm", "parameters", "seconds per epoch"]
+    assert (a, b) == (["a", "1,234", "4.5000 ± 0.0000"], ["b", "1,234", "4.5000"])
+    assert study.costs([study.Job("c", 0, tmp_path / "none", ())])[1] == ["c", "missing", "missing"]
+
+
 def test_a_start_by_another_rule_is_no_start(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path)
     assert study.figures(jobs[0], "mAP")["start"] == 0.25

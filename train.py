@@ -89,6 +89,7 @@ def setup(begun: Start) -> Run:
         runs.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
     report.announce(run, source)
+    patches.each("on_start", model, names, lambda detector: runs.measure(run, detector))
     if cfg.compile:
         step.compile_model(loss_step)
     if not resumed:

@@ -24,6 +24,14 @@ class Part(NamedTuple):
     classes: Tensor  # [n] long, global class id of each class column
 
 
+class View(NamedTuple):
+    """Raw output of one level, sorted by what it says; K heads share the nc classes. All logits."""
+
+    box: Tensor  # [B,A,H,W,K,4]
+    obj: Tensor  # [B,A,H,W,K]
+    cls: Tensor  # [B,A,H,W,nc] classes in global order
+
+
 class Head(Protocol):
     """What the trainer and the evaluator ask of a head."""
 
@@ -35,6 +43,7 @@ class Head(Protocol):
     def attach(self, stride: Sequence[int]) -> None: ...
     def criterion(self, settings: LossSettings) -> Criterion: ...
     def decode(self, det: Any) -> list[Part]: ...
+    def views(self, det: Any) -> list[View]: ...
 
 
 class AnchorHead(nn.Module):
@@ -135,6 +144,9 @@ class Detect(AnchorHead):
     def decode(self, det: list[Tensor]) -> list[Part]:
         pred = torch.cat([self.decode_level(raw, i) for i, raw in enumerate(det)], 1)
         return [Part(pred, torch.arange(self.nc, device=pred.device))]
+
+    def views(self, det: list[Tensor]) -> list[View]:
+        return [View(raw[..., None, :4], raw[..., 4:5], raw[..., 5:]) for raw in det]
 
 
 class IDetect(Detect):

@@ -14,4 +14,5 @@ TABLE = {
     "dual-backbone": "dual_backbone",
     "mtl": "weighting",
     "gradnorm-alpha": "weighting",
+    "teacher": "distill",
 }

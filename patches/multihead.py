@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, plain_rows
 from models.cells import by_cell, look, read
 from models.graph import Build
-from models.head import AnchorHead, Part, folded_rows, prior_biases
+from models.head import AnchorHead, Part, View, folded_rows, prior_biases
 from models.iou import iou
 from models.layers import CBAM
 from models.loss import (
@@ -48,6 +48,7 @@ class MultiHeadDetect(AnchorHead):
     """1x1 convolutions `heads.{head}.{level}`. List of [B,c,H,W] -> list of [B,A,H,W,P]."""
 
     stores_anchor_grid = True
+    columns: Tensor  # [5*K+nc] box and objectness head by head, then the classes in global order
 
     def __init__(self, c1: Sequence[int], nc: int, anchors: Any, *, table: HeadTable, loss: str) -> None:
         super().__init__(c1, nc, anchors)
@@ -58,6 +59,7 @@ class MultiHeadDetect(AnchorHead):
         a, widths = self.anchors_per_cell, [5 + table.columns(h) for h in range(len(table.groups))]
         self.heads = nn.ModuleList(nn.ModuleList(nn.Conv2d(c, a * width, 1) for c in c1) for width in widths)
         self.slices = [slice(a, b) for a, b in pairwise(table.starts)]
+        self.register_buffer("columns", torch.tensor(table.sorted_columns), persistent=False)
 
     def convs(self, level: int) -> list[nn.Conv2d]:
         return [head[level] for head in self.heads if isinstance(head, nn.ModuleList)]  # type: ignore[misc]
@@ -97,6 +99,14 @@ class MultiHeadDetect(AnchorHead):
                 pred = pred[..., self.table.used(h)]
             parts.append(Part(pred, torch.tensor(group, device=pred.device)))
         return parts
+
+    def views(self, det: list[Tensor]) -> list[View]:
+        k, found = len(self.groups), []
+        for raw in det:
+            boxes, cls = raw.index_select(-1, self.columns).split([5 * k, self.nc], -1)
+            boxes = boxes.unflatten(-1, (k, 5))  # [B,A,H,W,K,5]
+            found.append(View(boxes[..., :4], boxes[..., 4], cls))
+        return found
 
     def sliced(self, detector: Mapping[str, Tensor]) -> State:
         """State of `heads` cut out of a plain detector's (keys as in models.head.folded_rows).
@@ -157,17 +167,11 @@ class MultiHeadLoss(Criterion):
         super().__init__()
         self.table, self.settings, self.k = table, settings, len(table.groups)
         self.terms = term_names(self.k)
-        column_of = {
-            c: table.starts[h] + k
-            for h, g in enumerate(table.groups)
-            for c, k in zip(g, table.used(h)[5:], strict=True)
-        }
-        boxes = [start + i for start in table.starts[:-1] for i in range(5)]
         for name, value in {
             "anchors": anchors.clone(),
             "stride": stride.clone(),
             "owner": torch.tensor(table.owner),
-            "columns": torch.tensor(boxes + [column_of[c] for c in range(table.nc)]),
+            "columns": torch.tensor(table.sorted_columns),
             "head_weight": self.weights(torch.tensor(table.weights, dtype=torch.float32)),
         }.items():
             self.register_buffer(name, value, persistent=False)

@@ -53,6 +53,15 @@ class HeadTable:
         widths = [5 + self.columns(h) for h in range(len(self.groups))]
         return [sum(widths[:h]) for h in range(len(widths) + 1)]
 
+    @property
+    def sorted_columns(self) -> list[int]:
+        """Of heads that lie side by side: box and objectness head by head, then the classes in global order."""
+        starts = self.starts
+        of: dict[int, int] = {}
+        for h, group in enumerate(self.groups):
+            of |= {c: starts[h] + k for c, k in zip(group, self.used(h)[5:], strict=True)}
+        return [start + i for start in starts[:-1] for i in range(5)] + [of[c] for c in range(self.nc)]
+
 
 def read_head_file(path: str, heads: int) -> HeadTable:
     """A head file -> HeadTable. Every class in exactly one head; anything else is an error that names the file, the

@@ -17,7 +17,7 @@ from utils.config import Config
 from utils.data import Sample, class_weights, collate, image_weights
 from utils.device import peak_memory, peak_resident
 from utils.errors import UserError
-from utils.evaluate import Result, Sink
+from utils.evaluate import Result, Sink, evaluate
 from utils.files import naming
 from utils.guard import Guard, tell
 from utils.interrupt import Interrupt, Stopped
@@ -104,6 +104,16 @@ def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Man
         "channels": model.in_channels,
         "data": {"yaml": cfg.data, "fingerprint": contents.fingerprint},
     }
+
+
+def measure(run: Run, detector: Detector) -> Result:
+    """A detector with the run's classes, on its validation set and by its rule. No loss terms: its head may be of
+    another kind than the run's."""
+    cfg = run.cfg
+    return evaluate(
+        detector, run.val, run.device, names=run.meta["names"], match=cfg.match, v5_metric=cfg.v5_metric,
+        autocast=run.autocast, single_cls=cfg.single_cls,
+    )  # fmt: skip
 
 
 def to_device(run: Run, batch: data.Batch) -> data.Batch:

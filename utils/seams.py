@@ -1,7 +1,7 @@
 """The places where a patch may touch training. Nothing else in the base knows that patches exist.
 
 Build time, once each, in this order:   on_data_read -> layers -> branches -> load_weights -> wrap_dataset
-                                        -> on_model_built -> param_groups -> schedule
+                                        -> on_model_built -> param_groups -> schedule -> on_start
 Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights -> on_step_end] -> on_epoch_end
 Evaluation, in train.py and test.py:    [observe] -> figures -> draw; test.py calls on_data_read as well
 """
@@ -9,7 +9,7 @@ Evaluation, in train.py and test.py:    [observe] -> figures -> draw; test.py ca
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +94,10 @@ class Patch(nn.Module, Generic[F]):
     def schedule(self, schedule: Any, groups: Groups) -> Any:
         """The run's utils.optim.Schedule, and the final groups that it is for."""
         return schedule
+
+    def on_start(self, model: Detector, names: list[str], measure: Callable[[Detector], Any]) -> None:
+        """Everything is built, placed and, in a resumed run, restored. names: of the classes. measure(detector): its
+        evaluation on the run's validation set, by the run's rule and size."""
 
     def wrap_dataset(self, dataset: Any, split: str) -> Any:
         return dataset

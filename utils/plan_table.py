@@ -18,7 +18,7 @@ def plan_table(schedule: Schedule, groups: Groups, modules: Mapping[str, str]) -
     for group in groups:
         stages.setdefault(group["name"].split("/")[1] if "opens" in group else OTHERS, []).append(group)
     stages = {stage: parts for stage, parts in stages.items() if stage != OTHERS or any(map(learns, parts))}
-    head = ["stage", "opens", "modules", "parameters", "rate x", "ramp"]
+    head = ["stage", "opens", "modules", "parameters", "rate x", "ramp (epochs)"]
     rows = [head]
     for stage, parts in stages.items():
         scales = sorted({g["lr_scale"] for g in parts})

@@ -28,7 +28,8 @@ def start(*words: str) -> "subprocess.Popen[str]":
 def flags(data: Path, project: Path, name: str) -> list[str]:
     heads = ["--cfg", "cfg/training/demo-1b4h.yaml", "--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
     common = toy(data, project, name, epochs=3, batch=2)
-    return [*common, *heads, "--freeze", "10", "--image-weights", "--audit", "--save-steps", "2"]
+    learning = ["--freeze", "10", "--unfreeze", "0:40-77", "1:10-39@0.5"]
+    return [*common, *heads, *learning, "--image-weights", "--audit", "--save-steps", "2"]
 
 
 def digest(run: Path) -> str:

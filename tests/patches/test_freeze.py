@@ -2,6 +2,7 @@
 moves."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.toy import trained
 from utils import checkpoint, optim
 from utils.errors import UserError
 from utils.select import cut, parse_first
+from utils.stages import frozen_layers
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,33 @@ def test_freezing_everything_is_refused(demo: Detector) -> None:
         Freeze(Flags(freeze=("78",))).on_model_built(Detector({**spec("demo"), "width_multiple": 0.25}, 12), ())
 
 
+@pytest.mark.parametrize("count", [1, 10, 50, 78])
+def test_only_the_first_modules_learn(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Detector({**spec("demo"), "width_multiple": 0.25}, 12)
+    Freeze(Flags(trainable_first=count)).on_model_built(model, ())
+    assert {module_of(n) for n, p in model.named_parameters() if p.requires_grad} == {
+        module_of(n) for n, _ in model.named_parameters() if module_of(n) < count
+    }
+    assert f"only the first {count} train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [({"trainable_first": n}, r"the model has 78 modules; valid: 1\.\.78") for n in (0, 79, -2)]
+    + [({"trainable_first": 5, "freeze": ("5",)}, "give one of the two")],
+)
+def test_the_inverse_never_hides_behind_freeze(demo: Detector, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Freeze(Flags(**flags)).on_model_built(demo, ())
+
+
+def test_a_table_of_stages_tells_the_ways_apart() -> None:
+    assert frozen_layers({}) == "0"
+    assert frozen_layers({"freeze": {"freeze": ["3", "5"]}}) == "3 5"
+    assert frozen_layers({"freeze": {"freeze": ["0"], "trainable_first": 10}}) == "all but the first 10"
+    assert frozen_layers({"freeze": {"freeze": ["9"], "trainable_first": -1}, "unfreeze": {}}) == "9, --unfreeze"
+
+
 def test_the_cut_is_said(demo: Detector) -> None:
     assert cut(range(29), demo) == "backbone frozen, neck open, head open"
     assert cut(range(50), demo) == "backbone frozen, neck SPLIT: 21 of 48 modules frozen, head open"
@@ -104,6 +133,18 @@ def test_frozen_stays_and_the_rest_moves(
     for name, p in done.model.named_parameters():
         assert bool(done.optimizer.state[p]["momentum_buffer"].any()) == (module_of(name) >= count), name
     optim.check_partition(done.optimizer.param_groups, done.loss_step)
+
+
+def test_the_rest_stands_still_where_only_the_first_learn(
+    start: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    before = checkpoint.read_checkpoint(start)["ema"]
+    words = ("--weights", str(start), "--trainable-first", "10", "--audit", "--lr0", "0.05")
+    done = trained(small_shapes, tmp_path, "f", *words, epochs=1)
+    for key, new in checkpoint.read_checkpoint(done.dir / "weights/best.pt")["ema"].items():
+        if not key.endswith((".anchors", ".anchor_grid")):
+            assert torch.equal(before[key], new) == (module_of(key) >= 10), key
 
 
 def test_norms_are_in_eval_after_every_train(

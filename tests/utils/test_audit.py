@@ -130,6 +130,10 @@ def edit_scale(toy: Toy) -> None:
     toy.optimizer.param_groups[1]["lr_scale"] = 0.1
 
 
+def edit_opening(toy: Toy) -> None:
+    toy.optimizer.param_groups[1]["opens"] = 1
+
+
 def edit_decay(toy: Toy) -> None:
     toy.optimizer.param_groups[1]["weight_decay"] = 0.1
 
@@ -215,6 +219,7 @@ BROKEN: list[tuple[Callable[[Toy], None], str]] = [
     (edit_rate, r"group weight lr +0.01 +0.02"),
     (edit_momentum, r"group norm momentum +0.937 +0.5"),
     (edit_scale, r"group weight lr_scale +1.0 +0.1"),
+    (edit_opening, r"group weight opens +None +1"),
     (edit_decay, r"group weight weight_decay +0.0005 +0.1"),
     (drop, r"in the optimizer once +0 times"),
     (duplicate, rf"{LIVE} +in the optimizer once +2 times"),

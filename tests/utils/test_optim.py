@@ -1,7 +1,9 @@
 """Rates, momentum, accumulation, groups and average: the original programs' numbers, and the default's own rules."""
 
 import json
+import math
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tests.models.test_zoo import spec
 from utils.config import Config
 from utils.optim import (
     Ema,
+    Phase,
     Schedule,
     check_partition,
     interpolate,
@@ -139,6 +142,48 @@ def test_default_decay_is_not_an_epoch_late() -> None:
     assert [late.lr(20 * e) for e in range(1, 10)] == [0.001 * late.factor(e - 1) for e in range(1, 10)]
     linear = Schedule.of(plain(warmup_epochs=0, linear_lr=True), 20, False)
     assert linear.lr(199) == pytest.approx(0.0001), "the last epoch reaches lr0 * lrf"
+
+
+def test_each_phase_is_a_cycle_of_its_own() -> None:
+    """Written out: cosine over the phase's epochs, reached linearly from the last rate before it."""
+    first = Schedule.of(plain(epochs=12, warmup_epochs=1), 20, False)
+    schedule = replace(first, phases=(Phase(4, 0.005, 0.01, 1.5), Phase(7, 0.002, 0.5, 0)))
+
+    def cycle(epoch: int, start: int, end: int, peak: float, lrf: float) -> float:
+        share = (1 + math.cos(math.pi * (epoch - start) / (end - start))) / 2
+        return peak * (lrf + (1 - lrf) * share)
+
+    for step in range(12 * 20):
+        epoch = step // 20
+        if epoch < 4:
+            want = cycle(epoch, 0, 4, 0.001, 0.1) * min(step / 20, 1)
+        elif epoch < 7:
+            want, before = cycle(epoch, 4, 7, 0.005, 0.01), cycle(3, 0, 4, 0.001, 0.1)
+            want = before + (want - before) * min((step - 80) / 30, 1)
+        else:
+            want = cycle(epoch, 7, 12, 0.002, 0.5)
+        assert schedule.lr(step) == pytest.approx(want, rel=1e-12), step
+    assert schedule.lr(80) == schedule.lr(79), "no jump"
+    for step in range(12 * 20):
+        assert schedule.momentum_at(step) == first.momentum_at(step)
+        assert schedule.accumulate(step) == first.accumulate(step)
+    assert "from epoch 4 on 0.005 to 5e-05; from epoch 7 on 0.002 to 0.001" in schedule.describe(plain())
+
+
+def test_rates_of_groups_that_open_later() -> None:
+    """0 before, a ramp from 0 of their own, then the schedule times their scale; no bias rate from above."""
+    schedule = Schedule.of(plain(warmup_epochs=3, warmup_share=1.0), 20, False)
+    weight = {"name": "weight/2", "lr_scale": 0.3, "opens": 2, "ramp": 2.5}
+    for name in ("weight/2", "bias/2"):
+        group = {**weight, "name": name}
+        for step in range(20 * 30):  # also long after the last epoch of the run
+            want = 0.3 * schedule.lr(step) * min(max((step - 40) / 50, 0), 1)
+            assert schedule.rate(step, group) == pytest.approx(want, rel=1e-12, abs=1e-18)
+    assert schedule.rate(40, {**weight, "ramp": 0.0}) == 0.3 * schedule.lr(40) > 0
+    at_once = {"name": "bias/1", "lr_scale": 1.0, "opens": 0, "ramp": 0.0}
+    plain_bias = {"name": "bias", "lr_scale": 1.0}
+    rates = [(schedule.rate(s, at_once), schedule.rate(s, plain_bias), schedule.lr(s, True)) for s in range(200)]
+    assert all(a == b == c for a, b, c in rates) and rates[0][0] == 0.1
 
 
 def test_the_last_batch_of_an_epoch_steps() -> None:

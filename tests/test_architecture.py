@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = sorted(p for folder in ("models", "utils", "patches") for p in (ROOT / folder).glob("*.py"))
-ENTRIES = [p for p in (ROOT / n for n in ("train.py", "test.py", "detect.py", "bench.py")) if p.exists()]
-OURS = {"models", "utils", "patches", "train", "test", "detect", "bench", "tests"}
+ENTRIES = [p for p in (ROOT / n for n in ("train.py", "test.py", "detect.py", "export.py", "bench.py")) if p.exists()]
+OURS = {"models", "utils", "patches", "train", "test", "detect", "export", "bench", "tests"}
 MAY_IMPORT = {"models": {"models"}, "utils": {"models", "utils"}, "patches": {"models", "utils"}}
 TOP_LEVEL = {
     "train.py", "test.py", "detect.py", "export.py", "bench.py", "models", "utils", "patches", "cfg", "data", "scripts",

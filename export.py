@@ -1,0 +1,199 @@
+"""Write a checkpoint as an ONNX file.
+
+  python export.py --weights runs/train/exp/weights/best.pt --img 320 [--batch 1|dynamic] [--out FILE.onnx] [--only-det]
+
+Input   image  float32 [B,C,H,W], RGB (or the C channels of the data) as fractions 0..1 of full scale, fitted into
+        H x W = img x img by letterbox.
+Output  boxes  float32 [B,M,5+n] of a detector with one head; boxes_HEAD of each head where there are several. A row is
+        cx, cy, w, h in pixels of the input, objectness 0..1, then the probabilities of the head's n classes. Rows go
+        by level (fine to coarse), anchor, y, x. NMS is not part of the file: score = objectness * probability
+        (utils.nms).
+        NAME   of each branch (image_class: logits [B,k], softmax gives shares), unless --only-det.
+Metadata (JSON): names, groups {output: class number of each class column}, stride of each level, img_size,
+image_classes {output: names}, weights.
+
+The weights are fused. What was written is run by onnxruntime on random and on real images and compared with the model
+before fusing; nothing is written where they differ by more than 3e-5 of the scale: the image size for box columns, the
+largest output (at least 1) for everything else.
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.classify import image_heads
+from models.fuse import fuse
+from models.graph import Detector
+from utils import data
+from utils.checkpoint import check_channels, load_detector
+from utils.config import make_parser
+from utils.errors import UserError, run_main
+from utils.files import write_whole
+from utils.loaders import whole_strides
+from utils.pixels import fractions
+from utils.record import VERSION
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 3e-5  # of the scale; measured: up to 4e-6 (yolov5n, 640 px)
+Outputs = dict[str, Tensor]
+
+
+class Exported(nn.Module):
+    """image [B,C,H,W] -> the outputs described above, in the order of `names`."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+        heads = model.group_names
+        self.boxes = [f"boxes_{name}" for name in heads] if len(heads) > 1 else ["boxes"]
+        self.branches = [str(name) for name in model.branches]
+        self.names = [*self.boxes, *self.branches]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        out = self.model(image)
+        return (*(part.pred for part in self.model.decode(out["det"])), *(out[name] for name in self.branches))
+
+
+def parse(argv: list[str]) -> Any:
+    p = make_parser("export.py", "Write a checkpoint as an ONNX file.")
+    p.add_argument("--weights", required=True, help="checkpoint, ours or YOLOv5's or YOLOv7's")
+    p.add_argument("--cfg", default="", help="model YAML, for weights that carry none")
+    p.add_argument("--img-size", "--img", "--imgsz", type=int, default=0, help="pixels (default: as in training)")
+    p.add_argument("--batch", default="1", help="images at a time: a number, or dynamic")
+    p.add_argument("--out", default="", help="file to write (default: the weights' name with .onnx)")
+    p.add_argument("--only-det", action="store_true", help="the detector without its branches")
+    p.add_argument("--data", default="", help="data YAML of the real images (default: that of the training)")
+    p.add_argument("--exist-ok", action="store_true", help="replace the file")
+    args = p.parse_args(argv)
+    if args.batch != "dynamic" and not (args.batch.isdigit() and int(args.batch)):
+        raise UserError(f"--batch {args.batch}: expected a number of images, or dynamic")
+    args.out = Path(args.out or Path(args.weights).with_suffix(".onnx"))
+    if args.out.exists() and not args.exist_ok:
+        raise UserError(f"--out {args.out} exists: choose another name, or replace it with --exist-ok")
+    if not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"export needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
+    return args
+
+
+def to_onnx(module: Exported, channels: int, size: int, batch: str) -> Any:
+    """The file's content as an onnx.ModelProto."""
+    count = 2 if batch == "dynamic" else int(batch)  # 1 would be taken for a constant
+    shapes = {"image": {0: torch.export.Dim("batch", min=1)}} if batch == "dynamic" else None
+    try:
+        program = torch.onnx.export(
+            module, (torch.rand(count, channels, size, size),), input_names=["image"], output_names=module.names,
+            dynamic_shapes=shapes, dynamo=True, verbose=False,
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        advice = "; a fixed size may go: --batch 1" if batch == "dynamic" else ""
+        raise UserError(
+            f"torch {torch.__version__} cannot export this model: {str(error).splitlines()[0]}{advice}"
+        ) from None
+    assert program is not None
+    return program.model_proto
+
+
+def strip(proto: Any) -> None:
+    """In place: out with the exporter's notes, which name source files of this machine."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        del part.metadata_props[:]
+
+
+def describe(module: Exported, meta: Mapping[str, Any], size: int, weights: str) -> dict[str, str]:
+    """The metadata."""
+    heads = {name: list(head.names) for name, head in image_heads(module.model).items()}
+    found = {
+        "names": meta["names"],
+        "groups": dict(zip(module.boxes, module.model.groups, strict=True)),
+        "stride": [int(s) for s in module.model.stride],
+        "img_size": size,
+        "image_classes": heads,
+        "weights": Path(weights).name,
+        "thaw": VERSION,
+    }
+    return {key: json.dumps(value) for key, value in found.items()}
+
+
+def real_images(path: str, meta: Mapping[str, Any], weights: str, size: int, count: int) -> Tensor:
+    """The first validation images of a data YAML, [count,C,size,size] in 0..1; few images are repeated."""
+    spec = data.read_data(path)
+    check_channels(spec.channels, meta, Path(weights), path)
+    files = data.scan_split(spec, "val", on_bad_data="skip", progress=False).files
+    if not files:
+        raise UserError(f"{path}: there is no validation image to compare on")
+    fitted = []
+    for i in range(count):
+        image = data.read_image(files[i % len(files)], channels=spec.channels)
+        if image is None:
+            raise UserError(f"{files[i % len(files)]} cannot be read any more")
+        fitted.append(data.letterbox(image, size, auto=False)[0].transpose(2, 0, 1))
+    return fractions(torch.from_numpy(np.stack(fitted)))
+
+
+def differences(expected: Outputs, got: Outputs, boxes: list[str], size: int) -> dict[str, tuple[float, float]]:
+    """{what: (largest difference, what is allowed)}, all heads together."""
+    out: dict[str, tuple[float, float]] = {}
+    for name, want in expected.items():
+        parts = {"box pixels": slice(0, 4), "probabilities": slice(4, None)} if name in boxes else {name: slice(None)}
+        for title, columns in parts.items():
+            one, other = want[..., columns], got[name][..., columns]
+            scale = size if title == "box pixels" else max(1.0, float(one.abs().max()))
+            off = float((one - other).abs().max())
+            before, most = out.get(title, (0.0, np.inf))
+            out[title] = (float(np.maximum(off, before)), min(most, TOLERANCE * scale))  # nan stays nan
+    return out
+
+
+def verify(content: bytes, module: Exported, image: Tensor, kind: str) -> None:
+    """Errors: UserError where onnxruntime and torch differ."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    got = dict(
+        zip(module.names, map(torch.from_numpy, session.run(module.names, {"image": image.numpy()})), strict=True)
+    )
+    with torch.no_grad():
+        expected = dict(zip(module.names, module(image), strict=True))
+    found = differences(expected, got, module.boxes, image.shape[-1])
+    said = ", ".join(f"{name} {off:.1e} (allowed {most:.1e})" for name, (off, most) in found.items())
+    print(f"onnxruntime against torch, {len(image)} {kind}: largest difference of {said}")
+    if wrong := [name for name, (off, most) in found.items() if not off <= most]:
+        raise UserError(f"{', '.join(wrong)}: the ONNX file does not compute what the model does; nothing was written")
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    model, meta = load_detector(args.weights, args.cfg)
+    size = whole_strides(args.img_size or int(meta.get("img_size") or 640), int(model.stride.max()))
+    if args.only_det:
+        model.branches.clear()
+    plain, fused = Exported(model).eval(), Exported(fuse(model)).eval()
+    proto = to_onnx(fused, model.in_channels, size, args.batch)
+    strip(proto)
+    for key, value in describe(fused, meta, size, args.weights).items():
+        proto.metadata_props.add(key=key, value=value)
+    content = proto.SerializeToString()
+    path = args.data or str((meta.get("config") or {}).get("data", ""))
+    known = bool(args.data) or Path(path).is_file()
+    for count in (1, 3) if args.batch == "dynamic" else (int(args.batch),):
+        noise = torch.rand(count, model.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+        verify(content, plain, noise, "random images")
+        if known:
+            verify(content, plain, real_images(path, meta, args.weights, size, count), f"images of {path}")
+    if not known:
+        print("not compared on real images: the weights name no data set that is there; give one with --data")
+    write_whole(args.out, lambda file: file.write(content))
+    print(f"{args.out}: {len(content) / 1e6:.1f} MB, opset {proto.opset_import[0].version}; outputs {fused.names}")
+
+
+if __name__ == "__main__":
+    run_main(main)

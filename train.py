@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import checkpoint, data, dist, manifest, optim, record, replay, report, runs, start, step
+from utils import announce, checkpoint, data, dist, manifest, optim, record, replay, runs, start, step
 from utils.anchors import box_sizes, fit_anchors
 from utils.audit import Audit
 from utils.errors import run_main
@@ -88,7 +88,7 @@ def setup(begun: Start) -> Run:
     if resumed:
         runs.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
-    report.announce(run, source)
+    announce.announce(run, source)
     patches.each("on_start", model, names, lambda detector: runs.measure(run, detector))
     if cfg.compile:
         step.compile_model(loss_step)
@@ -174,7 +174,7 @@ def validate(run: Run, model: Detector, sink: Sink | None = None) -> Result:
 
 def main(argv: list[str]) -> Run | None:
     if any(a in ("-h", "--help") for a in argv):
-        report.print_help(argv)
+        announce.print_help(argv)
         return None
     begun = start.begin(argv)
     with begun.lock:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.announce import PLACES
 from utils.config import read_yaml
 from utils.errors import UserError
 from utils.measure import Measured, measure
 from utils.record import read_rows
-from utils.report import PLACES
 from utils.stages import Stage, loss_of, read_stage
 
 UNMEASURED = "not measured"

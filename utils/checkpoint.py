@@ -208,6 +208,15 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     return model.eval(), meta
 
 
+def detection_alone(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[seams.State, dict[str, Any]]:
+    """State and meta of a checkpoint without its branches and the patches that made them: a plain detector's."""
+    records: dict[str, Any] = dict(meta.get("patches") or {})
+    modules = seams.kinds(records)
+    kept = {k: v for k, v in records.items() if "branches" not in vars(modules[k].patch)}
+    plain = {k: v for k, v in state.items() if not k.startswith("branches.")}
+    return plain, {**meta, "patches": kept}
+
+
 def lasting(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Records of those patches that matter after training: what they add to the model, or to its evaluation."""
     records: dict[str, Any] = dict(meta.get("patches") or {})

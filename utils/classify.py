@@ -141,7 +141,9 @@ class ImageClasses(Patch[F]):
 
 
 def brief(value: Any) -> str:
-    return "another one" if isinstance(value, dict) else "missing" if value is None else str(value)
+    if isinstance(value, dict):
+        return "another one"
+    return " ".join(value) if isinstance(value, list) else "missing" if value is None else str(value)
 
 
 def records(source: Source) -> Sequence[Mapping[str, Any]]:

@@ -1,6 +1,8 @@
 """`python -m utils.convert X.pt OUT.pt|OUT.safetensors`: another program's weights -> our checkpoint or safetensors.
 
 X may be a YOLOv5 or YOLOv7 `.pt` (pickled model), a plain state dict, a safetensors file, or a checkpoint of ours.
+--only-det leaves out what a checkpoint of ours has beside its detector (the head or network of --classify and
+--dual-backbone).
 Prints what was found: source, keys, parameters, classes, anchors, and which model file the tensors fit.
 """
 
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.graph import Detector, GraphError
-from utils.checkpoint import save_checkpoint, try_own
+from utils.checkpoint import detection_alone, save_checkpoint, try_own
 from utils.errors import UserError, fail, run_main
 from utils.foreign import ForeignCheckpoint, as_meta, describe, read_foreign
 
@@ -115,8 +117,9 @@ def write_safetensors(path: Path, found: ForeignCheckpoint) -> None:
         aside.unlink(missing_ok=True)
 
 
-def convert(source: Path, out: Path) -> str:
-    """Read, write, and return the report. UserError: unreadable source, an unknown or existing target."""
+def convert(source: Path, out: Path, only_det: bool = False) -> str:
+    """Read, write, and return the report. only_det: of a checkpoint of ours, without branches. UserError: unreadable
+    source, an unknown or existing target."""
     if out.suffix not in (".pt", ".safetensors"):
         fail(f"{out}: the target must end in .pt (our checkpoint) or .safetensors")
     if out.exists():
@@ -124,7 +127,12 @@ def convert(source: Path, out: Path) -> str:
     if not out.parent.is_dir():
         fail(f"{out}: there is no folder {out.parent}")
     own = try_own(source)
-    if own is not None and out.suffix == ".pt":
+    if only_det:
+        if own is None:
+            fail(f"{source}: --only-det takes a checkpoint of this program")
+        state, meta = detection_alone(own["ema"], own["meta"])
+        own = {**own, "ema": state, "meta": meta}
+    if own is not None and out.suffix == ".pt" and not only_det:
         fail(f"{source}: is a checkpoint of this program already; it can be converted to .safetensors")
     found = from_own(own) if own is not None else read_foreign(source)
     guess = guess_model(found)
@@ -134,6 +142,8 @@ def convert(source: Path, out: Path) -> str:
     try:
         if out.suffix == ".safetensors":
             write_safetensors(out, found)
+        elif own is not None:
+            save_checkpoint(out, state=own["ema"], meta=own["meta"])
         else:
             save_checkpoint(out, state=found.state, meta=as_meta(dataclasses.replace(found, yaml=spec)))
     except OSError as error:
@@ -145,8 +155,11 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.convert", description=__doc__, allow_abbrev=False)
     parser.add_argument("source", type=Path, help="weights to read: .pt or .safetensors")
     parser.add_argument("out", type=Path, help="file to write: .pt (our checkpoint) or .safetensors")
+    parser.add_argument(
+        "--only-det", action="store_true", help="of our checkpoint with further branches the detector alone"
+    )
     options = parser.parse_args(argv)
-    print(convert(options.source, options.out))
+    print(convert(options.source, options.out, options.only_det))
 
 
 if __name__ == "__main__":

@@ -217,12 +217,13 @@ def test_the_first_layer_behind_space_to_depth() -> None:
         assert torch.equal(new[key], mixed(state[key], 3, 1))
 
 
-def test_nothing_is_adapted_where_the_channels_agree() -> None:
+def test_nothing_is_adapted_where_the_channels_agree(capsys: pytest.CaptureFixture[str]) -> None:
     old = plain("yolov5n")
     state = old.state_dict()
     narrow = {k: v[:, :2] if k == "model.1.conv.weight" else v for k, v in state.items()}  # fits nowhere: stays fresh
     model = Detector(spec("yolov5n"), 80)
     before = model.state_dict()["model.1.conv.weight"].clone()
     new = transfer(model, narrow)
+    assert "adapted" not in capsys.readouterr().out
     assert torch.equal(new["model.0.conv.weight"], state["model.0.conv.weight"])
     assert torch.equal(new["model.1.conv.weight"], before)

@@ -3,6 +3,7 @@
 import colorsys
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from utils import augment, cache
 from utils.augment import AugmentParams
 from utils.augment_plan import AugmentPlan
 from utils.config import Config
-from utils.data import DetectionDataset, Sample, collate, make_dataset, multiscale, read_data, scan_split, to_device
+from utils.data import (
+    DetectionDataset,
+    Sample,
+    collate,
+    fingerprint,
+    make_dataset,
+    multiscale,
+    read_data,
+    scan_split,
+    to_device,
+)
 from utils.errors import UserError
 from utils.images import decode, examine, form, read_any
 from utils.letterbox import letterbox
@@ -301,6 +312,16 @@ def test_files_with_other_channels_are_named(tmp_path: Path) -> None:
 def test_wrong_keys(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_data(make_set(tmp_path, [noise(3)], **keys))
+
+
+def test_channels_belong_to_the_fingerprint(tmp_path: Path) -> None:
+    """The same files taken as other channels, or as no colours, are other data."""
+    spec = read_data(make_set(tmp_path, [noise(3)]))
+    scans = [scan_split(spec, "train", progress=False)]
+    others = [replace(spec, colour=False), replace(spec, channels=4, colour=False)]
+    assert len({fingerprint(s, scans) for s in (spec, *others)}) == 3
+    (tmp_path / "data.yaml").write_text((tmp_path / "data.yaml").read_text() + "channels: 3\ncolor: rgb\n")
+    assert fingerprint(read_data(tmp_path / "data.yaml"), scans) == fingerprint(spec, scans)
 
 
 def test_what_a_data_set_is_made_of_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

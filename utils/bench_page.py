@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.record import environment
+from utils.tables import markdown
 
 Row = Mapping[str, Any]
 
@@ -204,11 +205,7 @@ def table(rows: Sequence[Row], section: Section) -> str:
     """A Markdown table, columns padded so that it also reads on a screen."""
     filled = [cells(row, section) for row in rows]
     columns = list(dict.fromkeys(k for row in filled for k in row))
-    width = {c: max(len(c), *(len(row.get(c, "")) for row in filled)) for c in columns}
-    lines = ["| " + " | ".join(c.ljust(width[c]) for c in columns) + " |"]
-    lines.append("|" + "|".join("-" * (width[c] + 2) for c in columns) + "|")
-    lines += ["| " + " | ".join(row.get(c, "").ljust(width[c]) for c in columns) + " |" for row in filled]
-    return "\n".join(lines)
+    return markdown([columns, *([row.get(c, "") for c in columns] for row in filled)])
 
 
 def tables(result: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from utils.ap import GRID
 from utils.compared import Entry, repetitions
 from utils.images import read_any
 from utils.pixels import viewable
-from utils.plots import colour, draw_box, draw_matrix, new_figure
+from utils.plots import colour, draw_box, draw_label, draw_matrix, new_figure
 from utils.stages import loss_of
 
 if TYPE_CHECKING:
@@ -164,7 +164,10 @@ def tile(path: str, rows: npt.NDArray[np.float64], names: Sequence[str]) -> npt.
     gain = TILE / image.shape[1]
     size = (TILE, max(round(image.shape[0] * gain), 1))
     picture = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[:, :, ::-1]).astype(np.uint8)
-    for box in rows[::-1]:  # best first in the list, so drawn last, on top
+    for box in rows:
+        draw_box(picture, box[:4] * gain, "", colour(int(box[-1])), 0.5)
+    bars: list[tuple[int, int, int, int]] = []
+    for box in rows:  # best first, whose label stays at its box
         label = names[int(box[-1])] + (f" {box[4]:.2f}" if len(box) == 6 else "")
-        draw_box(picture, box[:4] * gain, label, colour(int(box[-1])), 0.5)
+        draw_label(picture, round(box[0] * gain), round(box[1] * gain), label, colour(int(box[-1])), 0.45, bars)
     return picture

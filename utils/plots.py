@@ -174,10 +174,26 @@ def draw_box(
         draw_label(image, x0, y0, label, shade, scale)
 
 
-def draw_label(image: Image, x0: int, y0: int, label: str, shade: tuple[int, int, int], scale: float) -> None:
-    """In place: text on a bar above the point (x0,y0) in pixels, moved to where it stays inside the image."""
+def draw_label(
+    image: Image,
+    x0: int,
+    y0: int,
+    label: str,
+    shade: tuple[int, int, int],
+    scale: float,
+    taken: list[tuple[int, int, int, int]] | None = None,
+) -> None:
+    """In place: text on a bar above the point (x0,y0) in pixels, moved to where it stays inside the image. taken: bars
+    (x0,y0,x1,y1) drawn so far, below which it moves where there is room; its own is added."""
     (w, h), base = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x, top = min(max(x0, 0), max(image.shape[1] - w, 0)), max(y0 - h - base, 0)
+    free = top
+    for bar in sorted(taken or (), key=lambda bar: bar[1]):
+        if bar[0] < x + w and x < bar[2] and bar[1] < free + h + base and free < bar[3]:
+            free = bar[3]
+    top = free if free + h + base <= image.shape[0] else top
+    if taken is not None:
+        taken.append((x, top, x + w, top + h + base))
     cv2.rectangle(image, (x, top), (x + w, top + h + base), shade, -1)
     cv2.putText(image, label, (x, top + h), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
 

@@ -20,6 +20,7 @@ from utils.checkpoint import read_source
 from utils.config import make_parser, read_yaml
 from utils.errors import UserError, run_main
 from utils.record import read_rows, sums_by_kind
+from utils.tables import markdown
 
 TERMS = ("box", "obj", "cls")
 
@@ -90,11 +91,9 @@ def table(stages: list[Stage]) -> str:
     """Markdown; says by which rule the mAP was made."""
     head = ["stage", "frozen layers", "lr0", "epochs", "mAP@0.5", "mAP@0.5:0.95", "mAP@0.5 per head", "seconds"]
     rows = [head, *(columns(s) for s in stages)]
-    width = [max(len(r[i]) for r in rows) for i in range(len(head))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) + " |" for r in rows]
     rules = sorted({s.best["match"] for s in stages if s.best})
     note = f"best epoch of each stage; matching rule: {', '.join(rules) or 'missing'}; seconds: training and validation"
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:], "", note])
+    return f"{markdown(rows)}\n\n{note}"
 
 
 def faults(

@@ -33,6 +33,7 @@ from utils.errors import UserError, run_main
 from utils.files import ROOT, write_text
 from utils.plots import new_figure
 from utils.record import read_rows
+from utils.tables import markdown
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}
 KINDS = ("start", "lowest", "final", "best")
@@ -170,12 +171,6 @@ def costs(jobs: Sequence[Job]) -> list[list[str]]:
         seconds = [statistics.median(float(r["seconds"]) for r in read_rows(f / "timing.csv")) for f in mine]
         rows.append([arm, ", ".join(f"{size:,}" for size in sorted(sizes)) or MISSING, spread(seconds)])
     return rows
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) + " |" for r in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]])
 
 
 def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str]) -> None:

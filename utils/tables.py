@@ -1,4 +1,5 @@
-"""What an evaluation prints and writes: tables per class and per head, AP as JSON, detections as label files."""
+"""What an evaluation prints and writes: tables per class and per head, AP as JSON, detections as label files. And any
+table as Markdown."""
 
 import json
 from collections.abc import Sequence
@@ -100,3 +101,10 @@ def free_name(name: str, taken: set[str]) -> str:
         free, number = f"{path.stem}_{number}{path.suffix}", number + 1
     taken.add(free)
     return free
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells, head first, its columns aligned."""
+    width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) + " |" for r in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]])

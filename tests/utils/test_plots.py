@@ -155,3 +155,16 @@ def test_found_and_labels_of_a_batch_agree(tmp_path: Path) -> None:
 def test_colours_of_neighbours_differ() -> None:
     colours = np.array([plots.colour(i) for i in range(80)])
     assert np.abs(np.diff(colours, axis=0)).sum(1).min() > 100
+
+
+def test_labels_move_out_of_each_others_way() -> None:
+    """Three labels at one point stand below each other; one without room stays where it is."""
+    image = np.zeros((50, 200, 3), np.uint8)
+    taken: list[tuple[int, int, int, int]] = []
+    for _ in range(4):
+        plots.draw_label(image, 10, 5, "label", (255, 255, 255), 0.5, taken)
+    tops = [bar[1] for bar in taken]
+    height = taken[0][3] - taken[0][1]
+    assert tops == [0, height, 2 * height, 0] and 3 * height <= 50 < 4 * height
+    plots.draw_label(image, 120, 5, "label", (255, 255, 255), 0.5, taken)
+    assert taken[-1][1] == 0

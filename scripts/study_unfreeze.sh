@@ -6,7 +6,7 @@
 #   DATA=coco128.yaml WEIGHTS=yolov5n.pt bash scripts/study_unfreeze.sh                      any other; WEIGHTS: the 1B1H detector to start from
 #
 # Variables: PROJECT, SEEDS, EPOCHS (of each arm), BASE_EPOCHS, STAGE1_EPOCHS, IMG, BATCH, CFG, HEAD_CONFIG, HYP, LR0, FREEZE (stage 1's freeze point),
-# GRADUAL (the schedule of the gradual arms), ARMS (part of their names: only these).
+# GRADUAL (the schedule of the gradual arms), ARMS (a regular expression: only arms with such names).
 # Every arm runs with --compat v5: as in YOLOv5, biases may then start at warmup_bias_lr whatever lr0 is. Without it that rate is capped for every stage
 # that starts from weights, and the fault could not be shown.
 set -euo pipefail
@@ -62,21 +62,21 @@ if [ -z "$WEIGHTS" ]; then
 fi
 run stage1 "${heads[@]}" --weights "$WEIGHTS" --transfer-weights --freeze "$FREEZE" --epochs "$STAGE1_EPOCHS" --lr0 "$LR0"
 
-# name: what it is (what it differs in, from which arm)
+# name: flags                                                                # what it differs in (from which arm)
 arms=(
-    "frozen: --freeze $FREEZE"                                                  # stage 1 goes on: what unfreezing is held against
-    "frozen, BN drifts: --freeze $FREEZE --freeze-bn train"                     # statistics of frozen norms move (frozen)
-    "sudden: --freeze 0"                                                        # all modules open at once (frozen)
-    "sudden, bias .1: --freeze 0 --warmup_bias_lr 0.1"                          # biases start at .1 (sudden)
-    "sudden, sum: --freeze 0 --head-loss sum"                                   # the heads' losses are summed (sudden)
-    "sudden, bias .1, sum: --freeze 0 --warmup_bias_lr 0.1 --head-loss sum"     # both (sudden)
-    "sudden, low rate: --freeze 0 --lr0 $low --warmup_bias_lr $low"             # a tenth of the rate (sudden)
-    "gradual: --unfreeze '$GRADUAL'"                                            # opens step by step, each with its ramp (sudden)
-    "gradual, BN drifts: --unfreeze '$GRADUAL' --freeze-bn train"               # statistics of frozen norms move (gradual)
+    "sudden: --freeze 0"                                                     # all modules open at once (frozen)
+    "sudden, bias .1: --freeze 0 --warmup_bias_lr 0.1"                       # biases start at .1 (sudden)
+    "sudden, sum: --freeze 0 --head-loss sum"                                # the heads' losses are summed (sudden)
+    "gradual: --unfreeze '$GRADUAL'"                                         # opens step by step, each with its ramp (sudden)
+    "gradual, BN drifts: --unfreeze '$GRADUAL' --freeze-bn train"            # statistics of frozen norms move (gradual)
+    "sudden, bias .1, sum: --freeze 0 --warmup_bias_lr 0.1 --head-loss sum"  # both (sudden)
+    "sudden, low rate: --freeze 0 --lr0 $low --warmup_bias_lr $low"          # a tenth of the rate (sudden)
+    "frozen: --freeze $FREEZE"                                               # stage 1 goes on: what unfreezing is held against
+    "frozen, BN drifts: --freeze $FREEZE --freeze-bn train"                  # statistics of frozen norms move (frozen)
 )
 chosen=()
 for arm in "${arms[@]}"; do
-    if [[ ${arm%%:*} == *"$ARMS"* ]]; then chosen+=(--arm "$arm"); fi
+    if [[ ${arm%%:*} =~ $ARMS ]]; then chosen+=(--arm "$arm"); fi
 done
 "$python" -m utils.study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP "${chosen[@]}" -- "${common[@]}" "${heads[@]}" \
     --weights "$PROJECT/stage1/weights/best.pt" --epochs "$EPOCHS" --compat v5 --lr0 "$LR0" --warmup_bias_lr "$LR0" "$@"

@@ -60,6 +60,7 @@ def parse(argv: list[str]) -> Any:
     p.add_argument("--v5-metric", action="store_true", help="YOLOv5's recall sentinel in AP")
     p.add_argument("--no-trace", action="store_true", help="accepted for old commands; nothing is ever traced")
     p.add_argument("--on-bad-data", default="error", choices=("error", "skip"))
+    p.add_argument("--on-missing-pair", default="error", choices=("error", "skip", "single"))
     p.add_argument("--project", default="runs/test")
     p.add_argument("--name", default="exp")
     p.add_argument("--exist-ok", action="store_true")
@@ -93,7 +94,8 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
     loader = evaluation(
         spec, "val" if args.task == "speed" else args.task, patches, size=args.img_size,
         stride=int(model.stride.max()), batch_size=args.batch_size, workers=args.workers, single_cls=args.single_cls,
-        on_bad_data=args.on_bad_data, like="" if args.match == "coco" else args.match,
+        on_bad_data=args.on_bad_data, on_missing_pair=args.on_missing_pair,
+        like="" if args.match == "coco" else args.match,
     )  # fmt: skip
     names = ["item"] if args.single_cls else list(spec.names)
     coco_eval.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation

@@ -211,17 +211,26 @@ class Detector(Graph):
 
     def forward(self, image: Tensor) -> dict[str, Any]:
         """image [B,3,H,W] float 0..1 -> {"det": raw output of the head, "feat": {N: [B,C,H,W]}, and each branch's}."""
+        kept = self.run(image, len(self.model) - 1)
+        out = {name: branch(kept[self.branch_inputs[name]]) for name, branch in self.branches.items()}
+        return {"det": kept[len(self.model) - 1], "feat": {i: kept[i] for i in self.feat}, **out}
+
+    def features(self, image: Tensor, index: int) -> Tensor:
+        """Output of row `index`, which was tapped, and no row after it is computed."""
+        return cast(Tensor, self.run(image, index)[index])
+
+    def run(self, image: Tensor, last: int) -> dict[int, Any]:
+        """Rows 0..last on an image -> what is still kept of their outputs, by row."""
         frozen = self.prefix() if self.training and torch.is_grad_enabled() and not image.requires_grad else 0
         kept: dict[int, Any] = {-1: image}
         with torch.no_grad():
             if self.stand_ins and frozen:
                 kept[-1] = image.to(memory_format=prefix_format(image.device))
-            for i in range(frozen):
+            for i in range(min(frozen, last + 1)):
                 self.run_row(i, self.stand_ins.get(i, self.model[i]), kept)
-        for i in range(frozen, len(self.model)):
+        for i in range(frozen, last + 1):
             self.run_row(i, self.model[i], kept)
-        out = {name: branch(kept[self.branch_inputs[name]]) for name, branch in self.branches.items()}
-        return {"det": kept[len(self.model) - 1], "feat": {i: kept[i] for i in self.feat}, **out}
+        return kept
 
     def prefix(self) -> int:
         """How many leading rows are frozen: no parameter that learns, no norm that uses or moves batch statistics.

@@ -15,4 +15,5 @@ TABLE = {
     "mtl": "weighting",
     "gradnorm-alpha": "weighting",
     "teacher": "distill",
+    "align": "align",
 }

@@ -78,6 +78,11 @@ class Config:
     close_mosaic: int = opt(0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", low=0)
     workers: int = opt(8, "data loader processes", low=0)
     on_bad_data: str = opt("error", "broken images and labels: stop, or skip and count them", choices=("error", "skip"))
+    on_missing_pair: str = opt(
+        "error",
+        "an image without its infrared partner (data YAML: pairs): stop, leave it out, or keep it alone",
+        choices=("error", "skip", "single"),
+    )
     force_hsv: bool = opt(False, "hue and saturation jitter even where the data YAML says color: none")
     strict_split: bool = opt(False, "stop where splits share groups (the data YAML's group_pattern)")
     noautoanchor: bool = opt(False, "do not adapt the anchors to the data")

@@ -73,6 +73,7 @@ def make_dataset(
     seed: int,
     quad: bool = False,
     like: str = "",
+    on_missing_pair: str = "error",
 ) -> DetectionDataset:
     """Check a split of a data set and open it. augment None: evaluation. rect: batches of like aspect ratio in their
     own shape, `pad` strides larger (0.5 in evaluation, 0 in training). like: see DetectionDataset. Prints what was
@@ -80,7 +81,9 @@ def make_dataset(
     if img_size < stride or img_size % stride:
         right = max(round(img_size / stride), 1) * stride
         raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
-    scan = scan_split(spec, split, on_bad_data=on_bad_data, single_cls=single_cls)
+    scan = scan_split(
+        spec, split, on_bad_data=on_bad_data, single_cls=single_cls, on_missing_pair=on_missing_pair
+    )  # fmt: skip
     print(describe(scan, split))
     if scan.cls_names and augment:
         print(describe_masking(augment, split, rect=rect, quad=quad))
@@ -112,6 +115,10 @@ def describe(scan: Scan, split: str) -> str:
     lines = ["\n  ".join([line, *map(str, scan.problems)])]
     if scan.cls_names:
         lines.append(f"{split}: {summary(scan.image_classes, scan.cls_names)}")
+    if scan.partners:
+        lost, kind = len(scan.partners.problems), "colour" if scan.partners.channels == 3 else "grey"
+        lines.append(f"{split}: infrared partners ({kind}, {scan.partners.bits} bits); {lost} missing or unusable")
+        lines += [f"  {problem}" for problem in scan.partners.problems[:3]]
     if scan.cls_others:
         lines.append(f"{split}: the CSV of image classes also names {scan.cls_others} images of no split")
     return "\n".join(lines)

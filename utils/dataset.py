@@ -8,11 +8,14 @@ geometry alone.
 Item: image uint8 or uint16 [C,H,W], RGB where C is 3; target float32 [n,5] class, cx, cy, w, h in 0..1 of the picture;
 path; shape int64 [2] native (h, w); gain_pad float32 [4] gain x, gain y, pad x, pad y with input = native * gain + pad
 in pixels (zeros when augmented). Where the data set has classes of whole images, also image_class int64 [], -1 =
-unknown: a picture of parts of several images has none (utils/image_class.py says why).
+unknown: a picture of parts of several images has none (utils/image_class.py says why). `with_partners()`: also
+infrared [1 or 3,H,W], by the same geometry, its brightness jittered by a draw of its own; paired bool [], whether every
+image of the picture has its partner; number int64 [] of the image.
 """
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +33,7 @@ from utils.errors import UserError
 from utils.images import read_image, reduced, reduction
 from utils.labels import UNKNOWN, Labels
 from utils.letterbox import fit, place
-from utils.pixels import Image, empty, resized, widened
+from utils.pixels import Image, Pixels, empty, resized, widened
 from utils.rng import rng
 from utils.scan import Scan
 
@@ -99,6 +102,9 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.sizes = scan.sizes[order]  # [n,2] native (h, w)
         self.cls_names = scan.cls_names  # of whole images; empty: there are none
         self.image_classes = scan.image_classes[order]  # [n], -1 = unknown
+        self.partners = scan.partners
+        self.paired = False  # whether partners are loaded, of these pixels
+        self.visible = self.infrared = scan.pixels
         self.augment = AugmentPlan(augment) if isinstance(augment, AugmentParams) else augment
         self.img_size, self.seed, self.quad = img_size, seed, quad
         self.pixels = scan.pixels
@@ -106,21 +112,24 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
         self._cache: ImageCache | None = None
         if cache_images:
-            loaded = np.array([self._loaded_size(i) for i in range(len(self))])
-            self._cache = ImageCache(loaded, self.pixels, self.load, f"{len(self)} images at {img_size} px")
+            self._cache = self._cached()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
         epoch, index = sample
-        composed = False
+        others: list[int] = []
         if self.augment is None:
             item = self._plain(index)
         else:
-            item, composed = self._augmented(epoch, index, self.augment.at(epoch))
+            item, others = self._augmented(epoch, index, self.augment.at(epoch))
         if self.cls_names:
-            item["image_class"] = torch.tensor(UNKNOWN if composed else int(self.image_classes[index]))
+            item["image_class"] = torch.tensor(UNKNOWN if others else int(self.image_classes[index]))
+        if self.paired:
+            item["image"], item["infrared"] = item["image"].split([self.visible.channels, self.infrared.channels])
+            item["paired"] = torch.tensor(all(self._partner(i) is not None for i in (index, *others)))
+            item["number"] = torch.tensor(index)
         item["path"] = str(self.files[index])
         item["shape"] = torch.from_numpy(self.sizes[index])
         if self.quad:
@@ -136,6 +145,31 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         other.augment = self.augment.changed(changes)
         return other
 
+    def with_partners(self) -> "DetectionDataset":
+        """The same pictures with their infrared partners. Both are one picture of more channels on the way, so that
+        every geometric draw is shared."""
+        if self.partners is None:
+            raise UserError("the data YAML names no infrared partners: add the key `pairs`, e.g. `pairs: llvip`")
+        if self.quad:
+            raise UserError("--quad does not know pairs of images")
+        other = copy(self)
+        other.paired = True
+        other.infrared = Pixels(self.partners.channels, self.partners.bits, colour=False)
+        bits = max(self.pixels.bits, self.partners.bits)
+        other.pixels = Pixels(self.pixels.channels + self.partners.channels, bits, self.pixels.colour)
+        if self._cache is not None:
+            other._cache = None
+            other._cache = other._cached()
+        return other
+
+    def _cached(self) -> ImageCache:
+        loaded = np.array([self._loaded_size(i) for i in range(len(self))])
+        return ImageCache(loaded, self.pixels, self.load, f"{len(self)} images at {self.img_size} px")
+
+    def _partner(self, index: int) -> Path | None:
+        assert self.partners is not None
+        return self.partners.files[self.files[index]]
+
     def _plain(self, index: int) -> dict[str, Any]:
         image, gain, pad = self._letterboxed(index)
         boxes = self.labels[index].boxes.copy()
@@ -147,15 +181,16 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         boxes[:, 3:5] *= scale
         return _item(image, boxes, (*gain, *pad))
 
-    def _augmented(self, epoch: int, index: int, params: AugmentParams) -> tuple[dict[str, Any], bool]:
-        """The item, and whether other images are part of its picture."""
+    def _augmented(self, epoch: int, index: int, params: AugmentParams) -> tuple[dict[str, Any], list[int]]:
+        """The item, and which other images are part of its picture."""
         draw = rng(self.seed, "geometry", epoch, index)
-        composed = not self.rect and bool(draw.random() < params.mosaic)
-        if composed:
-            image, objects = self._mosaic(draw, index, params)
+        others: list[int] = []
+        if not self.rect and draw.random() < params.mosaic:
+            image, objects, others = self._mosaic(draw, index, params)
             if draw.random() < params.mixup:
-                other, more = self._mosaic(draw, int(draw.integers(len(self))), params)
+                other, more, tiles = self._mosaic(draw, int(draw.integers(len(self))), params)
                 image, objects = augment.mixup(draw, image, other), augment.joined([objects, more])
+                others += tiles
         else:
             image, gain, pad = self._letterboxed(index)
             native = self.sizes[index]
@@ -166,17 +201,30 @@ class DetectionDataset(Dataset[dict[str, Any]]):
             size = (image.shape[0], image.shape[1])
             image, objects = augment.warp(image, objects, augment.warp_matrix(draw, params, size, size), size)
         if draw.random() < params.paste_in:
-            composed = True
             image = image.copy()
-            sources = [self._tile(int(i)) for i in draw.integers(len(self), size=3)]
-            objects = augment.paste_in(draw, image, objects, sources)
-        image = augment.hsv(rng(self.seed, "colour", epoch, index), image, params, self.pixels.colour)
+            pasted = draw.integers(len(self), size=3).tolist()
+            objects = augment.paste_in(draw, image, objects, [self._tile(i) for i in pasted])
+            others += pasted
+        image = self._coloured(epoch, index, image, params)
         image, boxes = augment.flip(draw, image, objects.boxes(), params)
         target = _to_target(objects.classes, boxes, image.shape[1], image.shape[0])
-        return _item(image, target, (0, 0, 0, 0)), composed
+        return _item(image, target, (0, 0, 0, 0)), others
 
-    def _mosaic(self, draw: np.random.Generator, index: int, params: AugmentParams) -> tuple[Image, Objects]:
-        """Four or nine pictures on a canvas of twice the size, warped to img_size squared."""
+    def _coloured(self, epoch: int, index: int, image: Image, params: AugmentParams) -> Image:
+        """Colour jitter; of a pair, that of the visible picture as if it were alone, and of the infrared one only the
+        brightness, by a stream of its own."""
+        draw = rng(self.seed, "colour", epoch, index)
+        if not self.paired:
+            return augment.hsv(draw, image, params, self.pixels.colour)
+        count = self.visible.channels
+        visible = augment.hsv(draw, np.ascontiguousarray(image[..., :count]), params, self.visible.colour)
+        bright = replace(params, hsv_h=0.0, hsv_s=0.0)
+        own = rng(self.seed, "colour/infrared", epoch, index)
+        infrared = augment.hsv(own, np.ascontiguousarray(image[..., count:]), bright, False)
+        return np.concatenate([visible, infrared], 2)
+
+    def _mosaic(self, draw: np.random.Generator, index: int, params: AugmentParams) -> tuple[Image, Objects, list[int]]:
+        """Four or nine pictures on a canvas of twice the size, warped to img_size squared; and which they are."""
         s = self.img_size
         tiles = [index, *draw.integers(len(self), size=8 if draw.random() < MOSAIC_9 else 3).tolist()]
         if len(tiles) == 9:
@@ -192,7 +240,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         else:
             matrix = augment.warp_matrix(draw, params, (2 * s, 2 * s), (s, s))
             canvas = self._canvas(tiles, offsets, augment.visible(matrix, (2 * s, 2 * s), (s, s)))
-        return augment.warp(canvas, objects, matrix, (s, s))
+        return *augment.warp(canvas, objects, matrix, (s, s)), tiles
 
     def _canvas(
         self, tiles: Sequence[int], offsets: Sequence[tuple[int, int]], seen: tuple[int, int, int, int]
@@ -223,14 +271,23 @@ class DetectionDataset(Dataset[dict[str, Any]]):
 
     def load(self, index: int) -> Image:
         """[h,w,C], the long side img_size, in the depth of the data set. From the cache it is read-only. For training a
-        large JPEG is decoded at a reduced size, for evaluation whole."""
+        large JPEG is decoded at a reduced size, for evaluation whole. A partner that is missing is grey."""
         if self._cache is not None:
             return self._cache[index]
+        if not self.paired:
+            return self._read(self.files[index], index, self.pixels.channels)
+        file = self._partner(index)
+        grey = Pixels(self.infrared.channels, self.pixels.bits)
+        infrared = self._read(file, index, grey.channels) if file else empty(self._loaded_size(index), grey)
+        return np.concatenate([self._read(self.files[index], index, self.visible.channels), infrared], 2)
+
+    def _read(self, file: Path, index: int, channels: int) -> Image:
+        """A file of image `index`, as `load` gives it."""
         native, size = self._native_size(index), self._loaded_size(index)
         factor = 1 if self.augment is None else reduction(native, size)
-        image = read_image(self.files[index], factor, self.pixels.channels)
+        image = read_image(file, factor, channels)
         if image is None or image.shape[:2] not in (native, reduced(native, factor)):
-            raise UserError(f"{self.files[index]}: the image has changed or vanished since the run began")
+            raise UserError(f"{file}: the image has changed or vanished since the run began")
         if self.pixels.bits > 8:
             image = widened(image)
         if image.shape[:2] == size:

@@ -10,7 +10,7 @@ Objects and votes travel over gloo on the CPU, so that they cost no wait for the
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -128,6 +128,30 @@ def gather(value: T) -> list[T]:
     with together():
         td.all_gather_object(found, value)
     return found
+
+
+def table(values: Sequence[int]) -> list[list[int]]:
+    """Every rank's numbers, by rank, on every rank."""
+    if world() == 1:
+        return [list(values)]
+    mine = torch.tensor(values)
+    found = [torch.empty_like(mine) for _ in range(world())]
+    with together():
+        td.all_gather(found, mine)
+    return [x.tolist() for x in found]
+
+
+def join_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """[n,...] of every rank, `counts` of them, in the order of the ranks [sum of n,...]. Gradients reach a rank's own
+    rows alone."""
+    if world() == 1:
+        return rows
+    padded = rows.detach().new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows.detach()
+    found = [torch.empty_like(padded) for _ in counts]
+    with together():
+        td.all_gather(found, padded)
+    return torch.cat([rows if r == rank() else x[:n] for r, (x, n) in enumerate(zip(found, counts, strict=True))])
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -20,7 +20,7 @@ def make_loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size:
         train = data.make_dataset(
             spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=augment,
             rect=cfg.rect, pad=0.0, quad=cfg.quad, cache_images=cfg.cache_images, single_cls=cfg.single_cls,
-            on_bad_data=cfg.on_bad_data, seed=cfg.seed,
+            on_bad_data=cfg.on_bad_data, seed=cfg.seed, on_missing_pair=cfg.on_missing_pair,
         )  # fmt: skip
     train = patches.fold("wrap_dataset", train, "train")
     return (
@@ -37,6 +37,7 @@ def validation(cfg: Config, spec: data.DataSpec, patches: seams.Patches, stride:
     return evaluation(
         spec, "val", patches, size=cfg.test_size, stride=stride, batch_size=cfg.val_batch, workers=cfg.workers,
         cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed,
+        on_missing_pair=cfg.on_missing_pair,
     )  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def evaluation(
     cache_images: bool = False,
     seed: int = 0,
     like: str = "",
+    on_missing_pair: str = "error",
 ) -> Any:
     """Batches of a split, not augmented, in rectangles; `size` is rounded up to whole strides. like: see
     DetectionDataset."""
@@ -61,7 +63,7 @@ def evaluation(
         dataset = data.make_dataset(
             spec, split, img_size=whole_strides(size, stride), stride=stride, batch_size=batch_size, augment=None,
             rect=True, pad=0.5, cache_images=cache_images, single_cls=single_cls, on_bad_data=on_bad_data, seed=seed,
-            like=like,
+            like=like, on_missing_pair=on_missing_pair,
         )  # fmt: skip
     dataset = patches.fold("wrap_dataset", dataset, split)
     return data.make_loader(

@@ -22,9 +22,10 @@ from utils.errors import UserError
 from utils.image_class import ClassSource, Table, in_folder, read_table
 from utils.images import Form, examine
 from utils.labels import EMPTY, UNKNOWN, Labels, Problem, checked, class_line, parse
+from utils.partners import Partners, judge
 from utils.pixels import Pixels
 from utils.scan_cache import Entry, Stamp
-from utils.spec import DataSpec, label_name, label_path
+from utils.spec import SUFFIXES, DataSpec, label_name, label_path
 from utils.tiff import ImageError
 from utils.workers import start_worker
 
@@ -49,13 +50,21 @@ class Scan:
     image_classes: npt.NDArray[np.int64]  # [n] of the usable images, -1 = unknown
     cls_names: tuple[str, ...] = ()  # of whole images; empty: the data set has none
     cls_others: int = 0  # rows of its CSV about images of no split
+    partners: Partners | None = None  # of the usable images, where the data set has pairs
 
 
 def scan_split(
-    spec: DataSpec, split: str, *, on_bad_data: str = "error", single_cls: bool = False, progress: bool = True
+    spec: DataSpec,
+    split: str,
+    *,
+    on_bad_data: str = "error",
+    single_cls: bool = False,
+    progress: bool = True,
+    on_missing_pair: str = "error",
 ) -> Scan:
     """Check a split. on_bad_data "error": any unusable image or line is a UserError naming file and line; "skip": such
-    lines and images are left out, counted and listed in `problems`. single_cls: every class becomes 0."""
+    lines and images are left out, counted and listed in `problems`. single_cls: every class becomes 0.
+    on_missing_pair: what becomes of an image whose partner is missing or unusable, see utils/pairs.py."""
     if on_bad_data not in ("error", "skip"):
         raise ValueError(f"on_bad_data: expected 'error' or 'skip', got {on_bad_data!r}")
     images = spec.images(split)
@@ -63,6 +72,9 @@ def scan_split(
     problems: list[Problem] = []
     table = read_table(spec.cls, [*spec.train, *spec.val, *spec.test], spec.root) if spec.cls.csv else None
     problems += table.problems.get(None, []) if table else []
+    found = find_partners(spec, images, entries, progress) if spec.pairs else None
+    if found and on_missing_pair == "error":
+        problems += found.problems
     files, labels, sizes, classes, contents, bits, digest = [], [], [], [], [], 8, hashlib.sha256()
     for path, entry in zip(images, entries, strict=True):
         mine, kind, wrong = _image_class(path, entry.labels, spec.cls, table)
@@ -71,8 +83,12 @@ def scan_split(
         problems += wrong + foreign
         named = (spec.cls_names[kind] if kind >= 0 else "unknown") if spec.cls_names else ""
         digest.update(f"{path.name} {entry.image_sha256} {entry.sha256}{' ' * bool(named)}{named}\n".encode())
-        contents.append((path, entry.image_sha256, entry.sha256, named))
-        if entry.size == (0, 0):
+        picture = entry.image_sha256
+        if found:
+            picture = hashlib.sha256(f"{picture} {found.sha256[path]}".encode()).hexdigest()
+            digest.update(f"{picture}\n".encode())
+        contents.append((path, picture, entry.sha256, named))
+        if entry.size == (0, 0) or (found and on_missing_pair == "skip" and found.files[path] is None):
             continue
         if entry.form.gives(spec.channels):
             bits = max(bits, entry.form.bits)
@@ -105,7 +121,18 @@ def scan_split(
         np.array(classes, np.int64),
         spec.cls_names,
         table.others if table else 0,
+        found,
     )
+
+
+def find_partners(spec: DataSpec, images: Sequence[Path], entries: Sequence[Entry], progress: bool) -> Partners:
+    """The partner of each image, as far as there is one of the same size that can be used."""
+    assert spec.pairs is not None
+    named = {image: spec.pairs.partner(image, sorted(SUFFIXES)) for image in images}
+    there = [partner for partner in named.values() if partner is not None]
+    known = dict(zip(there, _entries(there, "checking partners", progress), strict=True))
+    sizes = {image: entry.size for image, entry in zip(images, entries, strict=True)}
+    return judge({image: (partner, known[partner] if partner else None) for image, partner in named.items()}, sizes)
 
 
 def _image_class(
@@ -127,7 +154,10 @@ def fingerprint(spec: DataSpec, scans: Sequence[Scan] = ()) -> str:
     the classes of whole images where there are any.
 
     scans: of the training and the validation split, where they are at hand."""
-    splits = scans or [scan_split(spec, split, on_bad_data="skip", progress=False) for split in ("train", "val")]
+    splits = scans or [
+        scan_split(spec, split, on_bad_data="skip", progress=False, on_missing_pair="single")
+        for split in ("train", "val")
+    ]
     digest = hashlib.sha256("\0".join(spec.names).encode())
     if spec.cls_names:
         digest.update("\0".join(["", *spec.cls_names]).encode())

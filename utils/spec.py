@@ -23,15 +23,17 @@ from typing import Any
 
 import yaml
 
-from utils import image_class, shapes
+from utils import image_class, pairs, shapes
 from utils.errors import UserError
 from utils.image_class import ClassSource
+from utils.pairs import PairRule
 from utils.pixels import CHANNELS
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 SPLITS = ("train", "val", "test")
 KEYS = (
     *("path", *SPLITS, "nc", "names", "channels", "color", "generator", "images", "seed", "bits", "group_pattern"),
+    "pairs",
     *image_class.KEYS,
 )
 GENERATORS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
@@ -56,6 +58,7 @@ class DataSpec:
     channels: int = 3  # of every image
     colour: bool = True  # they are red, green and blue
     group_pattern: str = ""
+    pairs: PairRule | None = None  # how infrared partners are found
 
     @property
     def cls_names(self) -> tuple[str, ...]:
@@ -146,6 +149,7 @@ def read_data(path: str | Path) -> DataSpec:
     return DataSpec(
         root, found["train"], found["val"], found["test"], nc, names, source, absent, cls, channels, colour,
         pattern,
+        pairs.read_rule(source, content.get("pairs"), root),
     )  # fmt: skip
 
 

@@ -305,6 +305,26 @@ def test_the_teacher_is_neither_saved_nor_moved_and_projectors_train(
     assert len(saved["ema"]) == len(run.model.state_dict())
 
 
+def test_terms_are_float32_under_autocast(runs: Path) -> None:
+    """Close to the full-precision values, and equal to what the rounded outputs give in float32."""
+    half = Detector({**spec("demo"), "width_multiple": 0.5}, 12).eval()
+    patch = Distill(Flags(teacher=str(runs / "teacher/weights/best.pt"), distill_nodes=("57:57",)))
+    patch.on_model_built(half, ())
+    found = []
+    for lower in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
+            out = half(image())
+            found.append(patch.loss_terms({"image": image()}, out, half))
+            assert (out["feat"][57].dtype == torch.bfloat16) == lower
+    for name, value in found[1].items():
+        assert value.dtype == torch.float32 and value.item() == pytest.approx(found[0][name].item(), rel=0.05)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        views = [m.head.views(m(image())["det"]) for m in (half, patch.hidden[0])]
+    cls, box = output_terms(views[0], views[1], (patch.owners[0], patch.owners[1]), half.head.anchors, 1.0)
+    assert found[1]["distill_cls"].item() == pytest.approx(cls.item() * 0.5 / 80, rel=1e-5)
+    assert found[1]["distill_box"].item() == pytest.approx(box.item() * 0.05, rel=1e-5)
+
+
 def test_the_record_names_file_and_fingerprint(runs: Path) -> None:
     record = yaml.safe_load((runs / "taught/run.yaml").read_text())
     teacher = checkpoint.load_detector(runs / "teacher/weights/best.pt")[0]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does distillation help a small student? A teacher (the demo network, TEACHER_EPOCHS), then a student of half its width from scratch, without and with
-# the teacher, at equal budgets, SEEDS each, on the embedded data set. About 15 minutes of one core; tables in runs/$STUDY/students.
+# the teacher, at equal budgets, SEEDS each, on the embedded data set. About 20 minutes of one core; tables in runs/$STUDY/students.
 # Variables: STUDY=name, TEACHER_EPOCHS, EPOCHS, SEEDS, PYTHON.
 set -euo pipefail
 cd "$(dirname "$0")/.."

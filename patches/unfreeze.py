@@ -2,10 +2,10 @@
 mid-run, in one optimizer, one average, one results file.  Seams: wrap_dataset, on_model_built, param_groups, schedule,
 on_epoch_start.
 
-Every parameter is in the optimizer from the start, in groups split by opening. A group carries plain data: `opens`
-(epoch), `ramp` (epochs), `lr_scale`; its rate is utils.optim.Schedule.rate(step, group), a pure function. At each
-epoch's start a group is open or frozen (no gradient, no momentum, its norms in eval) by `opens` as it then stands, so
-that whoever changes these fields postpones or slows an opening.
+Every parameter is in the optimizer from the start, in groups split by opening. A group carries plain data: `stage`,
+`opens` (epoch), `ramp` (epochs), `lr_scale`; its rate is utils.optim.Schedule.rate(step, group), a pure function. At
+each epoch's start a group is open or frozen (no gradient, its norms in eval) by `opens` as it then stands, so that
+whoever changes these fields postpones or slows an opening.
 Modules that --freeze names never open and must be in no stage. What patches add (branches, parameters of their own)
 learns from the start, except a branch that a stage names: `branches.NAME`.
 Forms of the schedule: utils.openings.
@@ -127,7 +127,7 @@ class Unfreeze(Patch[Flags]):
             split += [{**group, "params": kept}] if kept else []
             for number, o in enumerate(self.openings):
                 params = [p for p in group["params"] if self.stage_of.get(id(p)) == number]
-                own = {"lr_scale": group["lr_scale"] * o.scale, "opens": o.epoch, "ramp": o.ramp}
+                own = {"lr_scale": group["lr_scale"] * o.scale, "opens": o.epoch, "ramp": o.ramp, "stage": number + 1}
                 split += [{**group, "params": params, "name": f"{group['name']}/{number + 1}", **own}] if params else []
         return split
 
@@ -147,15 +147,15 @@ class Unfreeze(Patch[Flags]):
         return schedule
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:
-        changed: dict[str, bool] = {}
+        said: dict[int, str] = {}
         for group in (g for g in groups if "opens" in g):
             is_open = at.epoch >= group["opens"]
             for p in (p for p in group["params"] if p.requires_grad != is_open):
                 p.requires_grad_(is_open)
                 p.grad = None
-                changed[group["name"].split("/")[1]] = is_open
-        for stage, is_open in changed.items():
-            print(f"unfreeze: stage {stage} {'opens' if is_open else 'is frozen'} at epoch {at.epoch}")
+                said[group["stage"]] = f"learns from epoch {group['opens']} on" if is_open else "is frozen again"
+        for stage, what in said.items():
+            print(f"unfreeze: epoch {at.epoch}: stage {stage} {what}")
 
 
 def members(opening: Opening, model: Detector) -> Iterator[tuple[str, nn.Module]]:
@@ -185,7 +185,9 @@ def check_cover(
                 raise UserError(f"--unfreeze: module {name} opens twice, at epochs {epochs[name]} and {opening.epoch}")
             epochs[name] = opening.epoch
     if both := [i for i in held if str(i) in epochs]:
-        raise UserError(f"--freeze and --unfreeze both name modules {spans(both)}: what is frozen opens in no stage")
+        raise UserError(
+            f"--unfreeze names modules {spans(both)}, which --freeze or --trainable-first keeps frozen for good"
+        )
     left = [i for i, m in enumerate(model.model) if str(i) not in epochs and i not in held and not empty(m)]
     if left:
         count = sum(p.numel() for i in left for p in model.model[i].parameters())

@@ -1,6 +1,7 @@
 """What --unfreeze-plan prints: stages with modules and parameters, and epoch by epoch the rates of each, by kind."""
 
 import math
+import re
 from collections.abc import Mapping
 
 from utils.optim import Schedule
@@ -10,13 +11,13 @@ OTHERS = "others"  # what no stage names
 
 
 def plan_table(schedule: Schedule, groups: Groups, modules: Mapping[str, str]) -> str:
-    """groups: the final optimizer groups, named KIND or KIND/STAGE[/...]. modules: {stage: its words}.
+    """groups: the final optimizer groups, named KIND...; those of a stage carry `stage`. modules: {stage: its words}.
 
     Rates are those of an epoch's last step; `-`: frozen. Epochs in which nothing but the decay goes on are left out.
     """
     stages: dict[str, Groups] = {}
     for group in groups:
-        stages.setdefault(group["name"].split("/")[1] if "opens" in group else OTHERS, []).append(group)
+        stages.setdefault(str(group["stage"]) if "stage" in group else OTHERS, []).append(group)
     stages = {stage: parts for stage, parts in stages.items() if stage != OTHERS or any(map(learns, parts))}
     head = ["stage", "opens", "modules", "parameters", "rate x", "ramp (epochs)"]
     rows = [head]
@@ -52,7 +53,7 @@ def cell(schedule: Schedule, parts: Groups, epoch: int) -> str:
         return "-"
     by_kind: dict[str, list[float]] = {}
     for group in parts:
-        by_kind.setdefault(group["name"].split("/")[0], []).append(schedule.rate(step, group))
+        by_kind.setdefault(re.split("[/_]", group["name"])[0], []).append(schedule.rate(step, group))
     texts = [
         f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
         for low, high in ((min(r), max(r)) for r in by_kind.values())

@@ -265,7 +265,7 @@ def built(*words: str, frozen: str = "0", **more: Any) -> tuple[Detector, unfree
         ("0:31-77, 1:11-31, 2:0-10", "0", "module 31 opens twice, at epochs 0 and 1"),
         ("0:head, 1:backbone+neck, 2:77", "0", "module 77 opens twice, at epochs 0 and 2"),
         ("0:6-77, 1:0-5+6", "0", "module 6 opens twice"),
-        ("0:11-77, 1:0-10", "5", r"--freeze and --unfreeze both name modules 0-4"),
+        ("0:11-77, 1:0-10", "5", "--unfreeze names modules 0-4, which --freeze"),
         ("3:0-77", "0", "nothing learns before epoch 3"),
         ("0:0-76, 1:78", "0", "--unfreeze 1: 78: no such modules; valid: 0..77"),
         ("0:0-76, 1:heads", "0", "--unfreeze 1: heads: unknown name"),

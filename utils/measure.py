@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from utils import coco_eval, data, seams
 from utils.checkpoint import check_channels, lasting, load_detector
-from utils.config import Config
+from utils.config import Config, restored
 from utils.device import select_device
 from utils.errors import UserError
 from utils.evaluate import Result, evaluate
@@ -38,8 +38,8 @@ class Measured:
 
 
 def measure(folder: Path, settings: Mapping[str, Any], device: str) -> Measured:
-    """Errors: UserError where best.pt or the data set is not there."""
-    cfg = replace(Config(**seams.plain(settings["config"])), cache_images=False)
+    """Errors: UserError where best.pt or the data set is not there, or another version made the run."""
+    cfg = replace(restored(Config, settings["config"], f"{folder / 'run.yaml'}: config"), cache_images=False)
     weights = folder / "weights/best.pt"
     if not weights.is_file():
         raise UserError(f"there is no {weights}")

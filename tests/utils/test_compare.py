@@ -13,7 +13,7 @@ import yaml
 
 from utils import compare, compared
 from utils.errors import UserError
-from utils.measure import Measured, by_size
+from utils.measure import Measured, by_size, measure
 
 COLUMNS = ["epoch", "box", "obj/head_0", "lr_bias", "P", "R", "mAP50", "mAP", "val_box", "val_obj/head_0", "match"]
 COLUMNS += ["mAP50/head_0", "mAP/head_0"]
@@ -152,6 +152,11 @@ def test_what_is_missing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "NOT COMPARABLE, different data" in page and "train-validation gap" in page
     assert "http" not in page and "<script" not in page and "src=" in page
     assert re.findall('src="(?!data:)', page) == []
+
+
+def test_a_run_of_another_version_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a/run\.yaml: config: unknown settings .*'gone'"):
+        measure(tmp_path / "a", {"config": {"gone": 1}}, "cpu")
 
 
 def test_average_precision_by_object_size() -> None:

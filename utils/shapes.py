@@ -18,6 +18,7 @@ import colorsys
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,7 @@ def write(folder: Path, settings: dict[str, Any]) -> None:
                     lines.append(" ".join(str(int(k == image_class(scene))) for k in range(len(CLS_NAMES))) + "\n")
                 (folder / "labels" / split / f"{i:04d}.txt").write_text("".join(lines))
                 bar.update()
-    (folder / MARK).write_text(_mark(settings))
+    (folder / MARK).write_text(marked(settings))
 
 
 def write_image(stem: Path, image: Image) -> None:
@@ -278,11 +279,12 @@ def _known(settings: dict[str, Any], split: str, index: int) -> bool:
     return bool(rng(settings["seed"], f"shapes/{split}/known", 0, index).random() >= settings["unknown"])
 
 
-def _mark(settings: dict[str, Any]) -> str:
+def marked(settings: dict[str, Any]) -> str:
+    """What the file MARK says of a data set."""
     return json.dumps({"generator": "shapes", "version": VERSION, **settings}, sort_keys=True)
 
 
-def ensure(folder: Path, settings: dict[str, Any]) -> None:
+def ensure(folder: Path, settings: dict[str, Any], write: Callable[[Path, dict[str, Any]], None] = write) -> None:
     """Make the data set at `folder` unless it is there already, with the same generator and settings.
 
     It is rendered beside its place and then renamed, so that a half-made one is never seen and two programs may do
@@ -325,7 +327,7 @@ def ensure_joint(folder: Path, settings: dict[str, Any]) -> None:
 def _made(folder: Path, settings: dict[str, Any]) -> bool:
     """Is this very data set there? UserError when the folder holds something that this generator did not make."""
     try:
-        return (folder / MARK).read_text() == _mark(settings)
+        return (folder / MARK).read_text() == marked(settings)
     except (FileNotFoundError, NotADirectoryError):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and holds other files; remove it or give another path") from None

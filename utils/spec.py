@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from utils import image_class, pairs, shapes
+from utils import image_class, pairs, shapes, shapes_pairs
 from utils.errors import UserError
 from utils.image_class import ClassSource
 from utils.pairs import PairRule
@@ -39,6 +39,7 @@ KEYS = (
 GENERATORS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "shapes": shapes.ensure,
     "shapes_joint": shapes.ensure_joint,
+    "shapes_pairs": shapes_pairs.ensure,
 }
 
 

@@ -276,9 +276,10 @@ def test_no_known_image_is_counted_and_costs_nothing(model: Detector) -> None:
     assert loss.item() == 0
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in built.parameters())
-    patch.loss_terms(batch_of([1, -1]), out, built)
+    for target in ([1, -1], [-1, -1]):
+        patch.loss_terms(batch_of(target), out, built)
     row = patch.on_epoch_end(built, seams.Progress(0, 1, 2), {})
-    assert row == {"image_trained": 1, "image_blank_steps": 1}
+    assert row == {"image_trained": 1, "image_blank_steps": 2}
     assert not any(patch.on_epoch_end(built, seams.Progress(1, 2, 2), {}).values()), "counted anew in each epoch"
 
 

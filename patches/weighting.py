@@ -15,6 +15,7 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from models.graph import Detector
 from utils import dist, gradnorm, shared_layer
@@ -160,7 +161,7 @@ class Weighting(Patch[Flags]):
             raise UserError(f"--mtl gradnorm: {trouble}")
         where = trouble or f"measured at {shared_layer.describe(model, rows)}"
         if where != self.said:  # what trains, and with it the place, may change from epoch to epoch
-            print(f"mtl: gradient norms and cosines {'not measured: ' if trouble else ''}{where}")
+            tqdm.write(f"mtl: gradient norms and cosines {'not measured: ' if trouble else ''}{where}")
         self.said = where
         return [] if trouble else [p for i in rows for p in shared_layer.weights_of(model.model[i])]
 

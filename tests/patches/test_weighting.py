@@ -262,6 +262,10 @@ def test_a_frozen_or_foreign_shared_layer_is_an_error() -> None:
     patch = patch_for(frozen, mtl="fixed")
     feed(patch, frozen, inputs(2))
     assert patch.grad_sum is None
+    compiled = Toy()
+    compiled._compiled_call_impl = compiled.terms  # type: ignore[assignment]
+    with pytest.raises(UserError, match="leave out --compile"):
+        feed(patch_for(compiled), compiled, inputs(2))
 
 
 @pytest.mark.parametrize(

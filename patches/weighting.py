@@ -228,8 +228,7 @@ class Weighting(Patch[Flags]):
         if self.flags.mtl == "dwa":
             means = self.w.new_tensor([sum(row[t] for t in own) for own in self.tasks.values()])
             self.paces.copy_(torch.stack((means, self.paces[0])))
-            if at.epoch >= 1:
-                self.w.copy_(gradnorm.dwa_weights(*self.paces))
+            self.w.copy_(gradnorm.dwa_weights(*self.paces))
         return found
 
 

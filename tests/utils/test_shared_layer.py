@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.graph import Detector
 from tests.conftest import ROOT
 from utils.config import read_yaml
-from utils.shared_layer import describe, last_shared, rows_by_task
+from utils.shared_layer import describe, last_shared, rows_by_task, weights_of
 
 Losses = dict[str, Tensor]
 
@@ -57,3 +57,9 @@ def test_frozen_rows_do_not_count(model: Detector) -> None:
 def test_networks_apart_share_nothing(model: Detector) -> None:
     add_view(model, -1)
     assert last_shared(model, rows_by_task(model, losses_of(model))) == []
+
+
+def test_weights_are_what_learns_and_is_no_norm(model: Detector) -> None:
+    assert [p.shape for p in weights_of(model.model[0])] == [(16, 3, 3, 3)]
+    model.model[0].requires_grad_(False)
+    assert weights_of(model.model[0]) == []

@@ -6,8 +6,7 @@ Input   image  float32 [B,C,H,W], RGB (or the C channels of the data) as fractio
         H x W = img x img by letterbox.
 Output  boxes  float32 [B,M,5+n] of a detector with one head; boxes_HEAD of each head where there are several. A row is
         cx, cy, w, h in pixels of the input, objectness 0..1, then the probabilities of the head's n classes. Rows go
-        by level (fine to coarse), anchor, y, x. NMS is not part of the file: score = objectness * probability
-        (utils.nms).
+        by level (fine to coarse), anchor, y, x. NMS is not in the file: score = objectness * probability.
         NAME   of each branch (image_class: logits [B,k], softmax gives shares), unless --only-det.
 Metadata (JSON): names, groups {output: class number of each class column}, stride of each level, img_size,
 image_classes {output: names}, weights.
@@ -21,7 +20,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,10 +37,10 @@ from utils.files import write_whole
 from utils.loaders import whole_strides
 from utils.pixels import fractions
 from utils.record import VERSION
+from utils.seams import State
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 3e-5  # of the scale; measured: up to 4e-6 (yolov5n, 640 px)
-Outputs = dict[str, Tensor]
 
 
 class Exported(nn.Module):
@@ -50,8 +49,7 @@ class Exported(nn.Module):
     def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
-        heads = model.group_names
-        self.boxes = [f"boxes_{name}" for name in heads] if len(heads) > 1 else ["boxes"]
+        self.boxes = ["boxes"] if len(model.groups) == 1 else [f"boxes_{name}" for name in model.group_names]
         self.branches = [str(name) for name in model.branches]
         self.names = [*self.boxes, *self.branches]
 
@@ -97,8 +95,7 @@ def to_onnx(module: Exported, channels: int, size: int, batch: str) -> Any:
         raise UserError(
             f"torch {torch.__version__} cannot export this model: {str(error).splitlines()[0]}{advice}"
         ) from None
-    assert program is not None
-    return program.model_proto
+    return cast(Any, program).model_proto
 
 
 def strip(proto: Any) -> None:
@@ -110,13 +107,12 @@ def strip(proto: Any) -> None:
 
 def describe(module: Exported, meta: Mapping[str, Any], size: int, weights: str) -> dict[str, str]:
     """The metadata."""
-    heads = {name: list(head.names) for name, head in image_heads(module.model).items()}
     found = {
         "names": meta["names"],
         "groups": dict(zip(module.boxes, module.model.groups, strict=True)),
         "stride": [int(s) for s in module.model.stride],
         "img_size": size,
-        "image_classes": heads,
+        "image_classes": {name: list(head.names) for name, head in image_heads(module.model).items()},
         "weights": Path(weights).name,
         "thaw": VERSION,
     }
@@ -139,7 +135,7 @@ def real_images(path: str, meta: Mapping[str, Any], weights: str, size: int, cou
     return fractions(torch.from_numpy(np.stack(fitted)))
 
 
-def differences(expected: Outputs, got: Outputs, boxes: list[str], size: int) -> dict[str, tuple[float, float]]:
+def differences(expected: State, got: State, boxes: list[str], size: int) -> dict[str, tuple[float, float]]:
     """{what: (largest difference, what is allowed)}, all heads together."""
     out: dict[str, tuple[float, float]] = {}
     for name, want in expected.items():
@@ -182,15 +178,19 @@ def main(argv: list[str]) -> None:
     for key, value in describe(fused, meta, size, args.weights).items():
         proto.metadata_props.add(key=key, value=value)
     content = proto.SerializeToString()
-    path = args.data or str((meta.get("config") or {}).get("data", ""))
-    known = bool(args.data) or Path(path).is_file()
-    for count in (1, 3) if args.batch == "dynamic" else (int(args.batch),):
-        noise = torch.rand(count, model.in_channels, size, size, generator=torch.Generator().manual_seed(0))
-        verify(content, plain, noise, "random images")
-        if known:
-            verify(content, plain, real_images(path, meta, args.weights, size, count), f"images of {path}")
-    if not known:
-        print("not compared on real images: the weights name no data set that is there; give one with --data")
+    path = args.data or (meta.get("config") or {}).get("data", "the weights name none")
+    counts, real = (1, 3) if args.batch == "dynamic" else (int(args.batch),), None
+    try:
+        real = real_images(path, meta, args.weights, size, max(counts))
+    except UserError as error:
+        if args.data:
+            raise
+        print(f"not compared on real images (give a data set with --data): {error}")
+    noise = torch.rand(max(counts), model.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    for count in counts:
+        verify(content, plain, noise[:count], "random images")
+        if real is not None:
+            verify(content, plain, real[:count], f"images of {path}")
     write_whole(args.out, lambda file: file.write(content))
     print(f"{args.out}: {len(content) / 1e6:.1f} MB, opset {proto.opset_import[0].version}; outputs {fused.names}")
 

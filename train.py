@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import announce, checkpoint, data, dist, manifest, optim, record, replay, runs, start, step
+from utils import announce, checkpoint, data, dist, manifest, notes, optim, record, replay, runs, start, step
 from utils.anchors import box_sizes, fit_anchors
 from utils.audit import Audit
 from utils.errors import run_main
@@ -172,6 +172,7 @@ def validate(run: Run, model: Detector, sink: Sink | None = None) -> Result:
     )  # fmt: skip
 
 
+@notes.collecting()
 def main(argv: list[str]) -> Run | None:
     if any(a in ("-h", "--help") for a in argv):
         announce.print_help(argv)

@@ -29,6 +29,7 @@ from utils.checkpoint import load_detector
 from utils.config import check_range, opt
 from utils.errors import UserError
 from utils.fingerprint import of_tensors
+from utils.notes import note
 from utils.seams import Batch, Groups, Output, Patch, Progress, Terms
 
 
@@ -211,7 +212,8 @@ class Distill(Patch[Flags]):
     def on_start(self, model: Detector, names: list[str], measure: Callable[[Detector], Any]) -> None:
         path = self.flags.teacher
         if self.names == [str(i) for i in range(len(names))] != names:
-            print(f"teacher {path} does not say its classes: taken to be those of the data, in its order")
+            said = f"teacher {path} does not say its classes: taken to be those of the data, in its order"
+            print(note("teacher's classes unknown", said))
         elif wrong := [f"{a} for {b}" for a, b in zip(self.names, names, strict=True) if a != b]:
             raise UserError(
                 f"--teacher {path}: its classes are not those of the data in the same order: {', '.join(wrong[:5])}"
@@ -224,7 +226,8 @@ class Distill(Patch[Flags]):
                 f"{start.map50:.4f}  mAP@.5:.95 {start.map:.4f}  ({found.rule})"
             )
             if not found.map > start.map:
-                print("warning: the teacher is not better than the student at its start (mAP@.5:.95)")
+                said = "the teacher is not better than the student at its start (mAP@.5:.95)"
+                print("warning: " + note("teacher not better", said))
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:
         first, last = self.flags.distill_temperature[0], self.flags.distill_temperature[-1]
@@ -262,7 +265,8 @@ class Distill(Patch[Flags]):
         now = max(best, row.get("mAP", 0.0)) if best == best else row.get("mAP", math.nan)
         self.known[2] = now
         if now > theirs and (not best > theirs or at.epoch == at.epochs - 1):
-            print(f"warning: the student's best mAP@.5:.95 {now:.4f} is above the teacher's {theirs:.4f}")
+            said = f"the student's best mAP@.5:.95 {now:.4f} is above the teacher's {theirs:.4f}"
+            print("warning: " + note("teacher not better", said, epoch=at.epoch))
         return {"teacher_mAP50": theirs50, "teacher_mAP": theirs}
 
 

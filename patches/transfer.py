@@ -18,6 +18,7 @@ from torch import Tensor
 from models.graph import Detector
 from utils.config import opt
 from utils.errors import UserError
+from utils.notes import note
 from utils.seams import Patch, Source, State
 
 
@@ -47,14 +48,14 @@ def slice_heads(state: State, model: Detector, path: str) -> State:
     rows, channels = plain["m.0.weight"].shape[0], plain["m.0.weight"].shape[1]
     want = own.shape[1] * (5 + model.nc)
     if rows != want or plain["anchors"].shape != own.shape:
-        print(
-            f"transfer: heads start fresh: the detector of {path} has {rows} outputs per level, this data needs {want}"
-        )
+        said = f"the detector of {path} has {rows} outputs per level, this data needs {want}"
+        print("transfer: heads start fresh: " + note("heads start fresh", said))
         return {}
     new = {f"{last}{k}": v for k, v in sliced(plain).items()}
     fits = model.state_dict()
     if any(fits[k].shape[1:] != v.shape[1:] for k, v in new.items() if v.dim() == 4):
-        print(f"transfer: heads start fresh: the detector of {path} reads {channels} channels at its first level")
+        said = f"the detector of {path} reads {channels} channels at its first level"
+        print("transfer: heads start fresh: " + note("heads start fresh", said))
         return {}
     return {**new, f"{last}anchors": plain["anchors"]}
 
@@ -107,6 +108,9 @@ class Transfer(Patch[Flags]):
             f"transfer: {len(taken)} of {len(own)} tensors taken from {source.path}, "
             f"{len(sliced)} sliced, {len(fresh)} fresh, {len(left)} left over"
         )
+        for what, keys in (("fresh", fresh), ("left over", left)):
+            if keys:
+                note(f"transfer: {what}", f"{source.path}: {', '.join(keys[:4])}", count=len(keys))
         for what, keys in (("sliced", list(sliced)), ("fresh", fresh), ("left over", left)):
             if keys:
                 print(f"  {what}: {', '.join(keys[:4])}{f', ... ({len(keys)} in all)' if len(keys) > 4 else ''}")

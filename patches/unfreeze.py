@@ -21,6 +21,7 @@ from torch import nn
 from models.graph import Detector
 from utils.config import check_range, opt
 from utils.errors import UserError
+from utils.notes import note
 from utils.openings import AUGMENTATION, PRESETS, Opening, by_rule, from_file, from_words, preset_for
 from utils.optim import Phase, Schedule
 from utils.plan_table import plan_table
@@ -140,7 +141,8 @@ class Unfreeze(Patch[Flags]):
         schedule = dataclasses.replace(schedule, phases=tuple(phases))
         late = [str(i) for i, o in enumerate(self.openings, 1) if o.epoch >= schedule.epochs]
         if late:
-            print(f"unfreeze: stage {', '.join(late)} would open after the last epoch ({schedule.epochs}): never does")
+            said = f"unfreeze: stage {', '.join(late)} would open after the last epoch ({schedule.epochs}): never does"
+            print(note("stage never opens", said))
         if self.flags.unfreeze_plan:
             print(plan_table(schedule, groups, {str(i): o.modules for i, o in enumerate(self.openings, 1)}))
             raise SystemExit(0)

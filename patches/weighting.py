@@ -21,6 +21,7 @@ from models.graph import Detector
 from utils import dist, gradnorm, shared_layer
 from utils.config import check_range, opt
 from utils.errors import UserError
+from utils.notes import note
 from utils.seams import Batch, Groups, Output, Patch, Progress, Terms
 from utils.tasks import Tasks, read_tasks
 
@@ -161,7 +162,8 @@ class Weighting(Patch[Flags]):
             raise UserError(f"--mtl gradnorm: {trouble}")
         where = trouble or f"measured at {shared_layer.describe(model, rows)}"
         if where != self.said:  # what trains, and with it the place, may change from epoch to epoch
-            tqdm.write(f"mtl: gradient norms and cosines {'not measured: ' if trouble else ''}{where}")
+            said = f"mtl: gradient norms and cosines {'not measured: ' if trouble else ''}{where}"
+            tqdm.write(note("gradient norms not measured", said) if trouble else said)
         self.said = where
         return [] if trouble else [p for i in rows for p in shared_layer.weights_of(model.model[i])]
 

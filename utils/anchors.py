@@ -13,6 +13,7 @@ import torch
 
 from models.graph import Detector
 from utils.labels import Labels
+from utils.notes import note
 from utils.rng import rng
 
 ENOUGH = 0.98
@@ -68,4 +69,4 @@ def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> s
         grid.copy_(pixels.view(grid.shape))
     text = " ".join(f"{w:.0f},{h:.0f}" for w, h in new)
     gain = f"best possible recall {before:.4f} -> {after:.4f}"
-    return f"anchors replaced: {gain}; now {text} (keep the YAML's with --noautoanchor)"
+    return note("anchors replaced", f"anchors replaced: {gain}; now {text} (keep the YAML's with --noautoanchor)")

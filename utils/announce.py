@@ -11,6 +11,7 @@ from utils import seams
 from utils.checkpoint import build_detector
 from utils.config import parse, read_yaml
 from utils.help import help_text
+from utils.notes import note
 from utils.optim import count_parameters
 from utils.runs import Run
 
@@ -37,7 +38,8 @@ def announce(run: Run, source: seams.Source | None) -> None:
     """Everything that was declared, before it starts."""
     print(module_table(run.model, run.meta["img_size"]))
     print(parameter_summary(run.loss_step))
-    print(run.schedule.describe(run.cfg))
+    schedule = run.schedule.describe(run.cfg)
+    print(note("warm-up capped", schedule) if run.schedule.capped(run.cfg) else schedule)
     print(f"frozen BatchNorm: {run.cfg.freeze_bn}; match rule of mAP: {run.cfg.match}; device {run.device}")
     print(f"patches by seam:\n{run.patches.show()}" if run.patches else "no patches")
     if source:

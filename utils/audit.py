@@ -27,6 +27,7 @@ from utils import dist
 from utils.config import Config
 from utils.digest import digest
 from utils.errors import UserError
+from utils.notes import note
 from utils.optim import Ema, Schedule
 from utils.plan import Plan, Row, mode_rows, norms, parameters, plan_rows, read_plan
 from utils.step import LossStep
@@ -160,7 +161,8 @@ class Audit:
         now, digests = read_plan(self.loss_step, self.optimizer), self.digests()
         skipped = self.scaler.is_enabled() and not self.scaler.state_dict()["_growth_tracker"]
         if skipped and gradients:
-            print(f"audit: the gradient scaler skipped optimizer step {self.due} or has just grown; not looked at")
+            said = f"audit: the gradient scaler skipped optimizer step {self.due} or has just grown; not looked at"
+            print(note("scaler skipped", said))
         rows = [
             *plan_rows(self.plan, now, self.loss_step, self.optimizer),
             *mode_rows(self.loss_step.model, self.cfg.freeze_bn),

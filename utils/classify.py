@@ -20,6 +20,7 @@ from models.classify import UNKNOWN, Figures, ImageHead, balanced_weights, confu
 from models.graph import Detector
 from utils import dist, plots
 from utils.errors import UserError
+from utils.notes import note
 from utils.rng import rng
 from utils.seams import Batch, Groups, Observed, Output, Patch, Progress, Source, State, Terms
 from utils.spec import DataSpec
@@ -74,7 +75,8 @@ class ImageClasses(Patch[F]):
         """A checkpoint without image classes: the head starts fresh. One with others, or read elsewhere: an error."""
         own = {k: v for k, v in model.state_dict().items() if k.startswith(PREFIX)}
         if not any(k.startswith(PREFIX) for k in source.state):
-            print(f"image classes: {source.path} has none; the head starts fresh ({len(own)} tensors)")
+            said = f"image classes: {source.path} has none; the head starts fresh ({len(own)} tensors)"
+            print(note("heads start fresh", said, count=len(own)))
             return {**state, **own}
         theirs: Mapping[str, Any] = next((r for r in records(source) if "cls_names" in r), {})
         mine = self.record()

@@ -24,6 +24,7 @@ from utils.loader import (
     multiscale,
     to_device,
 )
+from utils.notes import note
 from utils.scan import Scan, fingerprint, scan_split
 from utils.spec import SUFFIXES, DataSpec, label_path, read_data
 
@@ -85,6 +86,7 @@ def make_dataset(
         spec, split, on_bad_data=on_bad_data, single_cls=single_cls, on_missing_pair=on_missing_pair
     )  # fmt: skip
     print(describe(scan, split))
+    note_findings(scan, split)
     if scan.cls_names and augment:
         print(describe_masking(augment, split, rect=rect, quad=quad))
     return DetectionDataset(
@@ -124,6 +126,17 @@ def describe(scan: Scan, split: str) -> str:
     return "\n".join(lines)
 
 
+def note_findings(scan: Scan, split: str) -> None:
+    """What of a scan the run's notes should keep."""
+    if scan.problems:
+        count = len(scan.problems)
+        note("data left out", f"{split}: {count} images or label lines, first: {scan.problems[0]}", count=count)
+    if scan.duplicates:
+        note("repeated labels", f"{split}: {scan.duplicates} repeated label lines removed", count=scan.duplicates)
+    if unknown := int((scan.image_classes < 0).sum()) if scan.cls_names else 0:
+        note("image class unknown", f"{split}: {unknown} of {len(scan.files)} images", count=unknown)
+
+
 def describe_masking(augment: AugmentParams | AugmentPlan, split: str, *, rect: bool, quad: bool) -> str:
     """Which share of the pictures will have no image class because they are composed of several images, by epoch."""
     plan = augment if isinstance(augment, AugmentPlan) else AugmentPlan(augment)
@@ -132,7 +145,8 @@ def describe_masking(augment: AugmentParams | AugmentPlan, split: str, *, rect: 
     if not any(share for _, share in shares):
         return f"{split}: every picture is of one image and keeps its image class"
     each = ", ".join(f"{share:.0%}" + f" from epoch {start + 1} on" * (start > 0) for start, share in shares)
-    return (
+    return note(
+        "image classes masked",
         f"{split}: composed of several images, and so without image class: about {each} of the pictures"
-        " (mosaic, mixup, paste_in, --quad; --close-mosaic ends the first two)"
+        " (mosaic, mixup, paste_in, --quad; --close-mosaic ends the first two)",
     )

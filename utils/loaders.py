@@ -6,6 +6,7 @@ from typing import Any
 from utils import data, dist, seams
 from utils.augment import check_colour
 from utils.config import Config
+from utils.notes import note
 from utils.split import check_groups
 
 
@@ -90,5 +91,5 @@ def whole_strides(size: int, stride: int) -> int:
     """The size rounded up to a multiple of the largest stride, said where it differs."""
     rounded = -(-size // stride) * stride
     if rounded != size:
-        print(f"--img-size {size} is not a multiple of the stride {stride}: using {rounded}")
+        print(note("size rounded", f"--img-size {size} is not a multiple of the stride {stride}: using {rounded}"))
     return rounded

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from utils import dist
 from utils.errors import UserError
+from utils.notes import note
 
 NAME = "run.lock"
 HELD = (errno.EACCES, errno.EAGAIN)
@@ -38,8 +39,8 @@ class Lock:
                 break
             except OSError as error:
                 if error.errno not in HELD:
-                    print(f"{self.path}: there are no locks here ({error.strerror}): see to it that no other run "
-                          f"writes into {folder}")  # fmt: skip
+                    said = f"{self.path}: there are no locks here ({error.strerror})"
+                    print(note("no locks", f"{said}: see to it that no other run writes into {folder}"))
                     return
                 if not attempt:
                     raise UserError(

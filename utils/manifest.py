@@ -13,6 +13,7 @@ from utils.data import DataSpec
 from utils.errors import UserError
 from utils.files import naming
 from utils.fingerprint import Listing
+from utils.notes import note
 from utils.start import Start
 
 NAME = "data.csv"
@@ -64,10 +65,11 @@ def check(spec: DataSpec, begun: Start) -> Manifest:
             f"--resume {begun.folder}: the data are not those of its checkpoint:\n  {what}\n"
             "put them back, start a new stage with --weights, or go on all the same with --allow-changed-data"
         )
-    print(
+    said = (
         f"the data have changed:\n  {what}\n--allow-changed-data: the run goes on from the start of epoch "
         f"{at['next_epoch']}, but it is no longer the run that run.yaml describes"
     )
+    print(note("data changed", said, epoch=at["next_epoch"]))
     if dist.main():
         with naming(file):
             if old:

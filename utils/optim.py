@@ -70,10 +70,14 @@ class Schedule:
             cfg.peak_lr / cfg.lr0,
         )
 
+    def capped(self, cfg: Config) -> bool:
+        """Whether warm-up is shorter than asked for."""
+        return self.warmup < round(cfg.warmup * self.batches)
+
     def describe(self, cfg: Config) -> str:
         """One line for the log: what warm-up does, and what was capped."""
         asked = round(cfg.warmup * self.batches)
-        capped = f" (asked {asked}, at most {cfg.warmup_share:.0%} of the run)" if self.warmup < asked else ""
+        capped = f" (asked {asked}, at most {cfg.warmup_share:.0%} of the run)" if self.capped(cfg) else ""
         bias = f", capped from {cfg.warmup_bias_lr:g}" if self.bias_start < cfg.warmup_bias_lr else ""
         rates = f"peak rate {self.peak:g}, last {self.peak * self.lrf:g}"
         later = "".join(f"; from epoch {p.start} on {p.peak:g} to {p.peak * p.lrf:g}" for p in self.phases)

@@ -19,6 +19,7 @@ from utils.checkpoint import read_checkpoint
 from utils.config import Config, make_parser, read_yaml, restored
 from utils.errors import UserError, run_main
 from utils.files import write_text
+from utils.notes import note
 
 MOST = 20  # changed data files that are named
 
@@ -68,6 +69,8 @@ def announce(original: Path, folder: Path) -> None:
     lines = [*inputs(then.content, now.content), *data_files(then, now)]
     said = f"{len(lines)} differences:" if lines else "no difference in environment, device, files or data"
     print(f"replay of {then.folder}: {said}")
+    if lines:
+        note("replay differs", f"{said} {'; '.join(lines)}", count=len(lines))
     print("".join(f"  {line}\n" for line in lines), end="")
     done, ended = len(record.read_rows(then.folder / "results.csv")), (then.folder / "result.yaml").is_file()
     if done < then.cfg.epochs and not ended:

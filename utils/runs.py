@@ -22,7 +22,9 @@ from utils.files import naming
 from utils.guard import Guard, tell
 from utils.interrupt import Interrupt, Stopped
 from utils.manifest import Manifest
+from utils.notes import keep_in, note
 from utils.step import LossStep, compute_type
+from utils.tables import write_classes
 from utils.watch import Watch
 
 
@@ -144,7 +146,10 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
     """Continue exactly where the checkpoint was written; the model itself was loaded when it was built."""
     at = ckpt["meta"]
     if at["arithmetic"] != run.arithmetic:
-        print(f"resumed on {run.arithmetic}, begun on {at['arithmetic']}: the run goes on, but not to the bit")
+        said = f"resumed on {run.arithmetic}, begun on {at['arithmetic']}: the run goes on, but not to the bit"
+        print(note("other arithmetic", said, epoch=at["next_epoch"]))
+    keep_in(run.dir, fresh=False)
+    note("resumed", f"from step {at['step']}", epoch=at["next_epoch"])
     load(run, ckpt)
     run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
     run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
@@ -334,6 +339,7 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
         {**where, **settings, **inputs},
         run.meta["spec"],
     )
+    keep_in(run.dir, fresh=True)
     if run.cfg.replay:
         replay.announce(Path(run.cfg.replay), run.dir)
     names, order = run.meta["names"], run.train.order.order()
@@ -363,6 +369,7 @@ def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) ->
             result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
             if dist.main():
                 plots.plot_evaluation(result, run.dir)
+                write_classes(run.dir / "per_class.csv", result)
                 run.patches.each("draw", result.observed, run.dir)
         print(f"best.pt: {line(result)}")
     print(f"results in {run.dir}")

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.errors import UserError, run_main
+from utils.notes import note
 from utils.rng import rng
 from utils.scan import scan_split
 from utils.spec import SPLITS, DataSpec, read_data
@@ -96,9 +97,8 @@ def check_groups(spec: DataSpec, *, strict: bool) -> None:
     if lines and strict:
         raise UserError("\n  ".join([f"--strict-split: {spec.source}: groups lie in several splits:", *lines]))
     if lines:
-        print(
-            "\n  ".join([f"warning: {spec.source}: validation is too kind, as groups lie in several splits:", *lines])
-        )
+        said = f"{spec.source}: validation is too kind, as groups lie in several splits:"
+        print("warning: " + note("groups shared", "\n  ".join([said, *lines])))
 
 
 def cost(placed: Floats, shares: Floats) -> float:

@@ -17,6 +17,7 @@ from utils import dist, last, lock, replay, seams
 from utils.config import Config, given_flags, only_flags, parse, resume_flags
 from utils.device import select_device
 from utils.errors import UserError
+from utils.notes import note
 
 RESUMED = (  # what the description of a checkpoint must hold for its run to go on
     "config", "patches", "spec", "data", "arithmetic", "next_epoch", "next_batch", "step", "best", "pending",
@@ -75,7 +76,7 @@ def resume(argv: Sequence[str], cfg: Config) -> Start:
     own = Config(**{**seams.plain(meta["config"]), **resume_flags(argv, cfg)})
     device = meet(own)
     if damage:
-        print(damage)
+        print(note("damaged checkpoint", damage, epoch=meta["next_epoch"]))
         dist.barrier()  # every rank has read
         if dist.main():
             last.put_aside(path)

@@ -1,6 +1,8 @@
 """What an evaluation prints and writes: tables per class and per head, AP as JSON, detections as label files. And any
 table as Markdown."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +12,24 @@ import numpy.typing as npt
 from torch import Tensor
 
 from utils.evaluate import Result
+from utils.files import write_text
 
 
 def number(value: float) -> str:
     """A share with four digits, or - where there was nothing to measure."""
     return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def write_classes(path: Path, result: Result) -> None:
+    """per_class.csv: class, objects, P, R, F1, AP50, AP; a class without objects has no shares."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "objects", "P", "R", "F1", "AP50", "AP"])
+    shares = (result.p, result.r, result.f1_per_class, result.ap50, result.ap)
+    for c, name in enumerate(result.names):
+        values = [float(x[c]) for x in shares]
+        writer.writerow([name, int(result.n_gt[c]), *("" if np.isnan(v) else v for v in values)])
+    write_text(path, text.getvalue())
 
 
 def result_table(result: Result, per_class: bool) -> str:

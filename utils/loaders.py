@@ -33,10 +33,10 @@ def make_loaders(cfg: Config, spec: data.DataSpec, patches: seams.Patches, size:
     )  # fmt: skip
 
 
-def validation(cfg: Config, spec: data.DataSpec, patches: seams.Patches, stride: int) -> Any:
-    """The validation batches of a training run."""
+def validation(cfg: Config, spec: data.DataSpec, patches: seams.Patches, stride: int, split: str = "val") -> Any:
+    """The validation batches of a training run, or those of another split, evaluated in the same way."""
     return evaluation(
-        spec, "val", patches, size=cfg.test_size, stride=stride, batch_size=cfg.val_batch, workers=cfg.workers,
+        spec, split, patches, size=cfg.test_size, stride=stride, batch_size=cfg.val_batch, workers=cfg.workers,
         cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed,
         on_missing_pair=cfg.on_missing_pair,
     )  # fmt: skip

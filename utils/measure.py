@@ -37,8 +37,10 @@ class Measured:
         return {name: (float(ap50), float(ap), float(p), float(rc)) for name, ap50, ap, p, rc, n in each if n}
 
 
-def measure(folder: Path, settings: Mapping[str, Any], device: str) -> Measured:
-    """Errors: UserError where best.pt or the data set is not there, or another version made the run."""
+def measure(folder: Path, settings: Mapping[str, Any], device: str, split: str = "val") -> Measured:
+    """best.pt on a split of the run's data set.
+
+    Errors: UserError where best.pt or the data set is not there, or another version made the run."""
     cfg = replace(restored(Config, settings["config"], f"{folder / 'run.yaml'}: config"), cache_images=False)
     weights = folder / "weights/best.pt"
     if not weights.is_file():
@@ -48,7 +50,7 @@ def measure(folder: Path, settings: Mapping[str, Any], device: str) -> Measured:
     patches = seams.revive(lasting(meta))
     spec = data.read_data(cfg.data)
     check_channels(spec.channels, meta, weights, cfg.data)
-    loader = validation(cfg, spec, patches, int(model.stride.max()))
+    loader = validation(cfg, spec, patches, int(model.stride.max()), split)
     result = evaluate(
         model.to(where), loader, where, names=meta["names"], match=cfg.match, v5_metric=cfg.v5_metric,
         autocast=compute_type(cfg, where), single_cls=cfg.single_cls, patches=patches,

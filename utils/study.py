@@ -8,6 +8,9 @@ PROJECT/NAME_seedS, blanks in the name as _, commas dropped. The command goes on
 are skipped, started ones resumed, a run that fails is named at the end and leaves the others alone (exit code 1). A
 folder that was made with other flags is an error, never a figure.
 
+--test: at the end best.pt of each run, chosen by validation, is evaluated on the split `test` of its data YAML, once
+(test.csv in the run's folder).
+
 PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the --weights checkpoint,
 where that states it), the lowest, the final and the best over the epochs: mean and spread (standard deviation) over the
 seeds, and each run by itself; in study.md also what an arm costs. study.png: the columns over the epochs, mean and
@@ -29,8 +32,10 @@ from pathlib import Path
 
 from utils.checkpoint import read_source
 from utils.config import make_parser, read_yaml
+from utils.data import read_data
 from utils.errors import UserError, run_main
 from utils.files import ROOT, write_text
+from utils.measure import measure
 from utils.plots import new_figure
 from utils.record import read_rows
 from utils.tables import markdown
@@ -143,6 +148,24 @@ def figures(job: Job, column: str) -> dict[str, float]:
     return ({} if start is None else {"start": start}) | found
 
 
+def evaluate_test(jobs: Sequence[Job], columns: Sequence[str]) -> None:
+    """best.pt of the finished runs on the test split, into their test.csv, where that is not there yet."""
+    for job in (j for j in jobs if finished(j.folder) and not (j.folder / "test.csv").is_file()):
+        row = measure(job.folder, read_yaml(job.folder / "run.yaml", "run.yaml"), "", "test").result.row
+        known = [c for c in columns if c in row]
+        text = "\n".join([",".join(known), ",".join(str(row[c]) for c in known)])
+        write_text(job.folder / "test.csv", text + "\n")
+
+
+def test_table(jobs: Sequence[Job], columns: Sequence[str]) -> list[list[str]]:
+    """Head and a row for each arm: what evaluate_test found."""
+    rows = [["arm", "runs", *columns]]
+    for arm in dict.fromkeys(j.arm for j in jobs):
+        found = [r for j in jobs if j.arm == arm for r in read_rows(j.folder / "test.csv")]
+        rows.append([arm, str(len(found)), *(spread([float(r[c]) for r in found if r.get(c)]) for c in columns)])
+    return rows
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation; of a single value itself."""
     if not values:
@@ -180,6 +203,8 @@ def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str]) -> None:
     if known and (unknown := [c for c in columns if c not in known]):
         raise UserError(f"--columns {','.join(unknown)}: not in results.csv, which has {', '.join(known)}")
     parts = [f"{column}, mean ± standard deviation\n\n{markdown(tables(jobs, column))}" for column in columns]
+    if any((j.folder / "test.csv").is_file() for j in jobs):
+        parts.append(f"Test split, best.pt by validation\n\n{markdown(test_table(jobs, columns))}")
     text = "\n\n".join([*parts, f"Cost\n\n{markdown(costs(jobs))}"])
     write_text(folder / "study.md", text + "\n")
     with open(folder / "study.csv", "w", newline="") as f:
@@ -260,6 +285,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", default="0", help="seeds, as 0,1,2")
     parser.add_argument("--project", required=True, help="folder of the runs and of the tables")
     parser.add_argument("--columns", default="mAP50", help="columns of results.csv to compare, as mAP50,mAP")
+    parser.add_argument("--test", action="store_true", help="evaluate best.pt on the test split at the end")
     args = parser.parse_args(own)
     arms = dict(map(read_arm, args.arm))
     if len({folder_name(name) for name in arms}) != len(args.arm):
@@ -270,8 +296,14 @@ def main(argv: list[str]) -> None:
         for seed in numbers(args.seeds, "--seeds")
         for name, words in arms.items()
     ]
+    if args.test:
+        for name in {j.words[i + 1] for j in jobs for i, word in enumerate(j.words[:-1]) if word == "--data"}:
+            read_data(name).images("test")  # missing: said now, not when everything is trained
     failed = carry_out(jobs)
-    report(jobs, project, args.columns.split(","))
+    columns = args.columns.split(",")
+    if args.test:
+        evaluate_test(jobs, columns)
+    report(jobs, project, columns)
     conclude(failed)
 
 

@@ -72,6 +72,7 @@ arms=(
     "sudden, bias .1, sum: --freeze 0 --warmup_bias_lr 0.1 --head-loss sum"  # both (sudden)
     "sudden, low rate: --freeze 0 --lr0 $low --warmup_bias_lr $low"          # a tenth of the rate (sudden)
     "frozen: --freeze $FREEZE"                                               # stage 1 goes on: what unfreezing is held against
+    "frozen, sum: --freeze $FREEZE --head-loss sum"                          # the heads' losses are summed (frozen)
     "frozen, BN drifts: --freeze $FREEZE --freeze-bn train"                  # statistics of frozen norms move (frozen)
 )
 chosen=()

@@ -233,6 +233,7 @@ def plot(jobs: Sequence[Job], columns: Sequence[str], out: Path) -> None:
         if len(starts) == 1:
             ax.axhline(starts.pop(), color="grey", linewidth=1, linestyle="--", label="start")
         ax.set(title=column, xlabel="epoch")
+        ax.locator_params(axis="x", integer=True)
     axes[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left", fontsize=8)
     figure.savefig(out, dpi=100)
 

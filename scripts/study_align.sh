@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # What does alignment with infrared partners do to detection in the dark? Weight 0, alignment at two weights and with a memory of hard negatives, and the
-# control whose partners are those of other scenes: equal budgets, several seeds. Trained on day and dark pictures; best.pt is chosen on the validation
-# split and evaluated on the test split, which is all dark. Ends in tables and a picture (utils/study.py). Stopped halfway, the same command goes on.
+# control whose partners are those of other scenes: equal budgets, several seeds, all from one detector that was trained on day pictures. Trained on day
+# and dark pictures; best.pt is chosen on the validation split and evaluated on the test split, which is all dark. Ends in tables and a picture
+# (utils/study.py). Stopped halfway, the same command goes on.
 #
 #   bash scripts/study_align.sh [more train.py flags for every arm]                                        the embedded pairs
-#   DATA=llvip.yaml SHUFFLED=llvip_shuffled.yaml CFG=cfg/training/yolov7-tiny.yaml HYP=data/hyp.scratch.tiny.noota.yaml bash scripts/study_align.sh
+#   DATA=llvip.yaml SHUFFLED=llvip_shuffled.yaml WEIGHTS=yolov7-tiny.pt CFG=cfg/training/yolov7-tiny.yaml HYP=data/hyp.scratch.tiny.noota.yaml \
+#       bash scripts/study_align.sh
 #
-# Variables: PROJECT, SEEDS, EPOCHS, IMG, BATCH, CFG, HYP, NODE (module whose features are aligned; -1: the last of the backbone), ARMS (part of their
+# Variables: PROJECT, SEEDS, WEIGHTS (default: BASE_EPOCHS epochs on data/shapes.yaml), EPOCHS, IMG, BATCH, CFG, HYP, NODE (module whose features are aligned; -1: the last of the backbone), ARMS (part of their
 # names: only these).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +23,9 @@ CFG=${CFG:-cfg/training/demo.yaml}
 HYP=${HYP:-data/hyp.demo.yaml}
 IMG=${IMG:-128}
 BATCH=${BATCH:-16}
-EPOCHS=${EPOCHS:-24}
+EPOCHS=${EPOCHS:-10}
+BASE_EPOCHS=${BASE_EPOCHS:-30}
+WEIGHTS=${WEIGHTS:-$PROJECT/base/weights/best.pt}
 SEEDS=${SEEDS:-0,1,2}
 NODE=${NODE:--1}
 ARMS=${ARMS:-}
@@ -33,10 +37,18 @@ arms=(
     "weight .05 and bank: --data $DATA --align-weight 0.05 --align-bank 256"
     "shuffled .05: --data $SHUFFLED --align-weight 0.05"
 )
+common=(--cfg "$CFG" --hyp "$HYP" --img-size "$IMG" "$IMG" --batch-size "$BATCH" --nominal-batch "$BATCH" --test-batch-size 32 --adam --noautoanchor
+    --workers 0 --cache-images)
+if [ "$WEIGHTS" = "$PROJECT/base/weights/best.pt" ] && [ ! -e "$PROJECT/base/result.yaml" ]; then
+    if [ -e "$PROJECT/base/weights/last.pt" ]; then
+        "$python" train.py --resume "$PROJECT/base"
+    else
+        "$python" train.py --data data/shapes.yaml "${common[@]}" --epochs "$BASE_EPOCHS" --project "$PROJECT" --name base
+    fi
+fi
 chosen=()
 for arm in "${arms[@]}"; do
     if [[ ${arm%%:*} == *"$ARMS"* ]]; then chosen+=(--arm "$arm"); fi
 done
 "$python" -m utils.study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP,align_top1_visible,align_gap,align_probe --test "${chosen[@]}" -- \
-    --align --align-node "$NODE" --cfg "$CFG" --hyp "$HYP" --img-size "$IMG" "$IMG" --batch-size "$BATCH" --nominal-batch "$BATCH" --test-batch-size 32 \
-    --epochs "$EPOCHS" --adam --noautoanchor --workers 0 --cache-images "$@"
+    --align --align-node "$NODE" "${common[@]}" --weights "$WEIGHTS" --epochs "$EPOCHS" "$@"

@@ -73,6 +73,8 @@ def kill(moment: str, count: float) -> None:
         at_call(Detector, "forward", n, only=lambda model, *_: not model.training)
     elif moment == "rows":
         at_call(record.Results, "append", n, "after")
+    elif moment == "back":
+        at_call(runs, "save_last", n, "after", only=lambda run, *_: bool(run.guard.back))
     elif moment == "end":
         at_call(runs, "close_folder", 1)
     else:

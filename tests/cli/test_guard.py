@@ -101,10 +101,10 @@ def test_stopped_where_it_was_before(unbroken: Path, small_shapes: Path, tmp_pat
 
 def test_killed_around_it(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
     """While its first epoch runs; when the decision stands in guard.csv and nothing is done yet; when last.pt has just
-    been replaced by the state before; in the first epoch after that."""
+    been written with the state before; in the first epoch after that."""
     run, new = tmp_path / "a", flags(small_shapes, tmp_path)
     found = []
-    for moment in ("step:8", "rows:8", "rename:6", "step:2"):
+    for moment in ("step:8", "rows:8", "back:1", "step:2"):
         out = life(["--resume", str(run)] if run.exists() else new, f"kill:{moment}+{WORTH}")
         assert out.returncode == -signal.SIGKILL, (moment, out.stderr[-2000:])
         at = read_checkpoint(run / "weights/last.pt")["meta"]

@@ -2,6 +2,8 @@
 
 python detect.py --source images/ --weights runs/train/exp/weights/best.pt --img 640
 
+A model that reads infrared (--modality) finds the partner of each visible picture by the rule it was trained with.
+
 A model that also names the image's class has it on the screen and the picture with its probability, and with --save-txt
 as a last line in the form of label files: one-hot, with --save-conf the probabilities of all classes.
 """
@@ -24,7 +26,9 @@ from utils.device import select_device
 from utils.errors import UserError, run_main
 from utils.letterbox import letterbox
 from utils.loaders import whole_strides
+from utils.modality import partner_rule, recorded, with_partner
 from utils.nms import nms
+from utils.pairs import PairRule
 from utils.pixels import Image, fractions, viewable
 from utils.plots import colour, draw_box, draw_label
 from utils.source import Frame, find_files, frames
@@ -39,6 +43,12 @@ def parse(argv: list[str]) -> Any:
     p.add_argument("--img-size", "--img", "--imgsz", type=int, default=640, help="pixels")
     p.add_argument("--conf-thres", "--conf", type=float, default=0.25, help="lowest confidence")
     p.add_argument("--iou-thres", "--iou", type=float, default=0.45, help="IoU of NMS")
+    p.add_argument(
+        "--on-missing-pair",
+        default="error",
+        choices=("error", "single"),
+        help="a model that reads infrared: an image without partner is an error, or detected beside a grey one",
+    )
     p.add_argument("--max-det", type=int, default=300, help="detections per image")
     p.add_argument("--device", default="", help="cuda device number, cpu or mps")
     p.add_argument("--classes", type=int, nargs="+", help="only these classes")
@@ -72,6 +82,13 @@ def detect(model: Detector, image: Image, size: int, device: torch.device, args:
     native = to_native(found[:, :4], [*ratio, *pad], (image.shape[0], image.shape[1]))
     shares = [out[name][0].float().softmax(0).tolist() for name in image_heads(model)]
     return torch.cat((native, found[:, 4:]), 1), shares[0] if shares else None
+
+
+def paired(frame: Frame, rule: PairRule, reads: str, args: Any) -> Image:
+    """The picture as the model reads it, with its infrared partner or that one alone."""
+    if frame.number is not None:
+        raise UserError(f"--source {frame.source}: {args.weights} reads {reads}, and a video has no infrared partner")
+    return with_partner(frame.image, Path(frame.source), rule, reads, alone=args.on_missing_pair == "single")
 
 
 class Output:
@@ -130,10 +147,14 @@ def run(args: Any, device: torch.device, folder: Path) -> None:
     if args.classes and max(args.classes) >= model.nc:
         raise UserError(f"--classes {max(args.classes)}: the model has classes 0..{model.nc - 1}")
     model = fuse(model).to(device)
+    record = recorded(meta)
+    rule = partner_rule(record, args.weights) if record else None
     kinds = next((head.names for head in image_heads(model).values()), ())
     output, count, boxes = Output(folder, args), 0, 0
     try:
         for frame in frames(args.source, model.in_channels):
+            if rule is not None:
+                frame = frame._replace(image=paired(frame, rule, record["modality"], args))
             found, shares = detect(model, frame.image, size, device, args)
             shown = "" if shares is None else f"{kinds[shares.index(max(shares))]} {max(shares):.2f}"
             output.add(frame, found, names, shares, shown)

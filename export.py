@@ -11,9 +11,8 @@ Output  boxes  float32 [B,M,5+n] of a detector with one head; boxes_HEAD of each
 Metadata (JSON): names, groups {output: class number of each class column}, stride of each level, img_size,
 image_classes {output: names}, weights.
 
-The weights are fused. What was written is run by onnxruntime on random and on real images and compared with the model
-before fusing; nothing is written where they differ by more than 3e-5 of the scale: the image size for box columns, the
-largest output (at least 1) for everything else.
+The weights are fused. onnxruntime runs what was written on random and on real images; nothing is kept where it differs
+from the unfused model by more than 3e-5 of the scale (image size for box columns, else the largest output, at least 1).
 """
 
 import importlib.util
@@ -172,6 +171,8 @@ def main(argv: list[str]) -> None:
     size = whole_strides(args.img_size or int(meta.get("img_size") or 640), int(model.stride.max()))
     if args.only_det:
         model.branches.clear()
+    if model.stem:
+        raise UserError(f"{args.weights} reads two pictures; --only-det exports the detector of the visible one")
     plain, fused = Exported(model).eval(), Exported(fuse(model)).eval()
     proto = to_onnx(fused, model.in_channels, size, args.batch)
     strip(proto)

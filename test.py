@@ -7,12 +7,13 @@ confusion matrix and the first batch. --match v5 or v7 repeats that program thro
 rounding and how it batches and maps images; with its --iou-thres and --batch-size the figures are its own.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils import coco_eval, data, dist, lock, plots, seams, tables
+from utils import coco_eval, data, dist, lock, missing, plots, seams, tables
 from utils.checkpoint import check_channels, lasting, load_detector
 from utils.config import make_parser
 from utils.device import select_device
@@ -61,6 +62,13 @@ def parse(argv: list[str]) -> Any:
     p.add_argument("--no-trace", action="store_true", help="accepted for old commands; nothing is ever traced")
     p.add_argument("--on-bad-data", default="error", choices=("error", "skip"))
     p.add_argument("--on-missing-pair", default="error", choices=("error", "skip", "single"))
+    p.add_argument("--modality", default="", choices=missing.MODALITIES, help="read this picture (default: as trained)")
+    p.add_argument(
+        "--missing",
+        default="",
+        choices=(*missing.MODALITIES, "each"),
+        help="of a model of two pictures: detect without this one; each: a table of all three",
+    )
     p.add_argument("--project", default="runs/test")
     p.add_argument("--name", default="exp")
     p.add_argument("--exist-ok", action="store_true")
@@ -85,7 +93,11 @@ def main(argv: list[str]) -> Result:
 def run(args: Any, device: torch.device, folder: Path) -> Result:
     """The evaluation, and what it writes into `folder`."""
     model, meta = load_detector(args.weights, args.cfg)
-    patches = seams.revive(lasting(meta))
+    if args.missing and not model.stem:
+        raise UserError(f"--missing {args.missing}: {args.weights} reads one picture")
+    if args.modality and model.stem:
+        raise UserError(f"--modality {args.modality}: {args.weights} reads both; see --missing")
+    patches = seams.revive({"modality": {"modality": args.modality}} if args.modality else lasting(meta))
     spec = data.read_data(args.data)
     patches.each("on_data_read", spec)
     if not args.single_cls and spec.nc != model.nc:
@@ -99,14 +111,21 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
     )  # fmt: skip
     names = ["item"] if args.single_cls else list(spec.names)
     coco_eval.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
-    result = evaluate(
-        model.to(device), loader, device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
-        match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls, patches=patches,
-        first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
+    measure = partial(
+        evaluate, model.to(device), device=device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
+        match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls,
     )  # fmt: skip
+    result = measure(
+        missing.without(loader, args.missing) if args.missing in missing.MODALITIES else loader,
+        patches=patches,
+        first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
+    )
     if dist.main():
         write(result, args, names, loader.dataset.sizes, folder)
         patches.each("draw", result.observed, folder)
+    if args.missing == "each":
+        missing.report(result, loader, measure, folder / "modality.csv")
+    if dist.main():
         print(f"results in {folder}")
     return result
 

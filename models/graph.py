@@ -202,17 +202,31 @@ class Detector(Graph):
 
     def add_branch(self, name: str, index: int, module: nn.Module) -> None:
         """A second output: forward gives out[name] = module(output of row `index`); -1 is the image itself. Its tensors
-        are `branches.NAME....`: averaged, saved and loaded with the model."""
+        are `branches.NAME....`: averaged, saved and loaded with the model.
+
+        A module that says `joins` is a second stem instead of an output: images then hold two pictures, [B,2C,H,W], of
+        which the rows read the first; row `index` becomes module(its output, the second picture)."""
         if name in self.branches or name in ("det", "feat") or not -1 <= index < len(self.model) - 1:
             raise GraphError(f"branch {name} at row {index}: the name is taken, or there is no such row with features")
         self.branches[name] = module
         self.branch_inputs[name] = index
         self.feat.add(index)
 
+    @property
+    def stem(self) -> str:
+        """Name of the branch that is a second stem; empty where there is none."""
+        return "".join(name for name, branch in self.branches.items() if getattr(branch, "joins", False))
+
+    @property
+    def image_channels(self) -> int:
+        """Of what forward reads; in_channels are those of one picture."""
+        return self.in_channels * (2 if self.stem else 1)
+
     def forward(self, image: Tensor) -> dict[str, Any]:
         """image [B,3,H,W] float 0..1 -> {"det": raw output of the head, "feat": {N: [B,C,H,W]}, and each branch's}."""
         kept = self.run(image, len(self.model) - 1)
-        out = {name: branch(kept[self.branch_inputs[name]]) for name, branch in self.branches.items()}
+        outputs = [name for name in self.branches if name != self.stem]
+        out = {name: self.branches[name](kept[self.branch_inputs[name]]) for name in outputs}
         return {"det": kept[len(self.model) - 1], "feat": {i: kept[i] for i in self.feat}, **out}
 
     def features(self, image: Tensor, index: int) -> Tensor:
@@ -222,26 +236,30 @@ class Detector(Graph):
     def run(self, image: Tensor, last: int) -> dict[int, Any]:
         """Rows 0..last on an image -> what is still kept of their outputs, by row."""
         frozen = self.prefix() if self.training and torch.is_grad_enabled() and not image.requires_grad else 0
-        kept: dict[int, Any] = {-1: image}
+        stem = self.stem
+        first, second = image.chunk(2, 1) if stem else (image, None)
+        kept: dict[int, Any] = {-1: first}
+
+        def run_row(i: int, module: nn.Module) -> None:
+            self.run_row(i, module, kept)
+            if stem and i == self.branch_inputs[stem]:
+                kept[i] = self.branches[stem](kept[i], second)
+
         with torch.no_grad():
             if self.stand_ins and frozen:
-                kept[-1] = image.to(memory_format=prefix_format(image.device))
+                kept[-1] = first.to(memory_format=prefix_format(image.device))
             for i in range(min(frozen, last + 1)):
-                self.run_row(i, self.stand_ins.get(i, self.model[i]), kept)
+                run_row(i, self.stand_ins.get(i, self.model[i]))
         for i in range(frozen, last + 1):
-            self.run_row(i, self.model[i], kept)
+            run_row(i, self.model[i])
         return kept
 
     def prefix(self) -> int:
-        """How many leading rows are frozen: no parameter that learns, no norm that uses or moves batch statistics.
-
-        Read from the modules at every call, so that it follows whatever freezes and thaws them.
-        """
-        for i, row in enumerate(self.model):
-            norms = (m for m in row.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-            if any(p.requires_grad for p in row.parameters()) or any(m.training for m in norms):
-                return i
-        return len(self.model)
+        """How many leading rows are frozen: no parameter that learns, no norm that uses or moves batch statistics, and
+        no second stem that does. Read from the modules at every call, so that it follows whatever freezes them."""
+        stem = self.stem
+        last = self.branch_inputs[stem] if stem and not still(self.branches[stem]) else len(self.model)
+        return next((i for i, row in enumerate(self.model[:last]) if not still(row)), last)
 
     def fold_prefix(self, on: bool = True) -> None:
         """Folded copies of the frozen prefix as it is now, for training steps; off: none.
@@ -274,7 +292,7 @@ class Detector(Graph):
         state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
         try:
             with torch.no_grad():
-                image = torch.zeros(1, self.in_channels, size, size, device="meta")
+                image = torch.zeros(1, self.image_channels, size, size, device="meta")
                 torch.func.functional_call(self.eval(), state, image)
         except (TypeError, ValueError, RuntimeError) as error:
             failed = len(shapes)
@@ -297,6 +315,12 @@ class Detector(Graph):
 
 def drop_stand_ins(model: nn.Module, _keys: Any) -> None:
     cast(Detector, model).stand_ins = {}
+
+
+def still(module: nn.Module) -> bool:
+    """Nothing of it moves in training."""
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return not any(p.requires_grad for p in module.parameters()) and not any(m.training for m in norms)
 
 
 def prefix_format(device: torch.device) -> torch.memory_format:

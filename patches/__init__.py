@@ -15,5 +15,7 @@ TABLE = {
     "mtl": "weighting",
     "gradnorm-alpha": "weighting",
     "teacher": "distill",
+    "modality": "modality",
+    "join-node": "modality",
     "align": "align",
 }

@@ -129,6 +129,10 @@ class Align(Patch[Flags]):
         return {**state, **own}
 
     def wrap_dataset(self, dataset: Any, split: str) -> Any:
+        if dataset.reads != "visible":
+            raise UserError(
+                "--align pulls infrared features to those of visible images: it goes with --modality visible"
+            )
         if dataset.partners is None and split != "train":
             return dataset  # detection alone is evaluated
         return dataset.with_partners()

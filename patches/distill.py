@@ -142,8 +142,9 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
         return str([[round(x, 1) for x in level.flatten().tolist()] for level in anchors])
 
     mine, theirs = pixels(student), pixels(teacher)
-    if student.in_channels != teacher.in_channels:
-        raise UserError(f"--teacher {path} reads images of {teacher.in_channels} channels, not {student.in_channels}")
+    if student.image_channels != teacher.image_channels:
+        wrong = f"reads images of {teacher.image_channels} channels, not {student.image_channels}"
+        raise UserError(f"--teacher {path} {wrong}")
     if student.nc != teacher.nc:
         raise UserError(f"--teacher {path} has {teacher.nc} classes, the data has {student.nc}: they must be the same")
     if student.stride.tolist() != teacher.stride.tolist():

@@ -1,11 +1,15 @@
 """Fixtures shared by the tests: a small version of the embedded data set, and a run of the command line."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -19,6 +23,25 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (ROOT / "data/shapes.yaml").read_text().replace("{train: 320, val: 80}", "{train: 12, val: 8}")
     (folder / "small.yaml").write_text(text)
     return folder / "small.yaml"
+
+
+@pytest.fixture(scope="session")
+def small_pairs(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data YAML of the small set with infrared partners: grey and inverted."""
+    from utils.data import read_data
+
+    folder = tmp_path_factory.mktemp("pairs")
+    spec = read_data(small_shapes)
+    for kind in ("images", "labels"):
+        shutil.copytree(spec.root / kind, folder / kind)
+    for file in (folder / "images").rglob("*.png"):
+        partner = Path(str(file).replace("/images/", "/infrared/"))
+        partner.parent.mkdir(parents=True, exist_ok=True)
+        grey = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(partner), 255 - np.asarray(grey))
+    content = {"train": "images/train", "val": "images/val", "names": list(spec.names), "pairs": {"images": "infrared"}}
+    (folder / "d.yaml").write_text(yaml.safe_dump(content))
+    return folder / "d.yaml"
 
 
 @pytest.fixture

@@ -61,8 +61,10 @@ def module_table(model: Detector, size: int) -> str:
         params = list(branch.parameters())
         state = "trains" if any(p.requires_grad for p in params) else "frozen" if params else ""
         source = "image" if model.branch_inputs[name] < 0 else str(model.branch_inputs[name])
-        count = sum(p.numel() for p in params)
-        lines.append(f"{'':>4} {source:>14}  {type(branch).__name__:20} {name:>18} {count:>12,}  {state}")
+        count, shown = sum(p.numel() for p in params), name
+        if name == model.stem:
+            source, shown = "2nd picture", f"joins row {model.branch_inputs[name]}"
+        lines.append(f"{'':>4} {source:>14}  {type(branch).__name__:20} {shown:>18} {count:>12,}  {state}")
     return "\n".join(lines)
 
 

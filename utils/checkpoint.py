@@ -19,6 +19,7 @@ from utils import foreign, seams
 from utils.config import read_yaml
 from utils.errors import UserError
 from utils.files import write_whole
+from utils.modality import recorded
 
 FORMAT = "thaw-1"
 
@@ -212,7 +213,10 @@ def detection_alone(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tup
     """State and meta of a checkpoint without its branches and the patches that made them: a plain detector's."""
     records: dict[str, Any] = dict(meta.get("patches") or {})
     modules = seams.kinds(records)
-    kept = {k: v for k, v in records.items() if "branches" not in vars(modules[k].patch)}
+    branched = {k for k in records if "branches" in vars(modules[k].patch)}
+    if recorded(meta).get("modality") == "infrared":  # which is no matter of branches
+        branched -= {"modality"}
+    kept = {k: v for k, v in records.items() if k not in branched}
     plain = {k: v for k, v in state.items() if not k.startswith("branches.")}
     return plain, {**meta, "patches": kept}
 

@@ -33,7 +33,8 @@ from utils.errors import UserError
 from utils.images import read_image, reduced, reduction
 from utils.labels import UNKNOWN, Labels
 from utils.letterbox import fit, place
-from utils.pixels import Image, Pixels, empty, resized, widened
+from utils.modality import seen
+from utils.pixels import CHANNELS, Image, Pixels, empty, resized, widened
 from utils.rng import rng
 from utils.scan import Scan
 
@@ -103,7 +104,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.cls_names = scan.cls_names  # of whole images; empty: there are none
         self.image_classes = scan.image_classes[order]  # [n], -1 = unknown
         self.partners = scan.partners
-        self.paired = False  # whether partners are loaded, of these pixels
+        self.paired, self.reads = False, "visible"  # whether partners are loaded, of these pixels; what detection reads
         self.visible = self.infrared = scan.pixels
         self.augment = AugmentPlan(augment) if isinstance(augment, AugmentParams) else augment
         self.img_size, self.seed, self.quad = img_size, seed, quad
@@ -127,7 +128,10 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         if self.cls_names:
             item["image_class"] = torch.tensor(UNKNOWN if others else int(self.image_classes[index]))
         if self.paired:
-            item["image"], item["infrared"] = item["image"].split([self.visible.channels, self.infrared.channels])
+            visible, infrared = item["image"].split([self.visible.channels, self.infrared.channels])
+            item["image"] = seen(visible, infrared, self.reads)
+            if self.reads == "visible":
+                item["infrared"] = infrared
             item["paired"] = torch.tensor(all(self._partner(i) is not None for i in (index, *others)))
             item["number"] = torch.tensor(index)
         item["path"] = str(self.files[index])
@@ -145,15 +149,19 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         other.augment = self.augment.changed(changes)
         return other
 
-    def with_partners(self) -> "DetectionDataset":
+    def with_partners(self, reads: str = "visible") -> "DetectionDataset":
         """The same pictures with their infrared partners. Both are one picture of more channels on the way, so that
-        every geometric draw is shared."""
+        every geometric draw is shared. reads: what `image` shall be, see utils/modality.py; where it holds the infrared
+        picture, the item does not hold it a second time."""
         if self.partners is None:
             raise UserError("the data YAML names no infrared partners: add the key `pairs`, e.g. `pairs: llvip`")
         if self.quad:
             raise UserError("--quad does not know pairs of images")
+        own, theirs = self.pixels.channels, self.partners.channels
+        if own + theirs > CHANNELS or theirs not in (1, own):
+            raise UserError(f"the images have {own} channels and their infrared partners {theirs}: make these grey")
         other = copy(self)
-        other.paired = True
+        other.paired, other.reads = True, reads
         other.infrared = Pixels(self.partners.channels, self.partners.bits, colour=False)
         bits = max(self.pixels.bits, self.partners.bits)
         other.pixels = Pixels(self.pixels.channels + self.partners.channels, bits, self.pixels.colour)

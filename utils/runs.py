@@ -1,8 +1,9 @@
 """A training run: everything it is made of, and what it writes: checkpoints, results, pictures."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from utils.files import naming
 from utils.guard import Guard, tell
 from utils.interrupt import Interrupt, Stopped
 from utils.manifest import Manifest
+from utils.missing import report
 from utils.notes import keep_in, note
 from utils.step import LossStep, compute_type
 from utils.tables import write_classes
@@ -108,13 +110,13 @@ def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Man
     }
 
 
-def measure(run: Run, detector: Detector) -> Result:
-    """A detector with the run's classes, on its validation set and by its rule. No loss terms: its head may be of
-    another kind than the run's."""
+def measure(run: Run, detector: Detector, batches: Iterable[data.Batch] | None = None) -> Result:
+    """A detector with the run's classes, on its validation set or `batches` made of it, and by its rule. No loss terms:
+    its head may be of another kind than the run's."""
     cfg = run.cfg
     return evaluate(
-        detector, run.val, run.device, names=run.meta["names"], match=cfg.match, v5_metric=cfg.v5_metric,
-        autocast=run.autocast, single_cls=cfg.single_cls,
+        detector, run.val if batches is None else batches, run.device, names=run.meta["names"], match=cfg.match,
+        v5_metric=cfg.v5_metric, autocast=run.autocast, single_cls=cfg.single_cls,
     )  # fmt: skip
 
 
@@ -372,4 +374,7 @@ def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) ->
                 write_classes(run.dir / "per_class.csv", result)
                 run.patches.each("draw", result.observed, run.dir)
         print(f"best.pt: {line(result)}")
+        if run.model.stem:
+            with naming(run.dir):
+                report(result, run.val, partial(measure, run, run.ema.model), run.dir / "modality.csv")
     print(f"results in {run.dir}")

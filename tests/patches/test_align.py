@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from patches.align import Align, Flags
 from tests.conftest import ROOT
@@ -31,20 +30,8 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def pairs(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data YAML of the small set with infrared partners: grey and inverted."""
-    folder = tmp_path_factory.mktemp("pairs")
-    spec = read_data(small_shapes)
-    for kind in ("images", "labels"):
-        shutil.copytree(spec.root / kind, folder / kind)
-    for file in (folder / "images").rglob("*.png"):
-        partner = Path(str(file).replace("/images/", "/infrared/"))
-        partner.parent.mkdir(parents=True, exist_ok=True)
-        grey = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
-        cv2.imwrite(str(partner), 255 - np.asarray(grey))
-    content = {"train": "images/train", "val": "images/val", "names": list(spec.names), "pairs": {"images": "infrared"}}
-    (folder / "d.yaml").write_text(yaml.safe_dump(content))
-    return folder / "d.yaml"
+def pairs(small_pairs: Path) -> Path:
+    return small_pairs
 
 
 def copied(pairs: Path, tmp_path: Path) -> Path:

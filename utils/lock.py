@@ -69,6 +69,17 @@ class Lock:
         self._file.close()
 
 
+def holder(folder: Path) -> str:
+    """Who writes into this run folder now; empty where nobody does, or where locks do not tell."""
+    with contextlib.suppress(OSError), open(folder / NAME, "rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+        except OSError as error:
+            if error.errno in HELD:
+                return file.read().decode(errors="replace").strip() or "another process"
+    return ""
+
+
 def claim(
     project: str, name: str, *, named: bool, exist_ok: bool
 ) -> tuple[Path, contextlib.AbstractContextManager[object]]:

@@ -82,8 +82,9 @@ def flush(notes: Notes) -> None:
 def read_notes(folder: Path) -> list[Row]:
     """The notes of a run folder; empty where there are none."""
     file = folder / NAME
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-    return [row for row in csv.DictReader(line for line in lines if line.endswith("\n")) if None not in row.values()]
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if file.is_file() else []
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    return [r for r in rows if set(r) == set(COLUMNS) and None not in r.values() and r["count"].isdecimal()]
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -32,6 +32,7 @@ ARMS=${ARMS:-}
 
 arms=(
     "weight 0: --data $DATA --align-weight 0"
+    "weight .005: --data $DATA --align-weight 0.005"
     "weight .05: --data $DATA --align-weight 0.05"
     "weight .2: --data $DATA --align-weight 0.2"
     "weight .05 and bank: --data $DATA --align-weight 0.05 --align-bank 256"

@@ -10,7 +10,8 @@ path; shape int64 [2] native (h, w); gain_pad float32 [4] gain x, gain y, pad x,
 in pixels (zeros when augmented). Where the data set has classes of whole images, also image_class int64 [], -1 =
 unknown: a picture of parts of several images has none (utils/image_class.py says why). `with_partners()`: also
 infrared [1 or 3,H,W], by the same geometry, its brightness jittered by a draw of its own; paired bool [], whether every
-image of the picture has its partner; number int64 [] of the image.
+image of the picture has its partner; number int64 [] of the image. With "infrared" or "both": image is
+the infrared picture in the visible one's channels, or [2C,H,W] of both, and infrared is not there a second time.
 """
 
 from collections.abc import Sequence

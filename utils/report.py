@@ -90,6 +90,7 @@ def run_parts(run: Facts) -> tuple[list[str], list[Section]]:
         sections.anomalies(found),
         Section("Next", lines or [Text("Nothing that the run's files suggest.")]),
         sections.progress(run),
+        sections.chain(run),
         sections.losses(run),
         sections.validation(run),
         *sections.extras(run),

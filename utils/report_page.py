@@ -6,6 +6,7 @@ Everything that comes from a run's files is escaped; pictures lie in the page as
 import base64
 import html
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ td { max-width: 60em; overflow-wrap: anywhere } td.text { text-align: left; whit
 svg { display: block } summary { cursor: pointer; font-weight: 600; margin: .5em 0 } h2 { margin-top: 1.6em }
 """
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+WRONG = ("looks wrong", "something looks wrong", "unfinished")  # lines of the summary that begin so stand out
 WIDTH, HEIGHT = 150, 26  # of a curve, pixels
 
 
@@ -62,7 +64,7 @@ class Section:
 
 def as_html(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
     parts = [f"<h1>{html.escape(title)}</h1>", '<ul class="summary">']
-    parts += [f"<li>{html.escape(text)}</li>" for text in summary]
+    parts += [f"<li{warned(text)}>{html.escape(text)}</li>" for text in summary]
     parts.append("</ul>")
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
@@ -72,6 +74,10 @@ def as_html(title: str, summary: Sequence[str], sections: Sequence[Section]) -> 
             parts.append(f"<details><summary>{html.escape(section.fold_title)}</summary>{inner}</details>")
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     return f"{head}<style>{STYLE}{OWN_STYLE}</style>{''.join(parts)}</html>\n"
+
+
+def warned(text: str) -> str:
+    return ' class="warning"' if text.startswith(WRONG) else ""
 
 
 def html_block(block: Block) -> str:
@@ -100,7 +106,7 @@ def html_table(table: Table) -> str:
 def mark(cell: str) -> str:
     if cell in WORDS or cell.startswith("not measured"):
         return ' class="missing"'
-    return ' class="text"' if len(cell) > 40 else ""
+    return "" if re.fullmatch(r"[-+]?[\d.,]*(e[-+]?\d+)?%?|nan", cell) else ' class="text"'
 
 
 def curve(values: Sequence[float]) -> str:

@@ -3,16 +3,17 @@
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from utils import seams
 from utils.announce import PLACES
-from utils.config import Config
+from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.report_page import PICTURES, Block, Code, Picture, Section, Table, Text
 from utils.report_rules import Rule
 from utils.run_facts import FEWEST, Facts, Series, Verdict, trend
-from utils.stages import frozen_layers
+from utils.stages import frozen_layers, read_stage, table
 
 UNMEASURED = "not measured"
 BASE = {"P": "P", "R": "R", "F1": "F1", "mAP50": "mAP@0.5", "mAP": "mAP@0.5:0.95"}
@@ -136,7 +137,25 @@ def progress(run: Facts) -> Section:
         ["peak memory, GiB", f"{max(memory):.3f}" if memory else UNMEASURED],
         *([name, f"{value:,}"] for name, value in counts.items()),
     ]
-    return Section("Epochs and steps", [Text(run.status), Table([["", "value"], *rows])])
+    said: list[Block] = [Text(run.status)]
+    if repeated := run.result.get("replay"):
+        said.append(Text(f"Replay of {repeated.get('of')}: {repeated.get('outcome')}"))
+    return Section("Epochs and steps", [*said, Table([["", "value"], *rows])])
+
+
+def chain(run: Facts) -> Section | None:
+    """The stages that led to this run, if it started from another one."""
+    folders, text = [run.folder], ""
+    try:
+        while (before := (read_yaml(folders[0] / "run.yaml", "run.yaml").get("start") or {}).get("run")) is not None:
+            if not Path(before).is_dir() or Path(before).resolve() in [f.resolve() for f in folders]:
+                text = f"{before} is gone; the stages before it are {UNMEASURED}"
+                break
+            folders.insert(0, Path(before))
+        rows = Code(table([read_stage(folder) for folder in folders]))
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        return Section("Chain of stages", [Text(f"{UNMEASURED}: {folders[0]} is damaged ({error})")])
+    return Section("Chain of stages", [rows, Text(text)] if text else [rows]) if len(folders) > 1 or text else None
 
 
 def anomalies(found: Sequence[tuple[Rule, Verdict]]) -> Section:
@@ -145,7 +164,7 @@ def anomalies(found: Sequence[tuple[Rule, Verdict]]) -> Section:
     rows = [["rule", "outcome", "what it looks for"]]
     for rule, verdict in found:
         outcome = (
-            f"{UNMEASURED}: {verdict}" if isinstance(verdict, str) else f"{len(verdict)} found" if verdict else "-"
+            f"could not look: {verdict}" if isinstance(verdict, str) else f"{len(verdict)} found" if verdict else "-"
         )
         rows.append([rule.name, outcome, rule.text])
     return Section(

@@ -69,9 +69,15 @@ def put(folder: Path, content: dict[str, Any], name: str = "run.yaml") -> None:
 
 
 @pytest.fixture
-def healthy(toy: Path, tmp_path: Path) -> Path:
+def healthy(good: Path, tmp_path: Path) -> Path:
+    """A folder of one's own."""
+    return Path(shutil.copytree(good, tmp_path / good.name))
+
+
+@pytest.fixture(scope="module")
+def good(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy run's folder, told as a run of twelve good epochs."""
-    folder = tmp_path / toy.name
+    folder = tmp_path_factory.mktemp("good") / toy.name
     pictures = shutil.ignore_patterns("*.png", "*.jpg", "previous.pt")
     shutil.copytree(toy, folder, ignore=pictures)
     shutil.copy(toy / "labels.png", folder)
@@ -288,6 +294,16 @@ def begin_higher(folder: Path) -> None:
     put(folder, {**content, "start": {"weights": str(start)}})
 
 
+def loss_jumps(folder: Path) -> None:
+    before = folder.parent / "before"
+    before.mkdir()
+    shutil.copy(folder / "run.yaml", before)
+    shutil.copy(folder / "results.csv", before)
+    change(before, lambda i, r: {k: 0.01 for k in r if k.split("/")[0] in ("box", "obj", "cls")})
+    content = settings(folder)
+    put(folder, {**content, "start": {"weights": str(before / "weights/best.pt"), "run": str(before)}})
+
+
 CASES = (
     ("a term rises", rise, "obj/head_1 rises by"),
     ("mAP falls while losses fall", cross, "mAP@0.5:0.95 falls by"),
@@ -307,6 +323,7 @@ CASES = (
     ("frozen tensors moved", move_frozen, "last.pt, average: 1 of "),
     ("data changed", change_data, "data.until_step_9.csv"),
     ("opening taken back", take_back, "after epoch 5 the guard took an opening back: halve: weight/2"),
+    ("worse than the start", loss_jumps, "the loss jumped from 0.1200 (last epoch before)"),
     ("worse than the start", begin_higher, "mAP@0.5 fell from 0.9000 to 0.6000"),
 )  # fmt: skip
 
@@ -383,7 +400,7 @@ def test_what_is_not_there_is_called_not_measured(healthy: Path) -> None:
     assert rows["updates of the average"] == ["not measured"] and rows["train"] == ["not measured"] * 3
     assert "not measured: no epoch was evaluated" in text and "not measured: the run kept no notes.csv" in text
     assert rows["val_box/head_0"] == ["not measured"] * 5
-    assert rows["silent class"][0] == "not measured: per_class.csv is not there"
+    assert rows["silent class"][0] == "could not look: per_class.csv is not there"
     assert "best result: not measured, no epoch was evaluated" in text and "## Gradient norms\n\nnot measured" in text
 
 
@@ -410,6 +427,20 @@ def test_a_run_that_runs(healthy: Path) -> None:
         other.communicate("\n")
     assert summary[1].startswith(f"running: the folder is being written by process {other.pid} ")
     assert report(healthy)[1] == "finished: 12 of 12 epochs"
+
+
+def test_a_stage_has_its_chain_and_a_replay_its_outcome(healthy: Path) -> None:
+    loss_jumps(healthy)
+    put(healthy, {**settings(healthy, "result.yaml"), "replay": {"of": "x", "outcome": "identical"}}, "result.yaml")
+    report(healthy)
+    text = (healthy / "report.md").read_text()
+    rows = text.split("## Chain of stages")[1].split("##")[0].split("| ")
+    assert rows.index("before".ljust(len(healthy.name)) + " ") < rows.index(f"{healthy.name} ")
+    assert "Replay of x: identical" in text
+    assert f"python -m utils.compare {healthy.parent / 'before'} {healthy}" in text
+    (healthy.parent / "before/run.yaml").unlink()
+    report(healthy)
+    assert "is damaged" in (healthy / "report.md").read_text().split("## Chain of stages")[1].split("##")[0]
 
 
 def test_a_run_that_ended_early(healthy: Path) -> None:

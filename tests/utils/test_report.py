@@ -175,14 +175,16 @@ class References(HTMLParser):
 def test_a_page_needs_no_other_file_and_escapes_what_it_shows(healthy: Path) -> None:
     bad = '<script src="http://a.example/x.js"></script>'
     (healthy / "notes.csv").write_text(f'epoch,kind,count,text\n,kind,1,"{bad.replace(chr(34), chr(34) * 2)}"\n')
+    put(healthy, {**settings(healthy), "command": f"train.py --name '{bad}'"})
     report(healthy)
     page = (healthy / "report.html").read_text()
     seen = References()
     seen.feed(page)
     assert len(seen.found) == 1 and seen.found[0].startswith("data:image/png;base64,")
     assert not seen.tags & {"script", "link", "iframe", "object", "base", "a"}
-    assert "url(" not in page and "@import" not in page and "&lt;script src=" in page
-    assert "<script" not in (healthy / "report.md").read_text()
+    assert "url(" not in page and "@import" not in page and page.count("&lt;script src=") >= 2
+    lines = (healthy / "report.md").read_text().splitlines()
+    assert not [line for line in lines if "<script" in line and not line.startswith("    ")]  # but in code
     assert page.count("<polyline") > 20
 
 

@@ -46,7 +46,7 @@ COUNTS = ("align_pairs", "align_boxes", "align_missing", "align_alone")
 @dataclass(frozen=True, kw_only=True)
 class Flags:
     align: bool = opt(False, "pull visible and infrared features of one scene together; needs `pairs` in the data YAML")
-    align_weight: float = opt(0.1, "lambda: weight of the alignment terms", low=0)
+    align_weight: float = opt(0.005, "lambda: weight of the alignment terms", low=0)
     align_start: int = opt(0, "epoch at which alignment begins", low=0)
     align_ramp: int = opt(1, "epochs over which lambda rises to its value, the first one included", low=1)
     align_node: int = opt(-1, "module whose features are aligned (-1: the last one of the backbone)", low=-1)

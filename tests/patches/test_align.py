@@ -128,7 +128,20 @@ def aligned(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         project = tmp_path_factory.mktemp("aligned")
-        return trained(pairs, project, "a", "--align", "--align-bank", "16", "--audit", "--close-mosaic", "2", epochs=2)
+        return trained(
+            pairs,
+            project,
+            "a",
+            "--align",
+            "--align-weight",
+            "0.1",
+            "--align-bank",
+            "16",
+            "--audit",
+            "--close-mosaic",
+            "2",
+            epochs=2,
+        )
 
 
 def rows_of(run: Run) -> list[dict[str, str]]:
@@ -165,7 +178,18 @@ def test_resumed_to_the_bit(aligned: Run, pairs: Path, tmp_path: Path, monkeypat
     """Bank, temperature and counts included; stopped within the second epoch."""
     import train
 
-    flags = ["--align", "--align-bank", "16", "--audit", "--close-mosaic", "2", "--save-steps", "1"]
+    flags = [
+        "--align",
+        "--align-weight",
+        "0.1",
+        "--align-bank",
+        "16",
+        "--audit",
+        "--close-mosaic",
+        "2",
+        "--save-steps",
+        "1",
+    ]
     done = train.runs.pause
     with monkeypatch.context() as patch:
         patch.setattr(train.runs, "pause", lambda run: (done(run), stop(run)))

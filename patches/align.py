@@ -1,8 +1,9 @@
 """--align: infrared partners of the visible images are pulled to the same features.  Seams: branches, loss_terms.
 
-The data YAML names the partners (`pairs:`, see utils/pairs.py). Detection reads the visible image alone. At one module
-of the detector (--align-node) the features of both images are pooled, over the picture and over each box (RoIAlign),
-projected to unit vectors (models/contrast.py), and partners are drawn together among all pairs of the global batch:
+The data YAML names the partners (`pairs:`, see utils/pairs.py). Detection reads the visible image alone. At a module of
+the detector (--align-node; of several, the terms are means) the features of both images are pooled, over the picture
+and over each box (RoIAlign), projected to unit vectors (models/contrast.py), and partners are drawn together among all
+pairs of the global batch:
 
   align       lambda * symmetric cross-entropy over pictures               chance: lambda * ln(pairs)
   align_box   lambda * the same over boxes                                 chance: lambda * ln(boxes)
@@ -49,7 +50,9 @@ class Flags:
     align_weight: float = opt(0.005, "lambda: weight of the alignment terms", low=0)
     align_start: int = opt(0, "epoch at which alignment begins", low=0)
     align_ramp: int = opt(1, "epochs over which lambda rises to its value, the first one included", low=1)
-    align_node: int = opt(-1, "module whose features are aligned (-1: the last one of the backbone)", low=-1)
+    align_node: tuple[int, ...] = opt(
+        (), "module(s) whose features are aligned (default: the last one of the backbone)", nargs="+"
+    )
     align_dim: int = opt(128, "length of the embeddings", low=2)
     align_bank: int = opt(0, "memory of hard negatives: so many pictures (0: none; 8192 is usual)", low=0)
     align_every: int = opt(1, "measure alignment on the validation set every so many epochs", low=1)
@@ -108,21 +111,21 @@ class Align(Patch[Flags]):
         self.weight, self.measuring = 0.0, True
         self.waiting: list[Micro] = []
 
-    def node(self, model: Detector) -> int:
-        """The module whose features are aligned."""
+    def nodes(self, model: Detector) -> list[int]:
+        """The modules whose features are aligned; the first one is measured and fills the bank."""
         most = len(model.model) - 2
-        if self.flags.align_node > most:
-            raise UserError(f"--align-node {self.flags.align_node}: modules 0..{most} have features")
-        return len(model.sections["backbone"]) - 1 if self.flags.align_node < 0 else self.flags.align_node
+        for node in self.flags.align_node:
+            if not 0 <= node <= most or self.flags.align_node.count(node) > 1:
+                raise UserError(f"--align-node {node}: modules 0..{most} have features, each can be named once")
+        return list(self.flags.align_node) or [len(model.sections["backbone"]) - 1]
 
     def branches(self, model: Detector) -> Mapping[str, tuple[int, nn.Module]]:
-        node = self.node(model)
-        channels = model.model[node].out_channels
-        return {"align": (node, Embed(int(channels), self.flags.align_dim))}  # type: ignore[arg-type]
+        size = self.flags.align_dim
+        return {branch(node): (node, Embed(model.tap(node), size)) for node in self.nodes(model)}
 
     def load_weights(self, state: State, model: Detector, source: Source) -> State:
         """A checkpoint without projectors, e.g. of a plain detector: they start fresh."""
-        own = {k: v for k, v in model.state_dict().items() if k.startswith("branches.align.")}
+        own = {k: v for k, v in model.state_dict().items() if k.startswith("branches.align_")}
         if own.keys() <= source.state.keys():
             return state
         print(f"align: {source.path} has no projectors of this shape; they start fresh ({len(own)} tensors)")
@@ -138,19 +141,20 @@ class Align(Patch[Flags]):
         return dataset.with_partners()
 
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
-        node = self.node(model)
-        self.stride = 128 / model.shapes(128)[node][-1]
-        rows = model.model[: node + 1]
-        learns = any(p.requires_grad for p in rows.parameters())
-        alone = "" if learns else "; all modules up to it are frozen, so only the projectors learn"
-        print(f"align: features of module {node} ({model.kinds[node]}, stride {self.stride:g}){alone}")
+        shapes = model.shapes(128)
+        self.strides = {node: 128 / shapes[node][-1] for node in self.nodes(model)}
+        for node, stride in self.strides.items():
+            learns = any(p.requires_grad for p in model.model[: node + 1].parameters())
+            alone = "" if learns else "; all modules up to it are frozen, so only the projectors learn"
+            print(f"align: features of module {node} ({model.kinds[node]}, stride {stride:g}){alone}")
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:
         f = self.flags
         self.weight = f.align_weight * min(max((at.epoch - f.align_start + 1) / f.align_ramp, 0.0), 1.0)
         self.measuring = at.epoch % f.align_every == 0 or at.epoch == at.epochs - 1
         self.log_scale.requires_grad_(self.weight > 0)
-        model.branches["align"].requires_grad_(self.weight > 0)
+        for node in self.nodes(model):
+            model.branches[branch(node)].requires_grad_(self.weight > 0)
         self.waiting.clear()
         if int(self.counted) != at.epoch:  # else it was resumed in mid-epoch
             self.counts.zero_()
@@ -160,26 +164,34 @@ class Align(Patch[Flags]):
         image = batch["image"]
         if self.weight == 0:
             return {name: torch.zeros((), device=image.device) for name in self.terms}
-        embed, node, share = model.branches["align"], self.node(model), float(batch["share"])
-        assert isinstance(embed, Embed)
+        nodes, share = self.nodes(model), float(batch["share"])
         here = batch["paired"] if share else torch.zeros_like(batch["paired"])  # a repeated image of an idle rank
         rows = here.nonzero().flatten()
         visible, infrared = image[rows], partners(batch, rows, image)
         with eval_mode(model):
-            feat = model.features(infrared, node)
+            feats = model.run(infrared, max(nodes))
         numbers = batch["number"][rows].to(image.device)
-        ours, rois = out["feat"][node][rows], boxes_of(batch["target"], rows, image)
+        rois = boxes_of(batch["target"], rows, image)
 
         table = dist.table([len(rows), len(rois), len(image) - len(rows) if share else 0])
         scale = scale_of(self.log_scale)
         if dist.world() > 1:  # every rank computes the whole loss, and their gradients are added up
             scale = scale / dist.world() + (scale - scale / dist.world()).detach()
-        a, b, of = (dist.join_rows(x, [c[0] for c in table]) for x in (out["align"][rows], embed(feat), numbers))
-        found = {"align": pair_loss(a, b, scale)}
-        at_boxes = [embed.boxes(x, rois, self.stride) for x in (ours, feat)]
-        one, two = (dist.join_rows(x, [c[1] for c in table]) for x in at_boxes)
-        found["align_box"] = pair_loss(one, two, scale)
+        joined: list[tuple[Tensor, Tensor]] = []  # of pictures, by node
+        at_pictures, at_boxes = [], []
+        for node in nodes:
+            embed = model.branches[branch(node)]
+            assert isinstance(embed, Embed)
+            views = (out[branch(node)][rows], embed(feats[node]))
+            a, b = (dist.join_rows(x, [c[0] for c in table]) for x in views)
+            local = [embed.boxes(x, rois, self.strides[node]) for x in (out["feat"][node][rows], feats[node])]
+            one, two = (dist.join_rows(x, [c[1] for c in table]) for x in local)
+            joined.append((a, b))
+            at_pictures.append(pair_loss(a, b, scale))
+            at_boxes.append(pair_loss(one, two, scale))
+        found = {"align": torch.stack(at_pictures).mean(), "align_box": torch.stack(at_boxes).mean()}
         if self.flags.align_bank:
+            (a, b), of = joined[0], dist.join_rows(numbers, [c[0] for c in table])
             ways = ((a, b, self.infrared_bank), (b, a, self.visible_bank))
             hard = [bank_loss(q, k, of, bank, scale, HARDEST) for q, k, bank in ways]
             found["align_bank"] = BANK_SHARE * (hard[0] + hard[1]) / 2
@@ -193,7 +205,8 @@ class Align(Patch[Flags]):
     @torch.no_grad()
     def on_step_end(self, model: Detector, average: Detector, at: Progress) -> None:
         self.log_scale.clamp_(0, LARGEST_SCALE)
-        embed, node = average.branches["align"], self.node(average)
+        node = self.nodes(average)[0]
+        embed = average.branches[branch(node)]
         for micro in self.waiting:  # after use, so that no query has met its own key
             counts = [c[0] for c in dist.table([len(micro.numbers)])]
             views = ((micro.visible, self.visible_bank), (micro.infrared, self.infrared_bank))
@@ -209,10 +222,12 @@ class Align(Patch[Flags]):
         if not self.measuring or "infrared" not in batch:
             return {}
         rows = (batch["paired"] & (batch["number"] < self.flags.align_subset)).nonzero().flatten()
-        seen = {name: torch.full_like(out["align"], torch.nan) for name in ("visible", "infrared")}
+        node = self.nodes(model)[0]
+        mine = out[branch(node)]
+        seen = {name: torch.full_like(mine, torch.nan) for name in ("visible", "infrared")}
         if len(rows):
-            feat = model.features(partners(batch, rows, batch["image"]), self.node(model))
-            seen["visible"][rows], seen["infrared"][rows] = out["align"][rows], model.branches["align"](feat)
+            feat = model.features(partners(batch, rows, batch["image"]), node)
+            seen["visible"][rows], seen["infrared"][rows] = mine[rows], model.branches[branch(node)](feat)
         return {f"align_{name}": x for name, x in seen.items()}
 
     def figures(self, observed: Observed) -> dict[str, float]:
@@ -226,6 +241,11 @@ class Align(Patch[Flags]):
         if observed.get("align_visible", torch.empty(0)).numel():
             a, b = known(observed)
             plot_map(a[:200], b[:200], ("visible", "infrared"), folder / "align_map.png")
+
+
+def branch(node: int) -> str:
+    """Name of the projectors at a module."""
+    return f"align_{node}"
 
 
 def partners(batch: Batch, rows: Tensor, image: Tensor) -> Tensor:

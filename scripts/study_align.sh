@@ -8,7 +8,7 @@
 #   DATA=llvip.yaml SHUFFLED=llvip_shuffled.yaml WEIGHTS=yolov7-tiny.pt CFG=cfg/training/yolov7-tiny.yaml HYP=data/hyp.scratch.tiny.noota.yaml \
 #       bash scripts/study_align.sh
 #
-# Variables: PROJECT, SEEDS, WEIGHTS (default: BASE_EPOCHS epochs on data/shapes.yaml), EPOCHS, IMG, BATCH, CFG, HYP, NODE (module whose features are aligned; -1: the last of the backbone), ARMS (part of their
+# Variables: PROJECT, SEEDS, WEIGHTS (default: BASE_EPOCHS epochs on data/shapes.yaml), EPOCHS, IMG, BATCH, CFG, HYP, NODE (modules whose features are aligned; default: the last of the backbone), ARMS (part of their
 # names: only these).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +27,7 @@ EPOCHS=${EPOCHS:-10}
 BASE_EPOCHS=${BASE_EPOCHS:-30}
 WEIGHTS=${WEIGHTS:-$PROJECT/base/weights/best.pt}
 SEEDS=${SEEDS:-0,1,2}
-NODE=${NODE:--1}
+NODE=${NODE:-}
 ARMS=${ARMS:-}
 
 arms=(
@@ -52,4 +52,4 @@ for arm in "${arms[@]}"; do
     if [[ ${arm%%:*} == *"$ARMS"* ]]; then chosen+=(--arm "$arm"); fi
 done
 "$python" -m utils.study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP,align_top1_visible,align_gap,align_probe --test "${chosen[@]}" -- \
-    --align --align-node "$NODE" "${common[@]}" --weights "$WEIGHTS" --epochs "$EPOCHS" "$@"
+    --align ${NODE:+--align-node $NODE} "${common[@]}" --weights "$WEIGHTS" --epochs "$EPOCHS" "$@"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.contrast import pair_loss
 from patches.align import Align, Flags
 from tests.conftest import ROOT
 from tests.toy import trained
@@ -244,11 +245,27 @@ def test_a_batch_of_one_costs_nothing_and_is_counted(pairs: Path, tmp_path: Path
     assert float(row["align"]) == 0 and row["align_alone"] == "12.0" and float(row["align_box"]) > 0
 
 
+def test_a_term_that_is_not_finite_stops_the_run_by_its_name(
+    small_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is caught and skipped."""
+    calls = []
+
+    def spoilt(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return pair_loss(a, b, scale) * (float("nan") if len(calls) == 2 else 1)  # the boxes of the first step
+
+    monkeypatch.setattr("patches.align.pair_loss", spoilt)
+    with pytest.raises(UserError, match="loss term align_box is not finite at step 0"):
+        trained(small_pairs, tmp_path, "nan", "--align")
+
+
 def test_bad_use_says_what_would_be_right(pairs: Path, small_shapes: Path, tmp_path: Path) -> None:
     for data, flags, said in (
         (small_shapes, ["--align"], "add the key `pairs`"),
         (pairs, ["--align", "--quad"], "--quad does not know pairs"),
         (pairs, ["--align", "--align-node", "77"], "--align-node 77: modules 0..76 have features"),
+        (pairs, ["--align", "--align-node", "5", "28", "5"], "--align-node 5: .* each can be named once"),
         (pairs, ["--align", "--align-ramp", "0"], "align_ramp must lie in 1"),
     ):
         with pytest.raises(UserError, match=said):

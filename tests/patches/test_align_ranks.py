@@ -22,7 +22,10 @@ COUNT = 6  # images, of which the fifth has no partner
 
 def everything() -> tuple[Align, Detector, dict[str, Any]]:
     torch.manual_seed(3)
-    patch, model = Align(Flags(align_bank=8, align_dim=16, align_weight=0.1)), Detector(SPEC, 2, LAYERS)
+    patch, model = (
+        Align(Flags(align_bank=8, align_dim=16, align_weight=0.1, align_node=(1, 0))),
+        Detector(SPEC, 2, LAYERS),
+    )
     for name, (row, module) in patch.branches(model).items():
         model.add_branch(name, row, module)
     patch.on_model_built(model, ())

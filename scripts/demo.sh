@@ -27,7 +27,7 @@ if [ "$(tail -n +2 "$base/results.csv" | wc -l)" -lt "$BASE_EPOCHS" ]; then
     echo "$base was stopped before its last epoch; run this command again to go on" >&2
     exit 1
 fi
-WEIGHTS=$base/weights/best.pt DATA=data/shapes.yaml CFG=cfg/training/demo-1b4h.yaml HEAD_CONFIG=data/shapes_1b4h.yaml IMG=160 BATCH=16 WORKERS=1 \
+PYTHON=$python WEIGHTS=$base/weights/best.pt DATA=data/shapes.yaml CFG=cfg/training/demo-1b4h.yaml HEAD_CONFIG=data/shapes_1b4h.yaml IMG=160 BATCH=16 WORKERS=1 \
     EPOCHS="$EPOCHS" HYPS="data/hyp.demo.yaml data/hyp.demo.stage2.yaml data/hyp.demo.stage3.yaml data/hyp.demo.stage4.yaml" \
     PROJECT=$project PREFIX=1b4h bash scripts/gradual_unfreeze.sh "${recipe[@]}"
 

@@ -29,7 +29,7 @@ MAX_LOSS_JUMP=${MAX_LOSS_JUMP:-1.5}
 MAX_HEAD_DROP=${MAX_HEAD_DROP:-0.1}
 CONTINUE=${CONTINUE:-0}
 python=${PYTHON:-python}
-if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 
 weights=$WEIGHTS
 runs=()

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 python=${PYTHON:-python}
-if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 
 DATA=${DATA:-data/shapes_joint.yaml}
 if [ "$DATA" = data/shapes_joint.yaml ]; then

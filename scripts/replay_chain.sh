@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 run=${1:?give the run folder of the last stage}
 project=${2:-${run%/}_replay}
 python=${PYTHON:-python}
-if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 
 stages=$("$python" -m utils.replay chain "$run")
 code=0

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 python=${PYTHON:-python}
-if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 project=runs/${STUDY:-study_distill}
 common=(--data data/shapes.yaml --hyp data/hyp.demo.yaml --img 160 --batch 16 --test-batch-size 16 --workers 0 --cache-images --noautoanchor --adam
     --nominal-batch 16)

@@ -21,7 +21,7 @@ LR2=${LR2:-}
 PROJECT=${PROJECT:-runs/train}
 PREFIX=${PREFIX:-two_stage}
 python=${PYTHON:-python}
-if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 read -r -a frozen <<<"$FREEZE"
 
 # stage RUN EPOCHS HYP LR WEIGHTS FLAGS...

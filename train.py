@@ -43,6 +43,7 @@ def setup(begun: Start) -> Run:
     runs.repeatable(cfg, device)
     with dist.main_first():
         spec = data.read_data(cfg.data)
+        contents = manifest.check(spec, begun)
     patches.each("on_data_read", spec)
     nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
 
@@ -60,7 +61,6 @@ def setup(begun: Start) -> Run:
     # data
     size = whole_strides(cfg.train_size, int(model.stride.max()))
     train, val = make_loaders(cfg, spec, patches, size, int(model.stride.max()))
-    contents = manifest.check(spec, begun)
     if not (cfg.noautoanchor or source or resumed):
         print(fit_anchors(model, box_sizes(train.dataset.labels, train.dataset.sizes, size), cfg.anchor_t, cfg.seed))
 

@@ -89,10 +89,7 @@ def of_start(source: Source | None) -> dict[str, str | None]:
 
 def of_data(spec: DataSpec) -> tuple[str, Listing]:
     """Fingerprint of the training and validation images and labels, and the same file by file."""
-    scans = {
-        split: scan_split(spec, split, on_bad_data="skip", progress=False, on_missing_pair="single")
-        for split in ("train", "val")
-    }
+    scans = {split: scan_split(spec, split, on_bad_data="skip", on_missing_pair="single") for split in ("train", "val")}
     rows: Listing = {}
     for split, scan in scans.items():
         for path, image, label, kind in scan.contents:

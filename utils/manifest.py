@@ -52,6 +52,11 @@ def check(spec: DataSpec, begun: Start) -> Manifest:
     """The data as they are now; of a resumed run they must be those of its checkpoint. With --allow-changed-data a
     change is said instead, and the list of before kept beside the new one."""
     now = Manifest(tuple(spec.names), *fingerprint.of_data(spec))
+    if begun.resumed and not begun.cfg.single_cls and begun.resumed["meta"]["nc"] != len(now.names):
+        raise UserError(
+            f"--resume {begun.folder}: its model has {begun.resumed['meta']['nc']} classes, {spec.source} has "
+            f"{len(now.names)} now; put the data back, or start a new stage with --weights and --transfer-weights"
+        )
     if begun.resumed is None or begun.resumed["meta"]["data"]["fingerprint"] == now.fingerprint:
         return now
     at, file = begun.resumed["meta"], begun.folder / NAME

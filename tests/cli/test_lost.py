@@ -186,6 +186,14 @@ def test_data_that_changed_since(killed: Path, data: Path, command_line: Command
     assert out.returncode == 2 and f"train: 1 new (images/train/{image.name})" in out.stderr, (
         "allowed once, not for good"
     )
+    text = data.read_text()
+    try:
+        content = yaml.safe_load(text)
+        data.write_text(yaml.safe_dump({**content, "nc": 13, "names": [*content["names"], "moon"]}))
+        out = command_line("train.py", "--resume", str(killed), "--allow-changed-data")
+        assert out.returncode == 2 and "its model has 12 classes" in out.stderr and "has 13 now" in out.stderr
+    finally:
+        data.write_text(text)
 
 
 def test_a_term_that_is_not_finite(data: Path, tmp_path: Path) -> None:

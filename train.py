@@ -55,7 +55,6 @@ def setup(begun: Start) -> Run:
         checkpoint.load_into(model, patches.fold("load_weights", source.state, model, source), source.path)
         checkpoint.check_groups(model, source)
     elif resumed:
-        checkpoint.check_channels(spec.channels, resumed["meta"], begun.folder, cfg.data)
         model.load_state_dict(resumed["model"])
 
     # data

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 from utils import dist, fingerprint
+from utils.checkpoint import check_channels
 from utils.data import DataSpec
 from utils.errors import UserError
 from utils.files import naming
@@ -51,6 +52,8 @@ def differences(old: Listing, new: Listing) -> list[str]:
 def check(spec: DataSpec, begun: Start) -> Manifest:
     """The data as they are now; of a resumed run they must be those of its checkpoint. With --allow-changed-data a
     change is said instead, and the list of before kept beside the new one."""
+    if begun.resumed:
+        check_channels(spec.channels, begun.resumed["meta"], begun.folder, spec.source)
     now = Manifest(tuple(spec.names), *fingerprint.of_data(spec))
     if begun.resumed and not begun.cfg.single_cls and begun.resumed["meta"]["nc"] != len(now.names):
         raise UserError(

@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from utils import bench_page
-from utils.bench_parts import write_pictures
-from utils.bench_sections import SECTIONS, Bench
-from utils.config import make_parser
-from utils.device import select_device
-from utils.errors import UserError, run_main
+from utils.bench import page as bench_page
+from utils.bench.parts import write_pictures
+from utils.bench.sections import SECTIONS, Bench
+from utils.config.options import make_parser
+from utils.system.device import select_device
+from utils.system.errors import UserError, run_main
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -15,24 +15,23 @@ import cv2
 import numpy as np
 import torch
 
-from models.classify import image_heads
 from models.fuse import fuse
 from models.graph import Detector
-from utils import lock
-from utils.boxes import to_native
-from utils.checkpoint import load_detector
-from utils.config import make_parser
-from utils.device import select_device
-from utils.errors import UserError, run_main
-from utils.letterbox import letterbox
-from utils.loaders import whole_strides
-from utils.modality import partner_rule, recorded, with_partner
-from utils.nms import nms
-from utils.pairs import PairRule
-from utils.pixels import Image, fractions, viewable
-from utils.plots import colour, draw_box, draw_label
-from utils.source import Frame, find_files, frames
-from utils.tables import free_name, label_lines
+from patches.image_class.head import image_heads
+from utils.config.options import make_parser
+from utils.data.build import whole_strides
+from utils.data.pairs import PairRule, partner_rule, recorded, with_partner
+from utils.evaluation.boxes import to_native
+from utils.evaluation.nms import nms
+from utils.evaluation.tables import free_name, label_lines
+from utils.images.letterbox import letterbox
+from utils.images.pixels import Image, fractions, viewable
+from utils.images.sources import Frame, find_files, frames
+from utils.runs import lock
+from utils.runs.plots import colour, draw_box, draw_label
+from utils.system.device import select_device
+from utils.system.errors import UserError, run_main
+from utils.weights.checkpoint import load_detector
 
 
 def parse(argv: list[str]) -> Any:

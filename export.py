@@ -25,18 +25,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.classify import image_heads
 from models.fuse import fuse
 from models.graph import Detector
-from utils import data
-from utils.checkpoint import check_channels, load_detector
-from utils.config import make_parser
-from utils.errors import UserError, run_main
-from utils.files import write_whole
-from utils.loaders import whole_strides
-from utils.pixels import fractions
-from utils.record import VERSION
+from patches.image_class.head import image_heads
+from utils.config.options import make_parser
+from utils.data.build import whole_strides
+from utils.data.scan import scan_split
+from utils.data.spec import read_data
+from utils.images.letterbox import letterbox
+from utils.images.pixels import fractions
+from utils.images.read import read_image
+from utils.runs.record import VERSION
 from utils.seams import State
+from utils.system.errors import UserError, run_main
+from utils.system.files import write_whole
+from utils.weights.checkpoint import check_channels, load_detector
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 3e-5  # of the scale; measured: up to 4e-6 (yolov5n, 640 px)
@@ -120,17 +123,17 @@ def describe(module: Exported, meta: Mapping[str, Any], size: int, weights: str)
 
 def real_images(path: str, meta: Mapping[str, Any], weights: str, size: int, count: int) -> Tensor:
     """The first validation images of a data YAML, [count,C,size,size] in 0..1; few images are repeated."""
-    spec = data.read_data(path)
+    spec = read_data(path)
     check_channels(spec.channels, meta, Path(weights), path)
-    files = data.scan_split(spec, "val", on_bad_data="skip", progress=False).files
+    files = scan_split(spec, "val", on_bad_data="skip", progress=False).files
     if not files:
         raise UserError(f"{path}: there is no validation image to compare on")
     fitted = []
     for i in range(count):
-        image = data.read_image(files[i % len(files)], channels=spec.channels)
+        image = read_image(files[i % len(files)], channels=spec.channels)
         if image is None:
             raise UserError(f"{files[i % len(files)]} cannot be read any more")
-        fitted.append(data.letterbox(image, size, auto=False)[0].transpose(2, 0, 1))
+        fitted.append(letterbox(image, size, auto=False)[0].transpose(2, 0, 1))
     return fractions(torch.from_numpy(np.stack(fitted)))
 
 

@@ -13,13 +13,18 @@ from typing import Any
 
 import torch
 
-from utils import coco_eval, data, dist, lock, missing, plots, seams, tables
-from utils.checkpoint import check_channels, lasting, load_detector
-from utils.config import make_parser
-from utils.device import select_device
-from utils.errors import UserError, run_main
-from utils.evaluate import Result, evaluate
-from utils.loaders import evaluation
+from patches.modality import missing
+from utils import seams
+from utils.config.options import make_parser
+from utils.data.build import evaluation
+from utils.data.spec import read_data
+from utils.evaluation import coco, tables
+from utils.evaluation.evaluate import Result, evaluate
+from utils.runs import lock, plots
+from utils.system import dist
+from utils.system.device import select_device
+from utils.system.errors import UserError, run_main
+from utils.weights.checkpoint import check_channels, lasting, load_detector
 
 TASKS = ("val", "train", "test", "speed")
 
@@ -98,7 +103,7 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
     if args.modality and model.stem:
         raise UserError(f"--modality {args.modality}: {args.weights} reads both; see --missing")
     patches = seams.revive({"modality": {"modality": args.modality}} if args.modality else lasting(meta))
-    spec = data.read_data(args.data)
+    spec = read_data(args.data)
     patches.each("on_data_read", spec)
     if not args.single_cls and spec.nc != model.nc:
         raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
@@ -110,7 +115,7 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
         like="" if args.match == "coco" else args.match,
     )  # fmt: skip
     names = ["item"] if args.single_cls else list(spec.names)
-    coco_eval.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
+    coco.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
     measure = partial(
         evaluate, model.to(device), device=device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
         match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls,
@@ -141,7 +146,7 @@ def write(result: Result, args: Any, names: list[str], sizes: Any, folder: Path)
     if args.save_txt:
         tables.write_labels(result, sizes, folder / "labels", args.save_conf)
     if args.save_json or args.anno_json:
-        coco_eval.report(result, names, folder / "detections.json", args.anno_json)
+        coco.report(result, names, folder / "detections.json", args.anno_json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ through the seams of utils/seams.py (search for `patches.`); the module table of
 import sys
 import time
 
-from utils.help import help_alone
+from utils.config.help import help_alone
 
 if __name__ == "__main__" and help_alone(sys.argv[1:]):  # before torch, whose import takes longer than the answer
     sys.exit()
@@ -23,32 +23,38 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import scale_gains
-from utils import announce, checkpoint, data, dist, manifest, notes, optim, record, replay, runs, start, step
-from utils.anchors import box_sizes, fit_anchors
-from utils.audit import Audit
-from utils.errors import run_main
-from utils.evaluate import Result, Sink, evaluate
-from utils.guard import Guard
-from utils.interrupt import Interrupt, Stopped
-from utils.loaders import make_loaders, whole_strides
-from utils.runs import Run
-from utils.start import Start
-from utils.sync_bn import synchronise_norms
-from utils.watch import Watch
+from utils.data.build import make_loaders, whole_strides
+from utils.data.loader import Fed
+from utils.data.spec import read_data
+from utils.evaluation.evaluate import Result, Sink, evaluate
+from utils.runs import manifest, record, replay
+from utils.system import dist, notes
+from utils.system.errors import run_main
+from utils.system.signals import Interrupt, Stopped
+from utils.system.sync_bn import synchronise_norms
+from utils.train import announce, optim, outputs, saving, start
+from utils.train.anchors import box_sizes, fit_anchors
+from utils.train.audit.audit import Audit
+from utils.train.finite import Watch
+from utils.train.guard import Guard
+from utils.train.loss_step import LossStep, compile_model, make_scaler, place
+from utils.train.run import Run, describe, repeatable, reweigh_images, starting_weights, tell_stage, to_device
+from utils.train.start import Start
+from utils.weights import checkpoint
 
 
 def setup(begun: Start) -> Run:
     cfg, patches, folder, resumed = begun.cfg, begun.patches, begun.folder, begun.resumed
     device = begun.device
-    runs.repeatable(cfg, device)
+    repeatable(cfg, device)
     with dist.main_first():
-        spec = data.read_data(cfg.data)
-        contents = manifest.check(spec, begun)
+        spec = read_data(cfg.data)
+        contents = manifest.check(spec, resumed, folder, allow_changed=cfg.allow_changed_data)
     patches.each("on_data_read", spec)
     nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
-    source = None if resumed else runs.starting_weights(cfg, patches)
+    source = None if resumed else starting_weights(cfg, patches)
     graph = begun.spec or checkpoint.model_yaml(cfg.cfg, source)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
     if source:
@@ -69,15 +75,15 @@ def setup(begun: Start) -> Run:
     criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), nc, size))
     with torch.random.fork_rng(devices=[]):  # a patch must not shift the random numbers of the base
         patches.each("on_model_built", model, patches.names(criterion.terms))
-    loss_step = step.place(step.LossStep(model, criterion, patches), cfg, device)
+    loss_step = place(LossStep(model, criterion, patches), cfg, device)
     groups = patches.fold("param_groups", optim.param_groups(loss_step, cfg.scaled_decay), model)
     optim.check_partition(groups, loss_step)
     optimizer = optim.make_optimizer(groups, cfg, device)
     schedule = patches.fold("schedule", optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights)), groups)
-    scaler = step.make_scaler(cfg, device)
+    scaler = make_scaler(cfg, device)
     results = record.Results(folder, resumed["meta"]["next_epoch"] if resumed else 0)
 
-    meta = runs.describe(cfg, patches, model, contents, spec=graph, names=names, img_size=size)
+    meta = describe(cfg, patches, model, contents, spec=graph, names=names, img_size=size)
     ema = optim.Ema(model)
     run = Run(
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
@@ -85,27 +91,27 @@ def setup(begun: Start) -> Run:
         Audit(cfg, loss_step, ema, optimizer, schedule, scaler), Guard(cfg, groups),
     )  # fmt: skip
     if resumed:
-        runs.restore(run, resumed)
+        saving.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
     announce.announce(run, source)
-    patches.each("on_start", model, names, lambda detector: runs.measure(run, detector))
+    patches.each("on_start", model, names, lambda detector: outputs.measure(run, detector))
     if cfg.compile:
-        step.compile_model(loss_step)
+        compile_model(loss_step)
     if not resumed:
-        runs.open_folder(run, contents, source)
+        outputs.open_folder(run, contents, source)
     return run
 
 
 def fit(run: Run) -> None:
     """The loop: epochs of training, evaluation of the average, files."""
     while run.epoch < run.cfg.epochs and not run.guard.ended:
-        runs.before_opening(run)
+        saving.before_opening(run)
         run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, run.at)
         run.train.order.set_epoch(run.epoch, run.batch)
         if run.cfg.image_weights:
-            runs.reweigh_images(run)
+            reweigh_images(run)
         optim.train_mode(run.loss_step, run.cfg.freeze_bn, run.cfg.fold_frozen)
-        runs.tell_stage(run)
+        tell_stage(run)
         run.audit.epoch_start(run.step)
         start = time.perf_counter()
         losses = train_epoch(run)
@@ -113,9 +119,9 @@ def fit(run: Run) -> None:
         result = validate(run, run.ema.model) if last or not run.cfg.notest else None
         extra = run.patches.merge("on_epoch_end", run.model, run.at, {**losses, **(result.row if result else {})})
         run.audit.epoch_end(run.step)
-        runs.write_rows(run, losses, result, extra, time.perf_counter() - start)
-        runs.judge(run, result)
-        runs.save(run, result)
+        outputs.write_rows(run, losses, result, extra, time.perf_counter() - start)
+        saving.judge(run, result)
+        saving.save(run, result)
         run.epoch, run.batch = run.epoch + 1, 0
         if run.interrupt.stopping and not (last or run.guard.ended):
             raise Stopped
@@ -125,13 +131,13 @@ def train_epoch(run: Run) -> dict[str, float]:
     """One pass over the data -> mean of each loss term, `labels` and `size` of the last batch, `data_wait` (share)."""
     if run.batch == 0:
         run.sums = {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
-    fed = data.Fed(run.train)
+    fed = Fed(run.train)
     bar = tqdm(fed, f"epoch {run.epoch + 1}/{run.cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
                disable=not dist.main())  # fmt: skip
     run.optimizer.zero_grad(set_to_none=True)
     for batch in bar:
         optim.set_rates(run.optimizer, run.schedule, run.step)
-        batch = runs.to_device(run, batch)
+        batch = to_device(run, batch)
         with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
             loss, terms = run.loss_step(batch)
         run.watch.note(run.step, terms, batch["path"])
@@ -156,7 +162,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             run.watch.look()
             bar.set_postfix(record.shown(terms))
         if stepped:
-            runs.pause(run)
+            saving.pause(run)
     run.watch.check(run.model)
     means = {name: float(total) / run.schedule.batches for name, total in run.sums.items()}
     return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1], "data_wait": fed.share}
@@ -186,7 +192,7 @@ def main(argv: list[str]) -> Run | None:
                 print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
                 dist.leave()
                 return run
-        runs.close_folder(run, validate)
+        outputs.close_folder(run, validate)
         repeated = replay.finish(run.dir, run.cfg.replay, run.guard.ended)
     dist.leave()
     if not repeated:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, plain_rows
-from models.cells import by_cell, look, read
+from models.gather import by_cell, look, read
 from models.iou import iou
 from models.ota import ota_rows
 

@@ -25,12 +25,12 @@ from models.graph import Detector
 from models.head import View
 from models.iou import iou
 from models.loss import Softplus
-from utils.checkpoint import load_detector
-from utils.config import check_range, opt
-from utils.errors import UserError
-from utils.fingerprint import of_tensors
-from utils.notes import note
+from utils.config.options import check_range, opt
+from utils.runs.fingerprint import of_tensors
 from utils.seams import Batch, Groups, Output, Patch, Progress, Terms
+from utils.system.errors import UserError
+from utils.system.notes import note
+from utils.weights.checkpoint import load_detector
 
 
 @dataclass(frozen=True, kw_only=True)

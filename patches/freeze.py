@@ -10,10 +10,10 @@ groups and skips them. What patches add to the model (branches, parameters of th
 from dataclasses import dataclass
 
 from models.graph import Detector
-from utils.config import opt
-from utils.errors import UserError
+from utils.config.options import opt
 from utils.seams import Patch
-from utils.select import cut, parse_first
+from utils.system.errors import UserError
+from utils.train.modules import cut, parse_first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ patches add keeps its rate. Works alone, and multiplies the scales of --unfreeze
 from dataclasses import dataclass
 
 from models.graph import Detector
-from utils.config import opt
-from utils.errors import UserError
+from utils.config.options import opt
 from utils.seams import Groups, Patch
-from utils.select import depth_groups, spans
+from utils.system.errors import UserError
+from utils.train.modules import depth_groups, spans
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from models.graph import Detector
-from utils.config import opt
-from utils.errors import UserError
-from utils.notes import note
+from utils.config.options import opt
 from utils.seams import Patch, Source, State
+from utils.system.errors import UserError
+from utils.system.notes import note
 
 
 @dataclass(frozen=True, kw_only=True)

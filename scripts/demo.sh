@@ -34,5 +34,5 @@ PYTHON=$python WEIGHTS=$base/weights/best.pt DATA=data/shapes.yaml CFG=cfg/train
 "$python" test.py --data data/shapes.yaml --weights "$project/1b4h_stage4_freeze0/weights/best.pt" --img 160 --batch-size 16 --project "$project" \
     --name evaluation --exist-ok
 echo
-"$python" -m utils.stages table "$base" "$project"/1b4h_stage?_freeze* --out "$project/table.md"
+"$python" -m utils stages table "$base" "$project"/1b4h_stage?_freeze* --out "$project/table.md"
 echo "took $(($(date +%s) - started)) s; pictures in $project, first: $project/1b4h_stage4_freeze0/val_batch0_pred.jpg"

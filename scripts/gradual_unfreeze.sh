@@ -56,7 +56,7 @@ for i in "${!freeze[@]}"; do
         echo "stage $((i + 1)) ($run) was stopped before its end; run this command again to go on" >&2
         exit 1
     fi
-    if ! "$python" -m utils.stages check "$weights" "$run" --max-drop "$MAX_DROP" --max-loss-jump "$MAX_LOSS_JUMP" --max-head-drop "$MAX_HEAD_DROP"; then
+    if ! "$python" -m utils stages check "$weights" "$run" --max-drop "$MAX_DROP" --max-loss-jump "$MAX_LOSS_JUMP" --max-head-drop "$MAX_HEAD_DROP"; then
         if [ "$CONTINUE" != 1 ]; then
             echo "stopped after stage $((i + 1)) ($run). Smaller steps: FREEZE=\"50 40 30 ...\"; lower rates: LR=\"0.01 0.0005 0.0002 0.00005\"; go on all the same: CONTINUE=1" >&2
             exit 1
@@ -65,4 +65,4 @@ for i in "${!freeze[@]}"; do
     fi
     weights=$run/weights/best.pt
 done
-"$python" -m utils.stages table "${runs[@]}"
+"$python" -m utils stages table "${runs[@]}"

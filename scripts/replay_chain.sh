@@ -13,7 +13,7 @@ project=${2:-${run%/}_replay}
 python=${PYTHON:-python}
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 
-stages=$("$python" -m utils.replay chain "$run")
+stages=$("$python" -m utils replay chain "$run")
 code=0
 before=
 while IFS=$'\t' read -r original weights name; do
@@ -34,5 +34,5 @@ while IFS=$'\t' read -r original weights name; do
     before=$replay
 done <<<"$stages"
 echo
-"$python" -m utils.replay table "$run" "$project"
+"$python" -m utils replay table "$run" "$project"
 exit "$code"

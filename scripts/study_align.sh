@@ -2,7 +2,7 @@
 # What does alignment with infrared partners do to detection in the dark? Weight 0, alignment at two weights and with a memory of hard negatives, and the
 # control whose partners are those of other scenes: equal budgets, several seeds, all from one detector that was trained on day pictures. Trained on day
 # and dark pictures; best.pt is chosen on the validation split and evaluated on the test split, which is all dark. Ends in tables and a picture
-# (utils/study.py). Stopped halfway, the same command goes on.
+# (utils/study/study.py). Stopped halfway, the same command goes on.
 #
 #   bash scripts/study_align.sh [more train.py flags for every arm]                                        the embedded pairs
 #   DATA=llvip.yaml SHUFFLED=llvip_shuffled.yaml WEIGHTS=yolov7-tiny.pt CFG=cfg/training/yolov7-tiny.yaml HYP=data/hyp.scratch.tiny.noota.yaml \
@@ -51,5 +51,5 @@ chosen=()
 for arm in "${arms[@]}"; do
     if [[ ${arm%%:*} == *"$ARMS"* ]]; then chosen+=(--arm "$arm"); fi
 done
-"$python" -m utils.study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP,align_top1_visible,align_gap,align_probe --test "${chosen[@]}" -- \
+"$python" -m utils study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP,align_top1_visible,align_gap,align_probe --test "${chosen[@]}" -- \
     --align ${NODE:+--align-node $NODE} "${common[@]}" --weights "$WEIGHTS" --epochs "$EPOCHS" "$@"

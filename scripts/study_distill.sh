@@ -21,7 +21,7 @@ if [ ! -e "$project/teacher/result.yaml" ]; then
         "$python" train.py "${common[@]}" --cfg cfg/training/demo.yaml --epochs "${TEACHER_EPOCHS:-60}" --project "$project" --name teacher
     fi
 fi
-"$python" -m utils.study --project "$project/students" --seeds "${SEEDS:-0,1,2}" --columns mAP50,mAP \
+"$python" -m utils study --project "$project/students" --seeds "${SEEDS:-0,1,2}" --columns mAP50,mAP \
     --arm "plain:" \
     --arm "outputs: --teacher $teacher --distill-feat-gain 0" \
     --arm "outputs and features: --teacher $teacher" \

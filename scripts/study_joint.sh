@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Do detection and image classification in one network disturb each other, and which cure helps? Each task alone, fixed weights, uncertainty, DWA, GradNorm,
-# and two networks: equal budgets, several seeds. Ends in tables and a picture (utils/study.py). Stopped halfway, the same command goes on.
+# and two networks: equal budgets, several seeds. Ends in tables and a picture (utils/study/study.py). Stopped halfway, the same command goes on.
 #
 #   bash scripts/study_joint.sh [more train.py flags for every arm]                          the embedded data
 #   DATA=heart.yaml CFG=cfg/training/yolov5n.yaml HYP=data/hyp.scratch.tiny.noota.yaml bash scripts/study_joint.sh      any other with cls_names
@@ -40,6 +40,6 @@ for arm in "${arms[@]}"; do
     if [[ ${arm%%:*} == *"$ARMS"* ]]; then chosen+=(--arm "$arm"); fi
 done
 # Adam at this rate learns in minutes what the published recipe needs hours for
-"$python" -m utils.study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP,image_acc,image_bacc,image_f1 "${chosen[@]}" -- --data "$DATA" --cfg "$CFG" \
+"$python" -m utils study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP,image_acc,image_bacc,image_f1 "${chosen[@]}" -- --data "$DATA" --cfg "$CFG" \
     --hyp "$HYP" --img-size "$IMG" "$IMG" --batch-size "$BATCH" --nominal-batch "$BATCH" --test-batch-size 32 --epochs "$EPOCHS" --adam --mosaic 0 --mixup 0 \
     --workers 0 --cache-images "$@"

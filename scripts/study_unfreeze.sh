@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Why does unfreezing collapse? Arms that differ from another arm in one thing each, several seeds, equal budgets, all from one and the same checkpoint:
-# a 1B1H detector, then 1B4H with its trunk frozen (stage 1). Ends in a table and a picture (utils/study.py). Stopped halfway, the same command goes on.
+# a 1B1H detector, then 1B4H with its trunk frozen (stage 1). Ends in a table and a picture (utils/study/study.py). Stopped halfway, the same command goes on.
 #
 #   bash scripts/study_unfreeze.sh [more train.py flags for every arm]                       the embedded data
 #   DATA=coco128.yaml WEIGHTS=yolov5n.pt bash scripts/study_unfreeze.sh                      any other; WEIGHTS: the 1B1H detector to start from
@@ -79,5 +79,5 @@ chosen=()
 for arm in "${arms[@]}"; do
     if [[ ${arm%%:*} =~ $ARMS ]]; then chosen+=(--arm "$arm"); fi
 done
-"$python" -m utils.study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP "${chosen[@]}" -- "${common[@]}" "${heads[@]}" \
+"$python" -m utils study --project "$PROJECT" --seeds "$SEEDS" --columns mAP50,mAP "${chosen[@]}" -- "${common[@]}" "${heads[@]}" \
     --weights "$PROJECT/stage1/weights/best.pt" --epochs "$EPOCHS" --compat v5 --lr0 "$LR0" --warmup_bias_lr "$LR0" "$@"

@@ -50,4 +50,4 @@ first=$PROJECT/${PREFIX}_1_frozen
 second=$PROJECT/${PREFIX}_2_open
 stage "$first" "$EPOCHS1" "$HYP1" "$LR1" "$WEIGHTS" --transfer-weights --freeze "${frozen[@]}" "$@"
 stage "$second" "$EPOCHS2" "$HYP2" "$LR2" "$first/weights/best.pt" "$@"
-"$python" -m utils.stages table "$first" "$second"
+"$python" -m utils stages table "$first" "$second"

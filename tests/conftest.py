@@ -28,7 +28,7 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_pairs(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data YAML of the small set with infrared partners: grey and inverted."""
-    from utils.data import read_data
+    from utils.data.spec import read_data
 
     folder = tmp_path_factory.mktemp("pairs")
     spec = read_data(small_shapes)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conformance.reference import Absent, Reference
 from tests.shared import SHARED, shared
-from utils.reference import Absent, Reference
 
 
 def golden() -> Reference:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.train import saving
+
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 
@@ -47,24 +49,26 @@ def at_call(owner: Any, name: str, count: int, when: str = "before", only: Any =
 
 def kill(moment: str, count: float) -> None:
     from models.graph import Detector
-    from utils import optim, record, runs, step
+    from utils.runs import record
+    from utils.train import optim, outputs, saving
+    from utils.train.loss_step import LossStep
 
     n = int(count)
     if moment == "time":
-        first = step.LossStep.forward
+        first = LossStep.forward
 
         def forward(*args: Any) -> Any:  # the clock starts with training: how long a start takes is the machine's
-            step.LossStep.forward = first  # type: ignore[method-assign]
+            LossStep.forward = first  # type: ignore[method-assign]
             timer = threading.Timer(count, die)
             timer.daemon = True
             timer.start()
             return first(*args)
 
-        step.LossStep.forward = forward  # type: ignore[assignment,method-assign]
+        LossStep.forward = forward  # type: ignore[assignment,method-assign]
     elif moment == "setup":
         at_call(optim, "make_optimizer", 1)
     elif moment == "step":
-        at_call(step.LossStep, "forward", n)
+        at_call(LossStep, "forward", n)
     elif moment == "write":
         at_call(os, "fsync", n, "half", only=lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith(".part"))
     elif moment == "rename":
@@ -74,9 +78,9 @@ def kill(moment: str, count: float) -> None:
     elif moment == "rows":
         at_call(record.Results, "append", n, "after")
     elif moment == "back":
-        at_call(runs, "save_last", n, "after", only=lambda run, *_: bool(run.guard.back))
+        at_call(saving, "save_last", n, "after", only=lambda run, *_: bool(run.guard.back))
     elif moment == "end":
-        at_call(runs, "close_folder", 1)
+        at_call(outputs, "close_folder", 1)
     else:
         raise SystemExit(f"unknown moment {moment}")
 
@@ -84,7 +88,7 @@ def kill(moment: str, count: float) -> None:
 def full(name: str) -> None:
     import resource
 
-    from utils import record
+    from utils.runs import record
 
     original = record.append_text
 
@@ -127,9 +131,9 @@ def nan_term(epoch: int, file: str) -> None:
 def worth(values: list[float]) -> None:
     import dataclasses
 
-    from utils import evaluate, runs
+    from utils.evaluation import evaluate
 
-    measure, begin, now = evaluate.evaluate, runs.before_opening, [0]
+    measure, begin, now = evaluate.evaluate, saving.before_opening, [0]
 
     def before_opening(run: Any) -> None:
         now[0] = run.epoch
@@ -139,7 +143,7 @@ def worth(values: list[float]) -> None:
         value = values[min(now[0], len(values) - 1)]
         return dataclasses.replace(measure(*args, **kwargs), map50=value, map=value)
 
-    evaluate.evaluate, runs.before_opening = evaluated, before_opening
+    evaluate.evaluate, saving.before_opening = evaluated, before_opening
 
 
 def apply(kind: str, *values: str) -> None:

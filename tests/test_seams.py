@@ -19,10 +19,13 @@ import test as evaluation
 import train
 from models.graph import Detector
 from tests.toy import toy, trained
-from utils import checkpoint, data, optim, seams
-from utils.config import opt
-from utils.errors import UserError
-from utils.runs import Run
+from utils import seams
+from utils.config.options import opt
+from utils.data.spec import label_path
+from utils.system.errors import UserError
+from utils.train import optim
+from utils.train.run import Run
+from utils.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUR = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
@@ -76,17 +79,17 @@ def test_every_parameter_is_in_one_group(small_shapes: Path, tmp_path: Path) -> 
 def test_resume_is_bit_identical(small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three epochs at once, and one epoch, a stop, and two more: same weights, average, rows."""
     straight = trained(small_shapes, tmp_path, "straight", "--epochs", "3", "--freeze", "10")
-    save = train.runs.save
+    save = train.saving.save
 
     def save_and_stop(run: Run, result: object) -> None:
         save(run, result)  # type: ignore[arg-type]
         if run.epoch == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.runs, "save", save_and_stop)
+    monkeypatch.setattr(train.saving, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         trained(small_shapes, tmp_path, "cut", "--epochs", "3", "--freeze", "10")
-    monkeypatch.setattr(train.runs, "save", save)
+    monkeypatch.setattr(train.saving, "save", save)
     resumed = train.main(["--resume", str(tmp_path / "cut")])
     assert resumed is not None
     assert digest(straight.model) == digest(resumed.model)
@@ -176,6 +179,6 @@ def test_a_patch_adds_an_output_and_a_metric(
     result = evaluation.main(
         ["--weights", str(best), "--data", str(small_shapes), *size, "--project", str(tmp_path), "--name", "e"]
     )
-    texts = [data.label_path(Path(p)).read_text() for p in result.paths]
+    texts = [label_path(Path(p)).read_text() for p in result.paths]
     assert result.observed["boxes"].tolist() == [len(text.split("\n")) - 1 for text in texts]
     assert (tmp_path / "e/probe.txt").read_text() == "8"

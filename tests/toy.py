@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import train
-from utils.runs import Run
+from utils.train.run import Run
 
 
 def toy(data: Path | str, project: Path, name: str, *, epochs: int = 1, batch: int = 4) -> list[str]:

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from models.graph import Build, Detector
-from utils.errors import UserError
-from utils.spec import DataSpec
+from utils.system.errors import UserError
+
+if TYPE_CHECKING:
+    from utils.data.spec import DataSpec
 
 Batch = dict[
     str, Any
@@ -73,7 +75,7 @@ class Patch(nn.Module, Generic[F]):
         """Plain values from which Flags(**record) makes the same patch without the files it once read."""
         return dataclasses.asdict(self.flags)  # type: ignore[call-overload,no-any-return]
 
-    def on_data_read(self, spec: DataSpec) -> None:
+    def on_data_read(self, spec: "DataSpec") -> None:
         """What the data YAML says, before there is a model."""
 
     def layers(self) -> Mapping[str, Build]:
@@ -92,7 +94,7 @@ class Patch(nn.Module, Generic[F]):
         return groups
 
     def schedule(self, schedule: Any, groups: Groups) -> Any:
-        """The run's utils.optim.Schedule, and the final groups that it is for."""
+        """The run's utils.train.optim.Schedule, and the final groups that it is for."""
         return schedule
 
     def on_start(self, model: Detector, names: list[str], measure: Callable[[Detector], Any]) -> None:
@@ -185,19 +187,24 @@ def table() -> dict[str, str]:
     return dict(importlib.import_module("patches").TABLE)
 
 
+def record_name(place: str) -> str:
+    """What run.yaml and checkpoints call a patch: the last part of its place, `image_class.joint` -> `joint`."""
+    return place.rpartition(".")[2]
+
+
 def kinds(names: Iterable[str]) -> dict[str, ModuleType]:
     """The modules of these patch files, in TABLE order."""
     wanted = set(names)
-    known = dict.fromkeys(table().values())
+    known = {record_name(place): place for place in table().values()}
     if missing := wanted - known.keys():
         raise UserError(f"this run needs the patches {sorted(missing)}, which are not in patches/")
-    return {name: importlib.import_module(f"patches.{name}") for name in known if name in wanted}
+    return {name: importlib.import_module(f"patches.{place}") for name, place in known.items() if name in wanted}
 
 
 def active(given: Iterable[str]) -> dict[str, ModuleType]:
     """Patches switched on by a flag on the command line."""
     flags = {g.split("=")[0].removeprefix("--").replace("_", "-") for g in given if g.startswith("--")}
-    return kinds(name for flag, name in table().items() if flag in flags)
+    return kinds(record_name(place) for flag, place in table().items() if flag in flags)
 
 
 def revive(records: Mapping[str, Mapping[str, Any]]) -> Patches:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from models.assign import Rows, box_targets, drop_idle, plain_rows
-from models.cells import by_cell, read
+from models.gather import by_cell, read
+from tests.conformance.reference import Reference, loss_case
 from tests.golden import golden, keys
-from utils.reference import Reference, loss_case
 
 ANCHORS = torch.tensor([[1.25, 1.625], [2.0, 3.75], [4.125, 2.875]])  # YOLOv5's first level at stride 8
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from models.graph import Detector
 from models.head import Detect
+from tests.conformance.reference import GAINS, Absent, Reference, dense, filled, filled_model, raw_outputs
 from tests.golden import golden, keys, need
 from tests.shared import SHARED
-from utils.reference import GAINS, Absent, Reference, dense, filled, filled_model, raw_outputs
 
 MODELS = sorted(f.stem for f in (SHARED / "golden/forward").glob("*.npz") if f.stem != "inputs")
 
@@ -143,7 +143,7 @@ def test_bfloat16_does_not_round_boxes_by_pixels() -> None:
 
 def test_a_checkpoint_of_the_original_decodes_as_it_did() -> None:
     """From the file's tensors alone (no code of it runs) to the original's decoded output."""
-    from utils.checkpoint import load_detector
+    from utils.weights.checkpoint import load_detector
 
     ref = golden()
     names = sorted(p.name.removesuffix("_expected.npz") for p in (ref.root / "ckpt").glob("*_expected.npz"))

@@ -10,8 +10,8 @@ from models.fuse import fuse
 from models.graph import Detector
 from models.head import IDetect
 from models.layers import Conv, DWConv, RepConv
+from tests.conformance.reference import Absent, dense, filled_model
 from tests.golden import golden
-from utils.reference import Absent, dense, filled_model
 
 MODELS = [
     ("yolov7-tiny", "yolov7", "yolov7-tiny"),

@@ -13,8 +13,8 @@ from models import loss as loss_module
 from models import ota as ota_module
 from models.assign import Rows
 from models.loss import DetectionLoss, LossSettings, Softplus, scale_gains
+from tests.conformance.reference import items_of, loss_case, loss_keys
 from tests.golden import close, golden, keys, near
-from utils.reference import items_of, loss_case, loss_keys
 
 STRIDE = torch.tensor([8.0, 16.0, 32.0])
 PIXELS = torch.tensor(

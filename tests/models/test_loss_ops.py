@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from models import ota
 from models.loss import Criterion, DetectionLoss, LossSettings
-from patches.multihead import MultiHeadLoss, SummedHeadLoss
+from patches.multihead.loss import MultiHeadLoss, SummedHeadLoss
+from tests.conformance.reference import head_table
 from tests.models.test_loss import ANCHORS, STRIDE, as_on_cuda, boxes
-from utils.reference import head_table
 
 GROUPS = ((3, 0), (1,), (5, 2, 4))
 WIDTH = {"one": 11, "heads": 21, "sum": 21}

@@ -12,9 +12,9 @@ from models.assign import Rows, decode_rows, drop_idle, plain_rows, take
 from models.iou import pairwise_iou
 from models.loss import DetectionLoss, LossSettings
 from models.ota import Table, cheapest, ota_rows
+from tests.conformance.reference import items_of, loss_case, loss_keys
 from tests.golden import close, golden, near
 from tests.models.test_loss import STRIDE, as_on_cuda, boxes, criterion, raw
-from utils.reference import items_of, loss_case, loss_keys
 
 # Cases in which equal costs meet and the order of equals changes the loss: YOLOv7 takes what torch.topk happens to
 # return, we the earlier candidate. There the reference is the value computed with our rule.

@@ -17,9 +17,9 @@ from patches.multihead import Flags, patch
 from tests.models.test_fuse import random_statistics
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
-from utils.optim import Ema, param_groups, train_mode
 from utils.seams import Patches
-from utils.step import LossStep
+from utils.train.loss_step import LossStep
+from utils.train.optim import Ema, param_groups, train_mode
 
 FOUR = {**LAYERS, **patch(Flags(heads=4, head_config=str(ROOT / "data/shapes_1b4h.yaml"))).layers()}
 

@@ -16,16 +16,16 @@ from models.head import View
 from patches.distill import Distill, Flags, coin_kl, output_terms, owner_of
 from patches.multihead import Flags as HeadFlags
 from patches.multihead import MultiHead
+from tests.conformance.reference import fill
 from tests.conftest import CommandLine
 from tests.models.test_zoo import spec
 from tests.shared import ROOT, shared
 from tests.toy import toy, trained
-from utils import checkpoint
-from utils.errors import UserError
-from utils.fingerprint import of_tensors
-from utils.reference import fill
-from utils.runs import Run
+from utils.runs.fingerprint import of_tensors
 from utils.seams import Progress
+from utils.system.errors import UserError
+from utils.train.run import Run
+from utils.weights import checkpoint
 
 ONE, FOUR = [list(range(12))], [[0, 4, 7], [1, 6, 10], [2, 5, 8], [3, 9, 11]]
 
@@ -217,13 +217,13 @@ def runs(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained(small_shapes, folder, "idle", *base, "--teacher", str(teacher), "--distill-gain", "0", epochs=2)
     trained(small_shapes, folder, "taught", *taught, epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        save = train.runs.save
+        save = train.saving.save
 
         def save_and_stop(run: Run, result: Any) -> None:
             save(run, result)
             raise KeyboardInterrupt
 
-        patch.setattr(train.runs, "save", save_and_stop)
+        patch.setattr(train.saving, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             trained(small_shapes, folder, "cut", *taught, epochs=2)
     return folder

@@ -12,10 +12,11 @@ from patches.freeze import Flags, Freeze
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
 from tests.toy import trained
-from utils import checkpoint, optim
-from utils.errors import UserError
-from utils.select import cut, parse_first
-from utils.stages import frozen_layers
+from utils.runs.chain import frozen_layers
+from utils.system.errors import UserError
+from utils.train import optim
+from utils.train.modules import cut, parse_first
+from utils.weights import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from models.loss import LossSettings, scale_gains
 from patches.multihead import Flags as HeadFlags
 from patches.multihead import MultiHead
 from patches.transfer import Flags, Transfer, mixed
+from tests.conformance.reference import fill
 from tests.models.test_zoo import spec
 from tests.shared import ROOT, shared
-from utils.errors import UserError
-from utils.foreign import read_foreign
-from utils.nms import nms
-from utils.reference import fill
+from utils.evaluation.nms import nms
 from utils.seams import Source, State
+from utils.system.errors import UserError
+from utils.weights.foreign import read_foreign
 
 GROUPINGS = ("standard", "geometry", "anticonfusion")
 TERMS = ("box", "obj", "cls")
@@ -66,14 +66,16 @@ def test_same_detections_right_after_transfer(one: str, four: str, grouping: str
         old, new = ([*nms(m.decode(m(image)["det"]), 0.05, 0.65, multi_label=True, max_det=30_000)] for m in (a, b))
     assert sum(map(len, old)) > 100
     for x, y in zip(old, new, strict=True):
-        assert len(x) == len(y)
+        alone = 0  # a score or an overlap within a rounding of its threshold may fall on either side, by processor
         for c in range(80):  # within a class: the same boxes; scores a rounding apart may change places
             mine, theirs = x[x[:, 5] == c], y[y[:, 5] == c]
-            assert len(mine) == len(theirs)
-            if len(mine):
-                apart = torch.cdist(mine[:, :5], theirs[:, :5], p=float("inf"))
-                scale = mine[:, :4].abs().amax(1).clamp(min=1)
-                assert (apart.amin(1) < 1e-4 * scale).all() and (apart.amin(0) < 1e-4 * scale.max()).all()
+            if not len(mine) or not len(theirs):
+                alone += len(mine) + len(theirs)
+                continue
+            apart = torch.cdist(mine[:, :5], theirs[:, :5], p=float("inf"))
+            scale = mine[:, :4].abs().amax(1).clamp(min=1)
+            alone += int((apart.amin(1) > 1e-4 * scale).sum() + (apart.amin(0) > 1e-4 * scale.max()).sum())
+        assert alone <= 1e-4 * (len(x) + len(y)), f"{alone} of {len(x)} and {len(y)} detections have no equal"
 
 
 def test_same_detections_from_published_weights() -> None:

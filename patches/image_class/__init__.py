@@ -1,0 +1,1 @@
+"""Patches that name the class of the image."""

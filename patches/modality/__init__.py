@@ -1,0 +1,116 @@
+"""--modality visible|infrared|both: what detection reads of the pairs that the data YAML names (`pairs:`).
+Seams: on_data_read, branches, load_weights, wrap_dataset.
+
+infrared   the partner takes the place of the visible picture, grey repeated to the model's channels; the same boxes
+both       two stems (patches/modality/stems.py): the rows as they are read the visible picture, a copy of rows 0..N the
+           infrared one, and is added to row N (--join-node N) through a 1x1 convolution that starts as zeros. From a
+           checkpoint of one modality both stems start from its rows: at first the new model detects what the old one
+           did.
+
+The second stem is the branch `infrared`: it learns whatever --freeze names, and --unfreeze 3:branches.infrared opens it
+later. A partner that is missing (--on-missing-pair single) is grey.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from models.graph import Detector
+from patches.modality.stems import SecondStem, early_row, join_rows
+from utils.config.options import check_ranges, opt
+from utils.data.spec import DataSpec
+from utils.images.pixels import CHANNELS
+from utils.seams import Patch, Source, State
+from utils.system.errors import UserError
+from utils.train.modules import spans
+
+NAME = "infrared"
+PREFIX = f"branches.{NAME}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    modality: str = opt(
+        "visible", "what detection reads of the data YAML's pairs", choices=("visible", "infrared", "both")
+    )
+    join_node: int = opt(
+        -1, "both: the module at which the infrared stem joins (-1: the last possible one at stride 4)", low=-1
+    )
+    pair_words: tuple[str, ...] = opt((), "how partners are found, as stored in checkpoints", hidden=True)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.join_node != -1 and self.modality != "both":
+            raise UserError(f"--join-node goes with --modality both, not {self.modality}")
+
+
+class Modality(Patch[Flags]):
+    def __init__(self, flags: Flags) -> None:
+        super().__init__(flags)
+        self.join, self.words = flags.join_node, flags.pair_words
+
+    def record(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.flags), "join_node": self.join, "pair_words": self.words}
+
+    def on_data_read(self, spec: DataSpec) -> None:
+        if self.flags.modality == "visible":
+            return
+        if spec.pairs is None:
+            raise UserError(
+                f"--modality {self.flags.modality}: {spec.source} names no infrared partners; add the key `pairs`, "
+                "e.g. `pairs: llvip`"
+            )
+        self.words = spec.pairs.replace if spec.pairs.file is None else ()
+
+    def branches(self, model: Detector) -> Mapping[str, tuple[int, nn.Module]]:
+        if self.flags.modality != "both":
+            return {}
+        if 2 * model.in_channels > CHANNELS:
+            raise UserError(f"--modality both: twice {model.in_channels} channels; {CHANNELS} are read at most")
+        self.join = self.join if self.join >= 0 else self.default_row(model)
+        if self.join not in join_rows(model):
+            raise UserError(
+                f"--join-node {self.join}: a row behind it would read rows before it, which know the visible picture "
+                f"alone, or it lies outside the backbone; possible: {spans(join_rows(model))}"
+            )
+        return {NAME: (self.join, SecondStem(model, self.join))}
+
+    def default_row(self, model: Detector) -> int:
+        row = early_row(model)
+        if row is None:
+            raise UserError(f"--modality both: say --join-node N; possible: {spans(join_rows(model)) or 'none'}")
+        return row
+
+    def load_weights(self, state: State, model: Detector, source: Source) -> State:
+        """A checkpoint without this second stem: it starts from the first one."""
+        stem = dict(model.branches.items()).get(NAME)
+        if not isinstance(stem, SecondStem):
+            return state
+        own = {PREFIX + k: v for k, v in stem.state_dict().items()}
+        if all(k in source.state and source.state[k].shape == v.shape for k, v in own.items()):
+            return state
+        needed = [k.removeprefix(f"{PREFIX}rows.") for k in own if ".rows." in k]
+        if absent := [k for k in needed if k not in state]:
+            raise UserError(f"{source.path} has no {absent[0]}, from which the infrared stem would start")
+        print(
+            f"modality: the infrared stem starts from rows 0-{self.join} of {source.path} and contributes nothing yet"
+        )
+        return {**state, **{PREFIX + k: v for k, v in stem.starting(state).items()}}
+
+    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+        return dataset if self.flags.modality == "visible" else dataset.with_partners(self.flags.modality)
+
+    def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
+        if self.flags.modality != "both":
+            print(f"modality: detection reads the {self.flags.modality} pictures")
+            return
+        print(
+            f"modality: two stems: rows 0-{self.join} read the visible picture, branches.{NAME} the infrared one; "
+            f"joined at row {self.join} ({model.kinds[self.join]})"
+        )
+
+
+patch = Modality

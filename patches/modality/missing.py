@@ -1,0 +1,42 @@
+"""Detection by a model of two pictures while one of them is missing: grey, as the margins of every picture are."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.evaluation.evaluate import Result
+from utils.evaluation.tables import number
+from utils.images.pixels import GREY
+from utils.system import dist
+from utils.system.files import write_text
+
+Batch = dict[str, Any]
+MODALITIES = ("visible", "infrared")
+COLUMNS = ("P", "R", "F1", "mAP50", "mAP")
+
+
+def without(batches: Iterable[Batch], missing: str) -> Iterator[Batch]:
+    """The batches as loaded, image [B,2C,H,W], with one of the two pictures grey."""
+    for batch in batches:
+        image: Tensor = batch["image"].clone()
+        first, second = image.chunk(2, 1)
+        (first if missing == "visible" else second).fill_(GREY * (1 if image.element_size() == 1 else 257))
+        yield {**batch, "image": image}
+
+
+def report(both: Result, batches: Iterable[Batch], measure: Callable[[Iterable[Batch]], Result], file: Path) -> None:
+    """What a model finds with both pictures (given) and with either alone (by `measure`), as a table on the screen and
+    as CSV: given, the figures, match (their rule)."""
+    visible, infrared = (measure(without(batches, missing)) for missing in reversed(MODALITIES))
+    found = {"both": both, "visible alone": visible, "infrared alone": infrared}
+    if not dist.main():
+        return
+    print(f"{'given':16}" + "".join(f"{name:>9}" for name in COLUMNS))
+    for given, r in found.items():
+        print(f"{given:16}" + "".join(f"{number(r.row[c]):>9}" for c in COLUMNS))
+    print(f"a missing picture is grey; {both.rule}")
+    lines = [",".join(("given", *COLUMNS, "match"))]
+    lines += [",".join([given, *(str(r.row[c]) for c in COLUMNS), r.match]) for given, r in found.items()]
+    write_text(file, "\n".join(lines) + "\n")

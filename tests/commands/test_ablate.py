@@ -1,0 +1,50 @@
+"""An ablation over freeze points through the command line, stopped by a failure, gone on with, and compared."""
+
+import csv
+import shutil
+from pathlib import Path
+
+from tests.conftest import CommandLine
+
+
+def test_runs_are_named_skipped_resumed_and_compared(
+    small_shapes: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    project = tmp_path / "ablate"
+    words = ["-m", "utils", "ablate", "--freeze-list", "0,999,50", "--project", str(project), "--"]
+    words += ["--data", str(small_shapes), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml"]
+    words += ["--img", "64", "--batch", "4", "--nominal-batch", "4", "--epochs", "1", "--workers", "0"]
+    done = command_line(*words, "--device", "cpu")
+    assert done.returncode == 1, done.stderr
+    assert f"failed: {project / 'freeze_1_to_999'}" in done.stderr
+    assert "--freeze 999: the model has 78 modules" in done.stderr
+    with open(project / "comparison/comparison.csv", newline="") as f:
+        table = {row["run"]: row for row in csv.DictReader(f)}
+    assert list(table) == ["freeze_1_to_0", "freeze_1_to_999", "freeze_1_to_50"]
+    trainable = [table[f"freeze_1_to_{n}"]["trainable parameters"].replace(",", "") for n in (0, 50)]
+    assert int(trainable[0]) > int(trainable[1]) > 0
+    assert table["freeze_1_to_999"]["epochs"] == "missing"
+    assert float(table["freeze_1_to_0"]["AP@0.5:0.95 of small objects"]) >= 0
+    assert 0 < float(table["freeze_1_to_50"]["peak memory, GiB"]) < 64
+    pictures = {"learning.png", "PR.png", "F1.png", "confusion.png", "images.png"}
+    assert pictures <= {p.name for p in (project / "comparison").iterdir()}
+
+    before = (project / "freeze_1_to_50/weights/last.pt").stat().st_mtime_ns
+    shutil.rmtree(project / "freeze_1_to_0/weights")  # as if it had died before its first checkpoint
+    words[words.index("0,999,50")] = "0,50"
+    again = command_line(*words, "--device", "cpu")
+    assert again.returncode == 0, again.stderr
+    assert f"{project / 'freeze_1_to_50'}: finished before" in again.stdout
+    assert (project / "freeze_1_to_50/weights/last.pt").stat().st_mtime_ns == before
+    assert (project / "freeze_1_to_0/weights/last.pt").is_file()
+
+
+def test_flags_that_the_ablation_sets(command_line: CommandLine) -> None:
+    for words, message in (
+        (["--freeze-list", "0,3"], "give train.py's flags after `--`"),
+        (["--freeze-list", "0,x", "--", "--data", "a"], "--freeze-list 0,x: expected whole numbers"),
+        (["--freeze-list", "0,0", "--", "--data", "a"], "--freeze-list 0,0: a number stands there twice"),
+        (["--freeze-list", "0", "--", "--freeze", "3"], "--freeze: set for each run"),
+    ):
+        done = command_line("-m", "utils", "ablate", *words)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr

@@ -1,0 +1,42 @@
+"""A study of two arms through the command line: one fails, the finished one is skipped, other flags are refused."""
+
+from pathlib import Path
+
+from tests.conftest import CommandLine
+from utils.runs.record import read_rows
+
+
+def test_arms_are_trained_skipped_and_told_apart(small_shapes: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    project = tmp_path / "study"
+    tested = small_shapes.parent / "with_test.yaml"
+    tested.write_text(small_shapes.read_text() + "test: images/val\n")
+    common = ["--data", str(tested), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml"]
+    common += ["--img", "64", "--batch", "4", "--nominal-batch", "4", "--epochs", "3", "--workers", "0"]
+    common += ["--device", "cpu"]
+    words = ["-m", "utils", "study", "--project", str(project), "--columns", "mAP50,mAP"]
+    arms = ["--arm", "one epoch: --epochs 1", "--arm", "bad: --freeze 999"]
+    done = command_line(*words, *arms, "--", *common)
+    assert done.returncode == 1, done.stderr
+    assert f"failed: {project / 'bad_seed0'}; the same command tries them again" in done.stderr
+    row, bad = read_rows(project / "study.csv")
+    (found,) = read_rows(project / "one_epoch_seed0/results.csv")
+    assert row["epochs"] == "1" and row["mAP final"] == found["mAP"] and row["mAP50 best"] == found["mAP50"]
+    assert row["mAP start"] == "missing" and {bad[k] for k in bad if k not in ("arm", "seed", "run")} == {"missing"}
+    assert "one epoch | 1 of 1" in done.stdout and "bad       | 0 of 1" in done.stdout
+    assert (project / "study.png").stat().st_size > 5000
+
+    last = project / "one_epoch_seed0/weights/last.pt"
+    before = last.stat().st_mtime_ns
+    again = command_line(*words, *arms[:2], "--test", "--", *common)
+    assert again.returncode == 0 and f"{last.parent.parent}: finished before" in again.stdout, again.stderr
+    assert last.stat().st_mtime_ns == before
+    (test,) = read_rows(project / "one_epoch_seed0/test.csv")  # the images of val once more
+    assert {k: float(v) for k, v in test.items()} == {k: float(found[k]) for k in ("mAP50", "mAP")}
+    assert f"| one epoch | 1    | {float(found['mAP50']):.4f}" in (project / "study.md").read_text()
+    without = command_line(*words, *arms[:2], "--test", "--", *common, "--data", str(small_shapes))
+    assert without.returncode == 2 and "key 'test' is missing" in without.stderr
+
+    other = command_line(*words, *arms[:2], "--", *common, "--lr0", "0.5")
+    assert other.returncode == 2 and f"{last.parent.parent} was made with other flags" in other.stderr
+    wrong = command_line(*words[:-1], "mAP5", *arms[:2], "--", *common)
+    assert wrong.returncode == 2 and "--columns mAP5: not in results.csv, which has epoch, step," in wrong.stderr

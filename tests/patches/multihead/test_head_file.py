@@ -1,0 +1,81 @@
+"""Head files: what they say is kept through a checkpoint's text, and every fault is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from patches.multihead import Flags, MultiHead
+from patches.multihead.head_file import HeadTable
+from utils import seams
+from utils.system.errors import UserError
+
+
+def write(tmp_path: Path, text: Any) -> str:
+    file = tmp_path / "heads.yaml"
+    file.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+    return str(file)
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    return {
+        "nc": 4,
+        "heads": 2,
+        "grouping": "mine",
+        "head_assignments": {"head_0": {"classes": [2, 0], "weight": 2}, "head_1": {"classes": [1, 3]}},
+        **changes,
+    }
+
+
+def heads(*groups: list[Any], **more: Any) -> dict[str, Any]:
+    return {"head_assignments": {f"head_{i}": {"classes": g} for i, g in enumerate(groups)}, **more}
+
+
+def test_a_head_file_is_read(tmp_path: Path) -> None:
+    patch = MultiHead(Flags(heads=2, head_config=write(tmp_path, good(train="x", names=["a"], comment="free"))))
+    assert patch.table == HeadTable(("head_0", "head_1"), ((2, 0), (1, 3)), (2.0, 1.0), "mine", False)
+    assert (patch.table.owner, patch.table.local) == ([0, 1, 0, 1], [1, 0, 0, 1])
+    assert patch.table.starts == [0, 7, 14]
+    again = MultiHead(Flags(**seams.plain(yaml.safe_load(yaml.safe_dump(record(patch))))))
+    assert again.table == patch.table, "as a checkpoint's or run.yaml's text gives it back"
+
+
+def record(patch: MultiHead) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(patch.record()))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "said"),
+    [
+        (good(**heads([0, 2], [1])), {}, r"classes \[3\] are in no head"),
+        (good(**heads([0, 2], [1, 2, 3])), {}, r"classes \[2\] are in more than one head"),
+        (good(**heads([0, 2, 2], [1, 3])), {}, r"classes \[2\] are in more than one head"),
+        (good(**heads([0, 2, 9], [1, 3, -1])), {}, r"classes \[-1, 9\] are outside of 0..3"),
+        (good(**heads([0, 9], [1, 1])), {}, r"\[2, 3\] are in no head; .*\[1\] .*more than one.*\[9\] .*outside"),
+        (good(heads=3), {}, "`heads` says 3, head_assignments has 2"),
+        (good(), {"heads": 4}, "--heads says 4, head_assignments has 2"),
+        (good(head_assignments={"head_0": {"classes": [0, 1, 2, 3], "weight": 0}}, heads=1), {}, "weight must .*got 0"),
+        (good(head_assignments={"head_0": {"classes": [0, 1, 2, 3], "weight": -1}}, heads=1), {}, "weight must be"),
+        (good(head_assignments={"head_0": {"classes": [0, 1, 2, 3], "weight": "x"}}, heads=1), {}, "weight must be"),
+        (good(head_assignments={"head_0": {"classes": [0, 1, 2, 3], "weight": True}}, heads=1), {}, "weight must be"),
+        (good(head_assignments={"head_0": {"classes": [0, 1, 2, 3], "weight": float("nan")}}, heads=1), {}, "weight"),
+        ({"nc": 4, "heads": 2}, {}, "no `head_assignments`"),
+        (good(head_assignments=[[0, 1], [2, 3]]), {}, "no `head_assignments`"),
+        (good(head_assignments={"a": {"classes": [0, 1]}, "b": {"classes": [2, 3]}}), {}, "head_0, head_1, got a, b"),
+        (good(head_assignments={"head_1": {"classes": [0, 1]}, "head_2": {"classes": [2, 3]}}), {}, "head_0, head_1"),
+        (good(**heads([0, 1, 2, 3], [])), {}, "head_1 needs `classes`"),
+        (good(**heads([0, 1], ["2", 3])), {}, "head_1 needs `classes`, a list of class numbers"),
+        (good(head_assignments={"head_0": [0, 1], "head_1": {"classes": [2, 3]}}), {}, "head_0 needs `classes`"),
+        (good(nc="four"), {}, "`nc` must be the number of classes"),
+        ("- a list", {}, "must hold `key: value` lines"),
+        ("nc: [", {}, "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_faulty_head_files_are_refused_by_name(content: Any, flags: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(UserError, match=said) as caught:
+        MultiHead(Flags(head_config=path, **flags))
+    assert "heads.yaml" in str(caught.value)

@@ -1,0 +1,172 @@
+"""Comparison of runs: figures from the runs' files, means over seeds, what is missing."""
+
+import csv
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from utils.study import compare, compared
+from utils.study.measure import Measured, by_size, measure
+from utils.system.errors import UserError
+
+COLUMNS = ["epoch", "box", "obj/head_0", "lr_bias", "P", "R", "mAP50", "mAP", "val_box", "val_obj/head_0", "match"]
+COLUMNS += ["mAP50/head_0", "mAP/head_0"]
+
+
+def write_run(folder: Path, rows: list[list[Any]], seed: int = 0, data: str = "abcdef0123", **config: Any) -> Path:
+    """A run folder as train.py leaves it, without weights. config: `start` is a section of its own."""
+    folder.mkdir(parents=True)
+    settings: dict[str, Any] = {"start": config.pop("start", {}), "patches": {}, "data": {"fingerprint": data}}
+    settings["config"] = {"seed": seed, "name": folder.name, "lr0": 0.01, "match": "coco", **config}
+    settings |= {"parameters": {"trainable_params": 1234}, "device": {"type": "cpu", "gpu": None}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    lines = [",".join(COLUMNS), *(",".join(str(v) for v in row) for row in rows)]
+    (folder / "results.csv").write_text("\n".join(lines) + "\n")
+    timing = [f"{i},{s},{m}" for i, (s, m) in enumerate([(9.0, 0.5), (3.0, 1.5), (5.0, 1.0), (4.0, 1.0)])]
+    (folder / "timing.csv").write_text("\n".join(["epoch,seconds,memory_gib", *timing]) + "\n")
+    return folder
+
+
+ROWS = [
+    [0, 3.0, 1.0, 0.1, 0.2, 0.1, 0.30, 0.10, 2.0, 1.0, "coco", 0.1, 0.1],
+    [1, 2.0, 1.0, 0.1, 0.3, 0.2, 0.60, 0.37, 2.0, 1.0, "coco", 0.2, 0.2],
+    [2, 1.5, 1.0, 0.1, 0.5, 0.4, 0.62, 0.50, 1.5, 1.0, "coco", 0.7, 0.3],
+    [3, 1.0, 0.5, 0.1, 0.4, 0.3, 0.61, 0.40, 1.6, 1.0, "coco", 0.4, 0.4],
+]
+
+
+@pytest.fixture(autouse=True)
+def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These runs have no data set; measuring is tested with real runs in tests/commands/test_ablate.py."""
+
+    def missing(folder: Path, *_: object) -> None:
+        raise UserError(f"there is no {folder / 'weights/best.pt'}")
+
+    monkeypatch.setattr(compared, "measure", missing)
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    values = compared.read_entry(write_run(tmp_path / "a", ROWS), "a", "cpu").values
+    assert values == {
+        "epochs": 4,
+        "best epoch": 3,
+        "best mAP@0.5": 0.62,
+        "best mAP@0.5:0.95": 0.5,
+        "best P": 0.5,
+        "best R": 0.4,
+        "final mAP@0.5": 0.61,
+        "final mAP@0.5:0.95": 0.4,
+        "final P": 0.4,
+        "final R": 0.3,
+        "epochs to 90 % of final mAP@0.5:0.95": 2,
+        "train-validation gap of the loss": pytest.approx(2.6 - 1.5),
+        "seconds per epoch": 4.5,
+        "peak memory, GiB": 1.5,
+        "device": "cpu",
+        "trainable parameters": 1234,
+        "mAP@0.5 of head_0": 0.7,
+        "mAP@0.5:0.95 of head_0": 0.3,
+        "data": "abcdef01",
+        "matching rule": "coco",
+    }
+
+
+def test_what_best_pt_measures_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and the patches' own metrics become columns, classes a table; another mAP than in training is said."""
+    result = SimpleNamespace(map=0.5, figures={"accuracy": 0.75}, names=["x", "y"], n_gt=np.array([3, 0]),
+        ap50=np.array([0.6, np.nan]), ap=np.array([0.5, np.nan]), p=np.array([0.4, np.nan]), r=np.array([0.3, np.nan]),
+    )  # fmt: skip
+    found = Measured(result, {"small": 0.25, "large": -1.0}, {})  # type: ignore[arg-type]
+    monkeypatch.setattr(compared, "measure", lambda *_: found)
+    runs = [write_run(tmp_path / f"a_seed{i}", ROWS, seed=i) for i in range(2)]
+    entries = compared.read_entries(runs, "cpu")
+    assert [e.note for e in entries] == ["", ""]
+    values = entries[0].values
+    assert values["accuracy"] == 0.75 and values["AP@0.5:0.95 of small objects"] == 0.25
+    assert values["AP@0.5:0.95 of large objects"] == "no such objects"
+    assert compare.class_table(entries) == [
+        ["figure", "class", "a_seed0", "a_seed1", "a, mean of 2 seeds"],
+        *([figure, "x", v, v, f"{v} ± 0.0000"] for figure, v in
+          (("AP@0.5", "0.6000"), ("AP@0.5:0.95", "0.5000"), ("P", "0.4000"), ("R", "0.3000"))),
+    ]  # fmt: skip
+    result.map = 0.49
+    assert "best.pt reaches mAP@0.5:0.95 0.4900 now, 0.5000 while" in compared.read_entries(runs, "cpu")[0].note
+
+
+def test_means_over_seeds_of_like_runs_only(tmp_path: Path) -> None:
+    """Alike: runs that differ in the seed, themselves and the runs they started from. Neither other settings, nor other
+    data, nor a second run of one seed."""
+    other = [[*row[:7], row[7] + 0.1, *row[8:]] for row in ROWS]
+    bases = [write_run(tmp_path / f"base_seed{i}", ROWS, seed=i) for i in range(2)]
+    runs = [
+        *(write_run(tmp_path / f"a_seed{i}", r, i, start={"run": str(bases[i])}) for i, r in enumerate((ROWS, other))),
+        write_run(tmp_path / "rate", ROWS, seed=2, lr0=0.02, start={"run": str(bases[0])}),
+        write_run(tmp_path / "data", ROWS, seed=2, data="0123", start={"run": str(bases[0])}),
+        write_run(tmp_path / "scratch", ROWS, seed=2),
+        write_run(tmp_path / "again", ROWS, seed=1, start={"run": str(bases[1])}),
+    ]
+    entries = compared.read_entries(runs, "cpu")
+    ((name, (count, spread)),) = compared.means(entries).items()
+    assert (name, count) == ("a", 2)
+    assert spread["best mAP@0.5:0.95"] == pytest.approx((0.55, 0.0707107))
+    assert spread["best P"] == (0.5, 0.0)
+    assert "matching rule" not in spread
+    (row,) = compare.mean_rows(entries, ["best mAP@0.5:0.95", "epochs", "trainable parameters", "data"])
+    assert row == ["a, mean of 2 seeds", "0.5500 ± 0.0707", "4 ± 0", "1,234 ± 0", ""]
+
+
+def test_runs_that_are_not_comparable_are_named(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", ROWS), write_run(tmp_path / "b", ROWS, lr0=1.0)]
+    assert compared.conflicts(compared.read_entries([*runs, tmp_path / "gone"], "cpu")) == []
+    runs += [write_run(tmp_path / "c", ROWS, data="99887766aa"), write_run(tmp_path / "d", ROWS, match="v7")]
+    data, rule = compared.conflicts(compared.read_entries(runs, "cpu"))
+    assert data == "NOT COMPARABLE, different data (abcdef01: a, b, d; 99887766: c)"
+    assert rule == "NOT COMPARABLE, different matching rules of mAP (coco: a, b, c; v7: d)"
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / a / b, ROWS) for a, b in (("x", "exp"), ("y", "exp"), ("y", "other"))]
+    assert [e.name for e in compared.read_entries(runs, "cpu")] == ["x/exp", "y/exp", "other"]
+
+
+def test_what_is_missing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / "a", ROWS), tmp_path / "gone", write_run(tmp_path / "empty", [])]
+    runs.append(write_run(tmp_path / "c", ROWS, data="99887766aa"))
+    (tmp_path / "a/timing.csv").write_text("epoch,seconds,memory_gib\n0,2.5,0.000\n")
+    compare.compare(runs, tmp_path / "out")
+    with open(tmp_path / "out/comparison.csv", newline="") as f:
+        table = {row["run"]: row for row in csv.DictReader(f)}
+    assert list(table) == ["a", "gone", "empty", "c"]
+    assert {v for name in ("gone", "empty") for k, v in table[name].items() if k != "run"} == {"missing"}
+    assert table["a"]["peak memory, GiB"] == "not measured" and table["a"]["seconds per epoch"] == "2.50"
+    said = capsys.readouterr().out
+    assert "gone holds no finished epoch" in said and "a: best.pt could not be evaluated: there is no" in said
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert '<td class="missing">missing</td>' in page and "data:image/png;base64," in page
+    assert "NOT COMPARABLE, different data" in page and "train-validation gap" in page
+    assert "http" not in page and "<script" not in page and "src=" in page
+    assert re.findall('src="(?!data:)', page) == []
+
+
+def test_a_run_of_another_version_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a/run\.yaml: config: unknown settings .*'gone'"):
+        measure(tmp_path / "a", {"config": {"gone": 1}}, "cpu")
+
+
+def test_average_precision_by_object_size() -> None:
+    """One object of each size; the small one is found, the medium one missed, a large one is not there."""
+
+    class Found:
+        names = ["a"]  # noqa: RUF012
+        paths = ["x.png"]  # noqa: RUF012
+        detections = [torch.tensor([[10.0, 10.0, 30.0, 30.0, 0.9, 0.0]])]  # noqa: RUF012
+
+    truth = {"x.png": np.array([[10.0, 10.0, 30.0, 30.0, 0.0], [100.0, 100.0, 160.0, 160.0, 0.0]])}
+    sizes = by_size(Found(), truth, {"x.png": [200, 300]})  # type: ignore[arg-type]
+    assert sizes == {"small": pytest.approx(1.0), "medium": 0.0, "large": -1.0}

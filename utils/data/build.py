@@ -1,0 +1,197 @@
+"""The loaders of a training run and of an evaluation, as their settings and the patches make them."""
+
+from dataclasses import replace
+from typing import Any
+
+from utils import seams
+from utils.config.train import Config
+from utils.data.augment import AugmentParams, AugmentPlan, check_colour
+from utils.data.dataset import DetectionDataset, masked_share
+from utils.data.image_classes import summary
+from utils.data.loader import (
+    make_loader,
+)
+from utils.data.scan import Scan, scan_split
+from utils.data.spec import DataSpec, check_groups
+from utils.system import dist
+from utils.system.errors import UserError
+from utils.system.notes import note
+
+
+def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
+    """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles. Groups
+    that lie in both splits are said or, with --strict-split, an error."""
+    check_groups(spec, strict=cfg.strict_split)
+    spec = coloured(cfg, spec)
+    closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
+    augment = AugmentPlan(AugmentParams.of(cfg), closes=closes)
+    with dist.main_first():  # the others then find its label cache
+        train = make_dataset(
+            spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=augment,
+            rect=cfg.rect, pad=0.0, quad=cfg.quad, cache_images=cfg.cache_images, single_cls=cfg.single_cls,
+            on_bad_data=cfg.on_bad_data, seed=cfg.seed, on_missing_pair=cfg.on_missing_pair,
+        )  # fmt: skip
+    train = patches.fold("wrap_dataset", train, "train")
+    return (
+        make_loader(
+            train, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, workers=cfg.workers, seed=cfg.seed,
+            rank=dist.rank(), ranks=dist.world(),
+        ),
+        validation(cfg, spec, patches, stride),
+    )  # fmt: skip
+
+
+def validation(cfg: Config, spec: DataSpec, patches: seams.Patches, stride: int, split: str = "val") -> Any:
+    """The validation batches of a training run, or those of another split, evaluated in the same way."""
+    return evaluation(
+        spec, split, patches, size=cfg.test_size, stride=stride, batch_size=cfg.val_batch, workers=cfg.workers,
+        cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed,
+        on_missing_pair=cfg.on_missing_pair,
+    )  # fmt: skip
+
+
+def evaluation(
+    spec: DataSpec,
+    split: str,
+    patches: seams.Patches,
+    *,
+    size: int,
+    stride: int,
+    batch_size: int,
+    workers: int,
+    single_cls: bool,
+    on_bad_data: str,
+    cache_images: bool = False,
+    seed: int = 0,
+    like: str = "",
+    on_missing_pair: str = "error",
+) -> Any:
+    """Batches of a split, not augmented, in rectangles; `size` is rounded up to whole strides. like: see
+    DetectionDataset."""
+    with dist.main_first():
+        dataset = make_dataset(
+            spec, split, img_size=whole_strides(size, stride), stride=stride, batch_size=batch_size, augment=None,
+            rect=True, pad=0.5, cache_images=cache_images, single_cls=single_cls, on_bad_data=on_bad_data, seed=seed,
+            like=like, on_missing_pair=on_missing_pair,
+        )  # fmt: skip
+    dataset = patches.fold("wrap_dataset", dataset, split)
+    return make_loader(
+        dataset, batch_size=batch_size, workers=workers, shuffle=False, seed=seed, rank=dist.rank(), ranks=dist.world()
+    )
+
+
+def coloured(cfg: Config, spec: DataSpec) -> DataSpec:
+    """The data set for training: with --force-hsv any three channels count as red, green and blue. UserError for hue
+    and saturation jitter where they do not."""
+    if cfg.force_hsv and spec.channels == 3:
+        return replace(spec, colour=True)
+    many = spec.channels != 3
+    why = f"{spec.source} {f'has {spec.channels} channels' if many else 'says color: none'}"
+    check_colour(
+        {"hsv_h": cfg.hsv_h, "hsv_s": cfg.hsv_s},
+        spec.colour,
+        why + ("" if many else " (--force-hsv takes them for colours)"),
+    )
+    return spec
+
+
+def whole_strides(size: int, stride: int) -> int:
+    """The size rounded up to a multiple of the largest stride, said where it differs."""
+    rounded = -(-size // stride) * stride
+    if rounded != size:
+        print(note("size rounded", f"--img-size {size} is not a multiple of the stride {stride}: using {rounded}"))
+    return rounded
+
+
+def make_dataset(
+    spec: DataSpec,
+    split: str,
+    *,
+    img_size: int,
+    stride: int,
+    batch_size: int,
+    augment: AugmentParams | AugmentPlan | None,
+    rect: bool,
+    pad: float,
+    cache_images: bool,
+    single_cls: bool,
+    on_bad_data: str,
+    seed: int,
+    quad: bool = False,
+    like: str = "",
+    on_missing_pair: str = "error",
+) -> DetectionDataset:
+    """Check a split of a data set and open it. augment None: evaluation. rect: batches of like aspect ratio in their
+    own shape, `pad` strides larger (0.5 in evaluation, 0 in training). like: see DetectionDataset. Prints what was
+    found. Errors: UserError."""
+    if img_size < stride or img_size % stride:
+        right = max(round(img_size / stride), 1) * stride
+        raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
+    scan = scan_split(
+        spec, split, on_bad_data=on_bad_data, single_cls=single_cls, on_missing_pair=on_missing_pair
+    )  # fmt: skip
+    print(describe(scan, split))
+    note_findings(scan, split)
+    if scan.cls_names and augment:
+        print(describe_masking(augment, split, rect=rect, quad=quad))
+    return DetectionDataset(
+        scan,
+        img_size=img_size,
+        stride=stride,
+        augment=augment,
+        rect=rect,
+        pad=pad,
+        batch_size=batch_size,
+        cache_images=cache_images,
+        seed=seed,
+        quad=quad,
+        like=like,
+    )
+
+
+def describe(scan: Scan, split: str) -> str:
+    """What a scan found, in a line, and a line for each thing that was left out."""
+    boxes = sum(map(len, scan.labels))
+    channels, bits, _ = scan.pixels
+    form = f" of {channels} channel{'s' * (channels > 1)} in {bits} bits" if (channels, bits) != (3, 8) else ""
+    line = f"{split}: {len(scan.files)} images{form}, {boxes} objects, {scan.background} images without objects"
+    if scan.duplicates:
+        line += f", {scan.duplicates} repeated label lines removed"
+    if scan.problems:
+        line += f", {len(scan.problems)} unusable images or label lines left out:"
+    lines = ["\n  ".join([line, *map(str, scan.problems)])]
+    if scan.cls_names:
+        lines.append(f"{split}: {summary(scan.image_classes, scan.cls_names)}")
+    if scan.partners:
+        lost, kind = len(scan.partners.problems), "colour" if scan.partners.channels == 3 else "grey"
+        lines.append(f"{split}: infrared partners ({kind}, {scan.partners.bits} bits); {lost} missing or unusable")
+        lines += [f"  {problem}" for problem in scan.partners.problems[:3]]
+    if scan.cls_others:
+        lines.append(f"{split}: the CSV of image classes also names {scan.cls_others} images of no split")
+    return "\n".join(lines)
+
+
+def note_findings(scan: Scan, split: str) -> None:
+    """What of a scan the run's notes should keep."""
+    if scan.problems:
+        count = len(scan.problems)
+        note("data left out", f"{split}: {count} images or label lines, first: {scan.problems[0]}", count=count)
+    if scan.duplicates:
+        note("repeated labels", f"{split}: {scan.duplicates} repeated label lines removed", count=scan.duplicates)
+    if unknown := int((scan.image_classes < 0).sum()) if scan.cls_names else 0:
+        note("image class unknown", f"{split}: {unknown} of {len(scan.files)} images", count=unknown)
+
+
+def describe_masking(augment: AugmentParams | AugmentPlan, split: str, *, rect: bool, quad: bool) -> str:
+    """Which share of the pictures will have no image class because they are composed of several images, by epoch."""
+    plan = augment if isinstance(augment, AugmentPlan) else AugmentPlan(augment)
+    starts = sorted({0, *(start for start, _ in plan.changes), *([plan.closes] if plan.closes is not None else [])})
+    shares = [(start, masked_share(plan.at(start), rect=rect, quad=quad)) for start in starts]
+    if not any(share for _, share in shares):
+        return f"{split}: every picture is of one image and keeps its image class"
+    each = ", ".join(f"{share:.0%}" + f" from epoch {start + 1} on" * (start > 0) for start, share in shares)
+    return note(
+        "image classes masked",
+        f"{split}: composed of several images, and so without image class: about {each} of the pictures"
+        " (mosaic, mixup, paste_in, --quad; --close-mosaic ends the first two)",
+    )

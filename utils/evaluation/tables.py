@@ -1,0 +1,125 @@
+"""What an evaluation prints and writes: tables per class and per head, AP as JSON, detections as label files. And any
+table as Markdown."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from utils.evaluation.evaluate import Result
+from utils.system.files import write_text
+
+
+def number(value: float) -> str:
+    """A share with four digits, or - where there was nothing to measure."""
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def write_classes(path: Path, result: Result) -> None:
+    """per_class.csv: class, objects, P, R, F1, AP50, AP; a class without objects has no shares."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "objects", "P", "R", "F1", "AP50", "AP"])
+    shares = (result.p, result.r, result.f1_per_class, result.ap50, result.ap)
+    for c, name in enumerate(result.names):
+        values = [float(x[c]) for x in shares]
+        writer.writerow([name, int(result.n_gt[c]), *("" if np.isnan(v) else v for v in values)])
+    write_text(path, text.getvalue())
+
+
+def result_table(result: Result, per_class: bool) -> str:
+    """All classes, then each class with objects, then each head where there are several."""
+    rows = [("all", result.n_gt.sum(), result.mp, result.mr, result.f1, result.map50, result.map)]
+    if per_class and len(result.names) > 1:
+        seen = [c for c in range(len(result.names)) if result.n_gt[c]]
+        rows += [
+            (
+                result.names[c],
+                result.n_gt[c],
+                result.p[c],
+                result.r[c],
+                result.f1_per_class[c],
+                result.ap50[c],
+                result.ap[c],
+            )
+            for c in seen
+        ]
+    width = max(len(str(r[0])) for r in rows) + 2
+    head = f"{'class':{width}}{'objects':>9}" + "".join(f"{t:>11}" for t in ("P", "R", "F1", "mAP@.5", "mAP@.5:.95"))
+    lines = [f"{result.images} images, {result.rule}", head]
+    lines += [f"{r[0]:{width}}{r[1]:>9}" + "".join(f"{number(float(v)):>11}" for v in r[2:]) for r in rows]
+    if len(result.per_head) > 1:
+        lines += [f"{'head':{width}}{'objects':>9}{'mAP@.5':>11}{'mAP@.5:.95':>11}"]
+        lines += [f"{k:{width}}{h.n_gt:>9}{number(h.map50):>11}{number(h.map):>11}" for k, h in result.per_head.items()]
+    return "\n".join([*lines, result.said] if result.said else lines)
+
+
+def speed_line(result: Result) -> str:
+    """Milliseconds per image of each part."""
+    return ", ".join(f"{k} {1000 * v / max(result.images, 1):.1f} ms" for k, v in result.seconds.items()) + " per image"
+
+
+def write_per_class_ap(result: Result, path: Path) -> None:
+    """JSON: map50, map, match, per_class {id: {ap50, ap, name}} of the classes that have objects."""
+    classes = {
+        str(c): {"ap50": float(result.ap50[c]), "ap": float(result.ap[c]), "name": name}
+        for c, name in enumerate(result.names)
+        if result.n_gt[c]
+    }
+    content = {"map50": result.map50, "map": result.map, "match": result.match, "per_class": classes}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))
+
+
+def label_lines(
+    found: Tensor, shape: Sequence[int], with_confidence: bool, shares: Sequence[float] | None = None
+) -> str:
+    """Detections [n,6] (x0,y0,x1,y1 native pixels, confidence, class) of an image (h, w) as label lines, in 0..1.
+
+    shares [C]: probabilities of the image's classes, if it was asked for these: a last one-hot line as in label files,
+    with_confidence the probabilities themselves."""
+    h, w = shape
+    lines = []
+    for x0, y0, x1, y1, confidence, c in found.tolist():
+        box = ((x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h)
+        values = [*box, confidence] if with_confidence else box
+        lines.append(" ".join([str(int(c)), *(f"{v:.6f}" for v in values)]))
+    if shares is not None:
+        top = max(range(len(shares)), key=lambda i: shares[i])
+        lines.append(" ".join(f"{v:.6f}" if with_confidence else str(int(i == top)) for i, v in enumerate(shares)))
+    return "".join(line + "\n" for line in lines)
+
+
+def write_labels(result: Result, sizes: npt.NDArray[np.int64], folder: Path, with_confidence: bool) -> None:
+    """One label file per image with detections, or per image where they have classes. sizes [images,2]: native (h, w),
+    in the order of result.paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    logits = result.observed.get("image_logits")
+    shares = [None] * len(result.paths) if logits is None else logits.softmax(1).tolist()
+    for path, found, shape, share in zip(result.paths, result.detections, sizes.tolist(), shares, strict=True):
+        if len(found) or share is not None:
+            name = free_name(f"{Path(path).stem}.txt", taken)
+            (folder / name).write_text(label_lines(found, shape, with_confidence, share))
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, numbered where it was taken before (images of one name from several folders); it is taken from now
+    on."""
+    path, number, free = Path(name), 2, name
+    while free in taken:
+        free, number = f"{path.stem}_{number}{path.suffix}", number + 1
+    taken.add(free)
+    return free
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells, head first, its columns aligned."""
+    width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) + " |" for r in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]])

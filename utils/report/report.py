@@ -1,0 +1,132 @@
+"""What a run was, how it ended, what looks wrong and what comes next, as one page.
+
+  python -m utils report RUN [--out DIR]
+
+Writes report.html (all in one file) and report.md, by default into the run folder. RUN may also be the folder of a
+study (utils.study, utils.ablate) or of any set of runs: then it is a page over them. Every number is read from the
+runs' own files; what they do not hold is called not measured, a file that cannot be read is named. The rules by which
+something counts as wrong stand in the report (utils/report/rules.py, docs/report.md).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.config.options import make_parser
+from utils.report import sections
+from utils.report.folder import study_parts
+from utils.report.next_commands import Command, next_commands
+from utils.report.page import Block, Code, Section, Text, as_html, as_markdown
+from utils.report.rules import Rule, findings
+from utils.runs.chain import frozen_layers
+from utils.runs.folder import Facts, Verdict, read_facts
+from utils.system.errors import UserError
+from utils.system.files import naming, write_text
+
+Found = Sequence[tuple[Rule, Verdict]]
+
+
+def what(run: Facts) -> str:
+    """The kind of run in a sentence."""
+    patches, config = run.patches, run.config
+    if not config:
+        return f"{run.folder.name}: run.yaml does not say what it is"
+    kind = [f"{patches['multihead'].get('heads')} heads"] if "multihead" in patches else []
+    if "freeze" in patches or "unfreeze" in patches:
+        kind.append(f"--freeze {frozen_layers(patches)}")
+    if "unfreeze" in patches:
+        stages = (patches["unfreeze"].get("unfreeze_table") or {}).get("stages") or []
+        kind.append(f"{len(stages)} openings by --unfreeze" + (" under guard" if config.get("guard_drop") else ""))
+    kind += [f"image classes ({name})" for name in ("joint", "dual_backbone") if name in patches]
+    kind += [f"tasks weighed by {patches['weighting'].get('mtl')}"] if "weighting" in patches else []
+    kind += [f"taught by {patches['distill'].get('teacher')}"] if "distill" in patches else []
+    kind += ["visible and infrared aligned"] if "align" in patches else []
+    start = run.start.get("weights") or config.get("weights")
+    images = sum(name.startswith("train ") for name in run.listing)
+    count = f"{images} images" if images else "not measured how many images"
+    size = config.get("img_size") or ["?"]
+    return (
+        f"{run.folder.name}: {', '.join(kind) or 'plain training'}, "
+        + (f"from {start}" if start else "from scratch")
+        + f", on {config.get('data')} ({count}) at {size[0]} px, model {config.get('cfg') or 'of the checkpoint'}"
+    )
+
+
+def best(run: Facts) -> str:
+    if not run.best:
+        return "best result: not measured, no epoch was evaluated"
+    row, last = run.best, run.scored[-1]
+    return (
+        f"best result: mAP@0.5:0.95 {float(row['mAP']):.4f}, mAP@0.5 {float(row['mAP50']):.4f} at epoch "
+        f"{int(row['epoch']) + 1} (highest fitness; matching rule {row.get('match') or 'not recorded'}); at the last "
+        f"evaluated epoch, {int(last['epoch']) + 1}: {float(last['mAP']):.4f} and {float(last['mAP50']):.4f}"
+    )
+
+
+def wrong(found: Found) -> str:
+    said = [f"{rule.name} ({v[0]}{f'; {len(v) - 1} more' if len(v) > 1 else ''})" for rule, v in found
+            if v and not isinstance(v, str)]  # fmt: skip
+    skipped = sum(isinstance(v, str) for _, v in found)
+    rest = f"{len(found) - skipped} rules looked, {skipped} could not"
+    if not said:
+        return f"nothing looks wrong: {rest}"
+    more = f"; and {len(said) - 3} more, see Anomalies" if len(said) > 3 else ""
+    return f"looks wrong: {'; '.join(said[:3])}{more} ({rest})"
+
+
+def then(commands: Sequence[Command], found: Found) -> str:
+    if not commands:
+        return "next: nothing that the run's files suggest"
+    doubts = any(v and not isinstance(v, str) and rule.name != "unfinished" for rule, v in found)
+    first = "look at the anomalies first; then " if doubts else ""
+    return f"next: {first}{commands[0][0]}: {commands[0][1]}"
+
+
+def run_parts(run: Facts) -> tuple[list[str], list[Section]]:
+    """The five lines on top, and the sections."""
+    found, commands = findings(run), next_commands(run)
+    summary = [what(run), run.status, best(run), wrong(found), then(commands, found)]
+    lines: list[Block] = [b for purpose, command in commands for b in (Text(purpose), Code(command))]
+    made = [
+        sections.anomalies(found),
+        Section("Next", lines or [Text("Nothing that the run's files suggest.")]),
+        sections.progress(run),
+        sections.chain(run),
+        sections.losses(run),
+        sections.validation(run),
+        *sections.extras(run),
+        sections.freezing(run),
+        sections.checkpoints(run),
+        sections.warnings(run),
+        sections.what_ran(run),
+        sections.data(run),
+        sections.pictures(run),
+    ]
+    return summary, [s for s in made if s is not None]
+
+
+def report(folder: Path, out: Path | None = None) -> list[str]:
+    """Write both forms; the five lines. Errors: UserError where the folder holds no run."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    if (folder / "run.yaml").is_file() or (folder / "results.csv").is_file():
+        summary, made = run_parts(read_facts(folder))
+        title = f"Run {folder.resolve().name}"
+    else:
+        summary, made = study_parts(folder)
+        title = f"Runs of {folder.resolve().name}"
+    out = out or folder
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "report.html", as_html(title, summary, made))
+    write_text(out / "report.md", as_markdown(title, summary, made, out))
+    return summary
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser("python -m utils report", "One page on a run, or on all runs of a folder.")
+    parser.add_argument("run", metavar="RUN", help="run folder, or a folder of runs")
+    parser.add_argument("--out", default="", help="folder for report.html and report.md (default: RUN)")
+    args = parser.parse_args(argv)
+    out = Path(args.out) if args.out else Path(args.run)
+    print("\n".join(report(Path(args.run), out)))
+    print(f"report in {out / 'report.html'}")

@@ -1,0 +1,275 @@
+"""What looks wrong in a run, by rules that the report states beside what they found.
+
+A rule reads Facts and returns what it found (an empty list: nothing), or in words why the run's files do not let it be
+measured. Trends are those of utils.run_facts.trend; epochs count from 1.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.report.frozen import frozen_moved
+from utils.runs.chain import Stage, faults
+from utils.runs.fingerprint import of_tensors
+from utils.runs.folder import FEWEST, Facts, Series, Verdict, read_table, trend
+from utils.seams import Source
+
+CHANCE = 0.98  # of the chance level, from which a loss counts as being at it
+RISE = 0.05
+STEADY = 0.5
+WAIT = 0.2
+FEW = f"fewer than {FEWEST} epochs"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """name and text: for the reader. check: what it found."""
+
+    name: str
+    text: str
+    check: Callable[[Facts], Verdict]
+
+
+def damaged(run: Facts) -> Verdict:
+    return list(run.damage)
+
+
+def unfinished(run: Facts) -> Verdict:
+    return [] if run.finished or run.holder else [run.status.removeprefix("unfinished: ")]
+
+
+def gaps(run: Facts) -> Verdict:
+    if not run.rows:
+        return "no epoch is finished"
+    missing = sorted(set(range(run.epochs)) - {int(r["epoch"]) for r in run.rows})
+    return [f"results.csv has {run.epochs} rows, but none for epoch {missing[0] + 1}"] if missing else []
+
+
+def unvalidated(run: Facts) -> Verdict:
+    if not run.rows:
+        return "no epoch is finished"
+    count = len(run.scored)
+    if count == run.epochs:
+        return []
+    why = " (--notest)" if run.config.get("notest") else ""
+    return [f"{run.epochs - count} of {run.epochs} epochs were not evaluated{why}: best.pt was not chosen among them"]
+
+
+def nothing_found(run: Facts) -> Verdict:
+    if not run.scored:
+        return "no epoch was evaluated"
+    highest = max(float(r["mAP50"]) for r in run.scored)
+    return [f"mAP@0.5 is 0 in all {len(run.scored)} evaluated epochs"] if highest == 0 else []
+
+
+def rising(run: Facts) -> Verdict:
+    found = {c: t for c in (*run.terms, *(f"val_{n}" for n in run.terms)) if (t := trend(run.series(c)))}
+    if not found:
+        return FEW
+    return [
+        f"{c} rises by {t.change:.0%} from epoch {t.first} to the last"
+        for c, t in found.items()
+        if t.change > RISE and t.steady >= STEADY
+    ]
+
+
+def opposite(run: Facts) -> Verdict:
+    loss, score = trend(run.total()), trend(run.series("mAP"))
+    if loss is None or score is None:
+        return FEW
+    if loss.word == "falls" and score.change < -RISE and score.steady <= -STEADY:
+        return [f"from epoch {score.first} on mAP@0.5:0.95 falls by {-score.change:.0%} while the training loss falls"]
+    return []
+
+
+def gap(run: Facts) -> Verdict:
+    train, val = dict(run.total()), dict(run.total("val_"))
+    if not val:
+        return "the validation loss was not measured"
+    both: Series = [(e, val[e] - train[e]) for e in val if e in train]
+    found, validation = trend(both), trend(run.total("val_"))
+    if found is None or validation is None:
+        return FEW
+    growth = found.slope * (both[-1][0] - found.first)
+    share = growth / statistics.median(train[e] for e, _ in both if e >= found.first)
+    if share > RISE and found.steady >= STEADY and validation.word == "rises":
+        return [f"from epoch {found.first} on the gap grew by {share:.0%} of the training loss, validation loss rising"]
+    return []
+
+
+def not_a_number(run: Facts) -> Verdict:
+    bad = [
+        f"{c} is {r[c]} in epoch {int(r['epoch']) + 1}"
+        for c in run.terms
+        for r in run.rows
+        if r.get(c) and not math.isfinite(float(r[c]))
+    ]
+    return bad[:5] if run.rows else "no epoch is finished"
+
+
+def levels(run: Facts) -> dict[str, tuple[Series, str]]:
+    """{column: (chance level by epoch, its formula)}, as far as the run's files tell it."""
+    found: dict[str, tuple[Series, str]] = {}
+    done = {0: 0.0, **dict(run.series("step"))}
+    steps = {e: v - done[e - 1] for e, v in done.items() if e - 1 in done}
+    for flags in run.patches.values():
+        classes = list(flags.get("cls_names") or ())
+        gain = next((flags[k] for k in ("cls_gain", "dual_gain") if k in flags), None)
+        plain = list(flags.get("cls_weights") or flags.get("dual_weights") or ["none"]) == ["none"]
+        if "image_class" in run.terms and classes and gain and plain:
+            blank = dict(run.series("image_blank_steps"))
+            each = [(e, gain * math.log(len(classes)) * (1 - blank.get(e, 0) / n)) for e, n in steps.items() if n > 0]
+            found["image_class"] = each, "gain * ln(image classes), steps without a known class counted as 0"
+    flags = run.patches.get("align") or {}
+    for term, counter in (("align", "align_pairs"), ("align_box", "align_boxes")):
+        if term in run.terms and flags.get("align_weight"):
+            start, ramp = int(flags.get("align_start", 0)), max(int(flags.get("align_ramp", 1)), 1)
+            share = {e: min(max((e - start) / ramp, 0.0), 1.0) for e in steps}
+            many = {e: v / steps[e] for e, v in run.series(counter) if steps.get(e, 0) > 0}
+            each = [(e, flags["align_weight"] * share[e] * math.log(m)) for e, m in many.items() if m > 1 and share[e]]
+            found[term] = each, f"weight * ln({counter} / steps)"
+    return found
+
+
+def at_chance(run: Facts) -> Verdict:
+    known = {c: (level, how) for c, (level, how) in levels(run).items() if level}
+    if not known:
+        return "no loss term whose chance level the run's files tell"
+    said = []
+    for column, (level, how) in known.items():
+        values = dict(run.series(column))
+        both = [(values[e] / at, values[e], at) for e, at in level if e in values and at > 0]
+        window = both[-math.ceil(len(both) / 3) :]
+        if len(both) >= 3 and statistics.median(r for r, _, _ in window) >= CHANCE:
+            _, value, at = both[-1]
+            said.append(f"{column} is at its chance level: last {value:.4g}, chance {at:.4g} = {how}")
+    for score, chance in (("image_acc", "image_majority"), ("align_top1_visible", "align_top1_chance")):
+        mine, theirs = run.series(score), run.series(chance)
+        if mine and theirs and mine[-1][1] <= theirs[-1][1]:
+            said.append(f"{score} ends at {mine[-1][1]:.4g}, not above {chance} {theirs[-1][1]:.4g}")
+    return said
+
+
+def other_best(run: Facts) -> Verdict:
+    file, best = run.checkpoint("best.pt"), run.best
+    if file is None or not best:
+        return "there is no readable best.pt, or no evaluated epoch"
+    said = []
+    epoch, held = file.meta.get("epoch"), file.meta.get("map")
+    rule = run.scored[-1]["match"]
+    if epoch is not None and epoch != int(best["epoch"]) and not (run.config.get("nosave") or run.holder):
+        highest = int(best["epoch"]) + 1
+        said.append(f"best.pt is of epoch {epoch + 1}, the highest fitness in results.csv is that of epoch {highest}")
+    elif held is not None and file.meta.get("match") == rule and abs(held - float(best["mAP"])) > 1e-9:
+        said.append(f"best.pt says mAP@0.5:0.95 {held:.4f}, results.csv {float(best['mAP']):.4f} for its epoch")
+    ended = (run.result.get("tensors") or {}).get("best.pt ema")
+    if ended and ended != of_tensors(file.state):
+        said.append("best.pt has other tensors than when the run ended (result.yaml)")
+    return said
+
+
+def weak_head(run: Facts) -> Verdict:
+    if len(run.heads) < 2 or not run.best:
+        return "one head, or none evaluated"
+    scores = {h: float(run.best[f"mAP50/{h}"]) for h in run.heads if run.best.get(f"mAP50/{h}")}
+    known = {h: v for h, v in scores.items() if math.isfinite(v)}
+    said = []
+    for head, value in known.items():
+        others = [v for h, v in known.items() if h != head]
+        if others and value < statistics.mean(others) / 2:
+            said.append(f"{head} has mAP@0.5 {value:.4f} in the best epoch, the others {statistics.mean(others):.4f}")
+    return said
+
+
+def silent_classes(run: Facts) -> Verdict:
+    if not run.classes:
+        return "per_class.csv is not there"
+    lost = [r["class"] for r in run.classes if float(r.get("objects") or 0) > 0 and float(r.get("AP50") or 0) == 0]
+    more = ", ..." if len(lost) > 8 else ""
+    return [f"{len(lost)} classes with objects have AP@0.5 0: {', '.join(lost[:8])}{more}"] if lost else []
+
+
+def not_better(run: Facts) -> Verdict:
+    if len(run.scored) < 3:
+        return "fewer than 3 evaluated epochs"
+    first, best = run.scored[0], run.best
+    if best is first:
+        return ["no epoch is better than the first one"]
+    last = run.scored[-1]
+    high, end = float(best["mAP"]), float(last["mAP"])
+    return [f"mAP@0.5:0.95 ends at {end:.4f}, more than a tenth below its best {high:.4f}"] if end < 0.9 * high else []
+
+
+def since_the_start(run: Facts) -> Verdict:
+    """As `python -m utils stages check`, with its limits."""
+    if not run.best:
+        return "no epoch was evaluated"
+    before = run.origin.meta if isinstance(run.origin, Source) else {}
+    folder = Path(str(run.start.get("run") or ""))
+    previous = None
+    if folder.name and (folder / "results.csv").is_file():
+        damage: list[str] = []
+        previous = Stage(folder.name, {}, read_table(folder / "results.csv", "epoch", damage), 0.0)
+    said, compared = faults(dict(before), previous, Stage(run.folder.name, {}, run.rows, 0.0), 0.01, 1.5, 0.1)
+    if not compared:
+        return run.origin if isinstance(run.origin, str) else "the start has no figures of the same rule"
+    return said
+
+
+def waiting(run: Facts) -> Verdict:
+    shares = [float(r["data_wait"]) for r in run.timing if r.get("data_wait")]
+    if not shares:
+        return "the wait for data was not measured"
+    middle = statistics.median(shares)
+    return [f"{middle:.0%} of the training pass was spent waiting for data (median)"] if middle > WAIT else []
+
+
+def taken_back(run: Facts) -> Verdict:
+    if not run.config.get("guard_drop"):
+        return "no guard (--guard-drop)"
+    back = [r for r in run.guard if r["event"] == "back"]
+    return [f"after epoch {int(r['epoch']) + 1} the guard took an opening back: {r['action']}" for r in back]
+
+
+def other_data(run: Facts) -> Verdict:
+    return [f"{p.name}: the data were changed in mid-run" for p in sorted(run.folder.glob("data.until_step_*.csv"))]
+
+
+RULES = (
+    Rule("damaged files", "a file of the run folder that cannot be read, or a row of it", damaged),
+    Rule("unfinished", "no result.yaml, and nobody writes into the folder", unfinished),
+    Rule("missing epochs", "results.csv counts its epochs without a gap", gaps),
+    Rule("not a number", "a loss term that is infinite or nan", not_a_number),
+    Rule("validation missing", "an epoch without a validation", unvalidated),
+    Rule("mAP 0", "mAP@0.5 is 0 in every evaluated epoch", nothing_found),
+    Rule("not better", "the first evaluated epoch of three or more is the best, or mAP@0.5:0.95 ends more than a tenth "
+         "below its best", not_better),
+    Rule("a term rises", f"a loss term of training or validation whose trend is more than {RISE:.0%} upwards over its "
+         f"window, with Kendall's tau of at least {STEADY}", rising),
+    Rule("mAP falls while losses fall", f"over the window mAP@0.5:0.95 falls by more than {RISE:.0%} (tau at most "
+         f"-{STEADY}) and the training loss falls", opposite),
+    Rule("gap grows", f"over the window validation loss minus training loss (box, obj, cls) grows by more than "
+         f"{RISE:.0%} of the median training loss (tau at least {STEADY}) and the validation loss rises", gap),
+    Rule("at chance", f"in the last third of the epochs the median of a term over its chance level is at least {CHANCE}"
+         " (image_class: gain * ln(image classes); align: weight * ln(pairs per step)); or accuracy or retrieval ends "
+         "not above its chance level", at_chance),
+    Rule("worse than the start", "best mAP@0.5 more than 0.01 below that of the start checkpoint; first loss more than "
+         "1.5 times the last one of the run before; a head's mAP@0.5 more than 0.1 below that of the run before",
+         since_the_start),
+    Rule("weak head", "a head's mAP@0.5 in the best epoch below half the mean of the others", weak_head),
+    Rule("silent class", "a class with objects whose AP@0.5 is 0 with best.pt", silent_classes),
+    Rule("frozen tensors moved", "tensors of frozen modules in best.pt and last.pt against the start checkpoint, bit "
+         "for bit; without one, best.pt against last.pt", frozen_moved),
+    Rule("another best.pt", "best.pt is of the epoch of highest fitness in results.csv, says the same mAP, and has the "
+         "tensors that result.yaml recorded", other_best),
+    Rule("opening taken back", "guard.csv has an event `back`", taken_back),
+    Rule("data changed", "the folder keeps a list of earlier data (--allow-changed-data)", other_data),
+    Rule("data wait", f"more than {WAIT:.0%} of the training pass waits for data (median of the epochs)", waiting),
+)  # fmt: skip
+
+
+def findings(run: Facts) -> list[tuple[Rule, Verdict]]:
+    """Every rule with what it found."""
+    return [(rule, rule.check(run)) for rule in RULES]

@@ -1,0 +1,308 @@
+"""A study: arms that differ in their flags, several seeds each, equal budgets; then one table and one picture.
+
+  python -m utils study --project runs/NAME --seeds 0,1,2 --columns mAP50,mAP \\
+      --arm "sudden: --freeze 0" --arm "low rate: --freeze 0 --lr0 0.001" -- COMMON TRAIN.PY FLAGS
+
+An arm is `NAME: FLAGS`, FLAGS as on a command line; they come after the common ones and win over them. Its runs are
+PROJECT/NAME_seedS, blanks in the name as _, commas dropped. The command goes on where it was stopped: finished runs
+are skipped, started ones resumed, a run that fails is named at the end and leaves the others alone (exit code 1). A
+folder that was made with other flags is an error, never a figure.
+
+--test: at the end best.pt of each run, chosen by validation, is evaluated on the split `test` of its data YAML, once
+(test.csv in the run's folder).
+
+PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the --weights checkpoint,
+where that states it), the lowest, the final and the best over the epochs: mean and spread (standard deviation) over the
+seeds, and each run by itself; in study.md also what an arm costs. study.png: the columns over the epochs, mean and
+range over the seeds.
+
+In Python: `carry_out([Job(...), ...])` trains, `report(jobs, folder, columns)` writes the tables; utils.ablate uses the
+former.
+"""
+
+import csv
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.config.options import make_parser, read_yaml
+from utils.data.spec import read_data
+from utils.evaluation.tables import markdown
+from utils.runs.plots import new_figure
+from utils.runs.record import read_rows
+from utils.study.measure import measure
+from utils.system.errors import UserError
+from utils.system.files import ROOT, write_text
+from utils.weights.checkpoint import read_source
+
+OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}
+KINDS = ("start", "lowest", "final", "best")
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: train.py's flags but for OWN."""
+
+    arm: str
+    seed: int
+    folder: Path
+    words: tuple[str, ...]
+
+    @property
+    def command(self) -> list[str]:
+        """What follows `python`, without --exist-ok."""
+        own = ["--seed", str(self.seed), "--project", str(self.folder.parent), "--name", self.folder.name]
+        return ["train.py", *self.words, *own]
+
+
+def carry_out(jobs: Sequence[Job]) -> list[Path]:
+    """Train what is not finished; the folders of the runs that failed. Errors: UserError where it is stopped by the
+    user, or where a folder holds another run."""
+    for job in jobs:
+        check_same(job)
+    failed = []
+    for job in jobs:
+        if finished(job.folder):
+            print(f"=== {job.folder}: finished before", flush=True)
+            continue
+        print(f"=== {job.folder}", flush=True)
+        if not train(job):
+            failed.append(job.folder)
+            print(f"=== {job.folder} FAILED, going on with the others", file=sys.stderr, flush=True)
+    return failed
+
+
+def conclude(failed: Sequence[Path]) -> None:
+    """The end of a study: exit code 1 where runs failed."""
+    if failed:
+        print(f"failed: {', '.join(map(str, failed))}; the same command tries them again", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def check_same(job: Job) -> None:
+    """UserError where the folder holds a run with other flags."""
+    file = job.folder / "run.yaml"
+    if not file.is_file():
+        return
+    words = shlex.split(str(read_yaml(file, "run.yaml")["command"]))
+    if [w for w in words if w != "--exist-ok"] != job.command:
+        raise UserError(
+            f"{job.folder} was made with other flags ({shlex.join(words)}) than this study asks for "
+            f"({shlex.join(job.command)}): remove it, or choose another --project"
+        )
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run has come to its end, be it an early one by --patience."""
+    return (folder / "result.yaml").is_file() and (folder / "weights/last.pt").is_file()
+
+
+def train(job: Job) -> bool:
+    """Start or resume one run; True where it came to its end."""
+    folder = job.folder
+    if (folder / "weights/last.pt").is_file():
+        words = ["train.py", "--resume", str(folder)]
+    else:
+        words = [*job.command, *(["--exist-ok"] if folder.exists() else [])]
+    process = subprocess.Popen([sys.executable, str(ROOT / words[0]), *words[1:]])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # train.py got it too: it saves and ends
+        process.wait()
+        raise UserError(f"stopped in {folder}; the same command goes on") from None
+    if code == 0 and not finished(folder):
+        raise UserError(f"stopped in {folder}; the same command goes on")
+    return code == 0
+
+
+def curve(folder: Path, column: str) -> dict[int, float]:
+    """{epoch, from 1 on: value} of the epochs that have one; empty where the run is missing."""
+    return {int(r["epoch"]) + 1: float(r[column]) for r in read_rows(folder / "results.csv") if r.get(column)}
+
+
+def start_value(job: Job, column: str) -> float | None:
+    """What the checkpoint that the run started from states, if it was measured by the same rule."""
+    rows = read_rows(job.folder / "results.csv")
+    if not rows:
+        return None
+    weights = str(read_yaml(job.folder / "run.yaml", "run.yaml")["config"]["weights"])
+    if not weights or not Path(weights).is_file():
+        return None
+    meta = read_source(weights).meta
+    key = {"mAP50": "map50", "mAP": "map"}.get(column, column)
+    rules = {r["match"] for r in rows if r.get("match")}
+    return float(meta[key]) if meta.get(key) is not None and {meta.get("match")} == rules else None
+
+
+def figures(job: Job, column: str) -> dict[str, float]:
+    """start, lowest, final and best of one run, as far as they are there."""
+    values = list(curve(job.folder, column).values())
+    start = start_value(job, column)
+    found = {"lowest": min(values), "final": values[-1], "best": max(values)} if values else {}
+    return ({} if start is None else {"start": start}) | found
+
+
+def evaluate_test(jobs: Sequence[Job], columns: Sequence[str]) -> None:
+    """best.pt of the finished runs on the test split, into their test.csv, where that is not there yet."""
+    for job in (j for j in jobs if finished(j.folder) and not (j.folder / "test.csv").is_file()):
+        row = measure(job.folder, read_yaml(job.folder / "run.yaml", "run.yaml"), "", "test").result.row
+        known = [c for c in columns if c in row]
+        text = "\n".join([",".join(known), ",".join(str(row[c]) for c in known)])
+        write_text(job.folder / "test.csv", text + "\n")
+
+
+def test_table(jobs: Sequence[Job], columns: Sequence[str]) -> list[list[str]]:
+    """Head and a row for each arm: what evaluate_test found."""
+    rows = [["arm", "runs", *columns]]
+    for arm in dict.fromkeys(j.arm for j in jobs):
+        found = [r for j in jobs if j.arm == arm for r in read_rows(j.folder / "test.csv")]
+        rows.append([arm, str(len(found)), *(spread([float(r[c]) for r in found if r.get(c)]) for c in columns)])
+    return rows
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; of a single value itself."""
+    if not values:
+        return MISSING
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def tables(jobs: Sequence[Job], column: str) -> list[list[str]]:
+    """Head and a row for each arm."""
+    rows = [["arm", "runs", *KINDS]]
+    for arm in dict.fromkeys(j.arm for j in jobs):
+        mine = [figures(j, column) for j in jobs if j.arm == arm]
+        there = sum("final" in f for f in mine)
+        cells = [spread([f[kind] for f in mine if kind in f]) for kind in KINDS]
+        rows.append([arm, f"{there} of {len(mine)}", *cells])
+    return rows
+
+
+def costs(jobs: Sequence[Job]) -> list[list[str]]:
+    """Head and a row for each arm: parameters that train, seconds per epoch (median of a run, evaluation included)."""
+    rows = [["arm", "parameters", "seconds per epoch"]]
+    for arm in dict.fromkeys(j.arm for j in jobs):
+        mine = [j.folder for j in jobs if j.arm == arm and read_rows(j.folder / "timing.csv")]
+        sizes = {read_yaml(f / "run.yaml", "run.yaml")["parameters"]["trainable_params"] for f in mine}
+        seconds = [statistics.median(float(r["seconds"]) for r in read_rows(f / "timing.csv")) for f in mine]
+        rows.append([arm, ", ".join(f"{size:,}" for size in sorted(sizes)) or MISSING, spread(seconds)])
+    return rows
+
+
+def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str]) -> None:
+    """study.md, study.csv and study.png of what is there; the tables on the screen too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {name: None for j in jobs for row in read_rows(j.folder / "results.csv")[:1] for name in row}
+    if known and (unknown := [c for c in columns if c not in known]):
+        raise UserError(f"--columns {','.join(unknown)}: not in results.csv, which has {', '.join(known)}")
+    parts = [f"{column}, mean ± standard deviation\n\n{markdown(tables(jobs, column))}" for column in columns]
+    if any((j.folder / "test.csv").is_file() for j in jobs):
+        parts.append(f"Test split, best.pt by validation\n\n{markdown(test_table(jobs, columns))}")
+    text = "\n\n".join([*parts, f"Cost\n\n{markdown(costs(jobs))}"])
+    write_text(folder / "study.md", text + "\n")
+    with open(folder / "study.csv", "w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["arm", "seed", "run", "epochs", *(f"{c} {kind}" for c in columns for kind in KINDS)])
+        for job in jobs:
+            done = len(read_rows(job.folder / "results.csv"))
+            cells = [str(figures(job, c).get(kind, MISSING)) for c in columns for kind in KINDS]
+            writer.writerow([job.arm, job.seed, job.folder.name, done or MISSING, *cells])
+    plot(jobs, columns, folder / "study.png")
+    print(f"{text}\n\ntables and picture: {folder / 'study.md'}, {folder / 'study.png'}")
+
+
+def plot(jobs: Sequence[Job], columns: Sequence[str], out: Path) -> None:
+    """A panel for each column: mean over the seeds of each arm, its range as a band, the common start as a line."""
+    figure, axes = new_figure(6.5 * len(columns) + 2, 5, 1, len(columns))
+    for ax, column in zip(axes, columns, strict=True):
+        for i, arm in enumerate(dict.fromkeys(j.arm for j in jobs)):
+            curves = [c for j in jobs if j.arm == arm and (c := curve(j.folder, column))]
+            epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+            values = [[c[e] for c in curves] for e in epochs]
+            shade, dashes = f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]
+            ax.plot(epochs, [statistics.mean(v) for v in values], dashes, marker=".", label=arm, color=shade)
+            ax.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=shade)
+        starts = {s for j in jobs if (s := start_value(j, column)) is not None}
+        if len(starts) == 1:
+            ax.axhline(starts.pop(), color="grey", linewidth=1, linestyle="--", label="start")
+        ax.set(title=column, xlabel="epoch")
+        ax.locator_params(axis="x", integer=True)
+    axes[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left", fontsize=8)
+    figure.savefig(out, dpi=100)
+
+
+def numbers(text: str, flag: str) -> list[int]:
+    """`0,3,4` -> [0, 3, 4]."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"{flag} {text}: expected whole numbers with commas, as 0,3,4")
+    found = [int(part) for part in text.split(",")]
+    if len(set(found)) != len(found):
+        raise UserError(f"{flag} {text}: a number stands there twice")
+    return found
+
+
+def cut_words(argv: Sequence[str], example: str, taken: set[str]) -> tuple[list[str], list[str]]:
+    """(the study's own words, train.py's after `--`). Errors: UserError where there is no `--`, or a flag is taken."""
+    if "--" not in argv:
+        raise UserError(f"give train.py's flags after `--`: {example} -- --data ...")
+    cut = argv.index("--")
+    refuse(argv[cut + 1 :], taken, "after `--`")
+    return list(argv[:cut]), list(argv[cut + 1 :])
+
+
+def refuse(words: Sequence[str], taken: set[str], where: str) -> None:
+    if found := sorted({w.split("=")[0].replace("_", "-") for w in words if w.startswith("--")} & taken):
+        raise UserError(f"{', '.join(found)}: set for each run, take it out {where}")
+
+
+def read_arm(text: str) -> tuple[str, list[str]]:
+    """`NAME: FLAGS` -> name, flags."""
+    name, colon, flags = text.partition(":")
+    if not colon or not re.fullmatch(r"[\w.+-]+(,? [\w.+-]+)*", name):
+        raise UserError(f"--arm {text!r}: expected `NAME: FLAGS`, the name of letters, digits, blanks, commas, _ . + -")
+    try:
+        words = shlex.split(flags)
+    except ValueError as error:
+        raise UserError(f"--arm {text!r}: {error}") from None
+    refuse(words, OWN, f"of --arm {name}")
+    return name, words
+
+
+def folder_name(arm: str) -> str:
+    return arm.replace(",", "").replace(" ", "_")
+
+
+def main(argv: list[str]) -> None:
+    own, common = cut_words(argv, 'python -m utils study --arm "a: --lr0 0.01"', OWN)
+    parser = make_parser("python -m utils study", "Train several arms with several seeds, then compare.")
+    parser.add_argument("--arm", action="append", required=True, metavar="'NAME: FLAGS'", help="once for each arm")
+    parser.add_argument("--seeds", default="0", help="seeds, as 0,1,2")
+    parser.add_argument("--project", required=True, help="folder of the runs and of the tables")
+    parser.add_argument("--columns", default="mAP50", help="columns of results.csv to compare, as mAP50,mAP")
+    parser.add_argument("--test", action="store_true", help="evaluate best.pt on the test split at the end")
+    args = parser.parse_args(own)
+    arms = dict(map(read_arm, args.arm))
+    if len({folder_name(name) for name in arms}) != len(args.arm):
+        raise UserError("--arm: two arms have the same name")
+    project = Path(args.project)
+    jobs = [
+        Job(name, seed, project / f"{folder_name(name)}_seed{seed}", (*common, *words))
+        for seed in numbers(args.seeds, "--seeds")
+        for name, words in arms.items()
+    ]
+    if args.test:
+        for name in {j.words[i + 1] for j in jobs for i, word in enumerate(j.words[:-1]) if word == "--data"}:
+            read_data(name).images("test")  # missing: said now, not when everything is trained
+    failed = carry_out(jobs)
+    columns = args.columns.split(",")
+    if args.test:
+        evaluate_test(jobs, columns)
+    report(jobs, project, columns)
+    conclude(failed)

@@ -1,0 +1,72 @@
+"""Do the anchors fit the boxes? If not, new ones by k-means on box sizes, as YOLOv5/YOLOv7 do before training from
+scratch.
+
+Best possible recall = share of boxes whose side ratio to some anchor is below anchor_t; below 0.98 new anchors are
+tried, and kept if better.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.graph import Detector
+from utils.data.labels import Labels
+from utils.system.notes import note
+from utils.system.rng import rng
+
+ENOUGH = 0.98
+Floats = npt.NDArray[np.float64]
+
+
+def box_sizes(labels: Sequence[Labels], native: npt.NDArray[np.int64], img_size: int) -> Floats:
+    """Width and height of every box [N,2] in pixels of the network input. native [n,2]: image sizes (h, w)."""
+    sizes = [
+        label.boxes[:, 3:5] * (hw[::-1] * (img_size / hw.max()))
+        for label, hw in zip(labels, native, strict=True)
+        if len(label)
+    ]
+    return np.concatenate(sizes).astype(np.float64) if sizes else np.zeros((0, 2))
+
+
+def possible_recall(sizes: Floats, anchors: Floats, anchor_t: float) -> float:
+    """sizes [N,2], anchors [K,2], both w,h in pixels -> share of boxes that some anchor can take."""
+    ratio = sizes[:, None] / anchors[None]
+    return float((np.maximum(ratio, 1 / ratio).max(2).min(1) < anchor_t).mean())
+
+
+def cluster(sizes: Floats, count: int, seed: int) -> Floats:
+    """`count` anchors [count,2] in pixels by k-means on whitened sizes, smallest area first."""
+    from scipy.cluster.vq import kmeans2  # imported on first use: it takes a quarter of the start beside torch's
+
+    scale = sizes.std(0)
+    centres, _ = kmeans2(sizes / scale, count, minit="++", rng=rng(seed, "anchors"), iter=50)
+    anchors: Floats = centres * scale
+    return anchors[np.argsort(anchors.prod(1))]
+
+
+@torch.no_grad()
+def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> str:
+    """Checks the model's anchors against box sizes [N,2] (w,h in pixels at training size), replaces them where that
+    helps; says what it did."""
+    sizes = sizes[(sizes >= 2).all(1)]
+    head = model.head
+    stride = head.stride.view(-1, 1, 1)
+    own = (head.anchors * stride).view(-1, 2).numpy().astype(np.float64)
+    if len(sizes) < 4 * len(own):
+        return f"anchors: {len(sizes)} boxes are too few to judge them by"
+    before = possible_recall(sizes, own, anchor_t)
+    if before >= ENOUGH:
+        return f"anchors fit: best possible recall {before:.4f}"
+    new = cluster(sizes, len(own), seed)
+    after = possible_recall(sizes, new, anchor_t)
+    if after <= before:
+        return f"anchors kept: best possible recall {before:.4f}, k-means reaches {after:.4f}"
+    pixels = torch.tensor(new, dtype=torch.float32).view(head.anchors.shape)
+    head.anchors.copy_(pixels / stride)
+    if isinstance(grid := getattr(head, "anchor_grid", None), torch.Tensor):
+        grid.copy_(pixels.view(grid.shape))
+    text = " ".join(f"{w:.0f},{h:.0f}" for w, h in new)
+    gain = f"best possible recall {before:.4f} -> {after:.4f}"
+    return note("anchors replaced", f"anchors replaced: {gain}; now {text} (keep the YAML's with --noautoanchor)")

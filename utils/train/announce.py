@@ -1,0 +1,102 @@
+"""What train.py prints before it starts: module table, frozen share, patches, schedule, and what a stage inherits or
+changes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from models.graph import Detector
+from utils import seams
+from utils.config.help import help_text
+from utils.config.options import read_yaml
+from utils.config.train import PLACES, parse
+from utils.system.notes import note
+from utils.train.optim import count_parameters
+from utils.train.run import Run
+from utils.weights.checkpoint import build_detector
+
+
+def announce(run: Run, source: seams.Source | None) -> None:
+    """Everything that was declared, before it starts."""
+    print(module_table(run.model, run.meta["img_size"]))
+    print(parameter_summary(run.loss_step))
+    schedule = run.schedule.describe(run.cfg)
+    print(note("warm-up capped", schedule) if run.schedule.capped(run.cfg) else schedule)
+    print(f"frozen BatchNorm: {run.cfg.freeze_bn}; match rule of mAP: {run.cfg.match}; device {run.device}")
+    print(f"patches by seam:\n{run.patches.show()}" if run.patches else "no patches")
+    if source:
+        print(inheritance(source.meta, run.meta, source.path))
+
+
+def module_table(model: Detector, size: int) -> str:
+    """Index, from, module, output shape (C,H,W) at this square size, parameters, trainable or frozen."""
+    lines = [f"{'':>4} {'from':>14}  {'module':20} {'output':>18} {'parameters':>12}  state"]
+    for row in model.table(size):
+        params = list(model.model[row.number].parameters())
+        frozen = bool(params) and not any(p.requires_grad for p in params)
+        source = ",".join(str(s) for s in row.source)
+        shape = row.shape if isinstance(row.shape, tuple) else f"{len(row.shape)} levels"
+        text = "x".join(str(s) for s in shape) if isinstance(shape, tuple) else shape
+        state = "frozen" if frozen else "trains" if params else ""
+        lines.append(f"{row.number:>4} {source:>14}  {row.module:20} {text:>18} {row.params:>12,}  {state}")
+    for name, branch in model.branches.items():
+        params = list(branch.parameters())
+        state = "trains" if any(p.requires_grad for p in params) else "frozen" if params else ""
+        source = "image" if model.branch_inputs[name] < 0 else str(model.branch_inputs[name])
+        count, shown = sum(p.numel() for p in params), name
+        if name == model.stem:
+            source, shown = "2nd picture", f"joins row {model.branch_inputs[name]}"
+        lines.append(f"{'':>4} {source:>14}  {type(branch).__name__:20} {shown:>18} {count:>12,}  {state}")
+    return "\n".join(lines)
+
+
+def print_help(argv: Sequence[str]) -> None:
+    """train.py --help: the flags of the base and of every patch, and with --cfg the module table of that model."""
+    print(help_text())
+    words = [w for w in argv if w not in ("-h", "--help")]
+    kinds = seams.active(words)
+    cfg, flags = parse(words, {name: kind.Flags for name, kind in kinds.items()})
+    if cfg.cfg:
+        spec = read_yaml(cfg.cfg, "--cfg")
+        patches = seams.Patches(
+            {name: kind.patch(flags[name]) for name, kind in kinds.items() if "layers" in vars(kind.patch)}
+        )
+        model = build_detector(spec, int(spec.get("nc", 80)), patches, cfg.cfg)
+        print(f"{cfg.cfg} at {cfg.train_size} px:\n{module_table(model, -(-cfg.train_size // 64) * 64)}")
+
+
+def parameter_summary(module: nn.Module) -> str:
+    """One line: trainable and frozen parameters, BatchNorm layers by mode."""
+    counts = count_parameters(module)
+    total = counts["trainable_params"] + counts["frozen_params"]
+    share = counts["trainable_params"] / max(total, 1)
+    return f"parameters {total:,}, trainable share {share:.1%}; " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
+
+
+def inheritance(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> str:
+    """Setting by setting, what a stage keeps and what it changes against the checkpoint it starts from.
+
+    before, now: {"config": {...}, "patches": {...}} as stored in checkpoints.
+    """
+    if not before.get("config"):
+        return f"starts from {path}, which records no settings of its own training"
+    old, new = flatten(before), flatten(now)
+    same = [k for k in new if k in old and old[k] == new[k]]
+    changed = [f"  {k}: {old.get(k, '-')} -> {new[k]}" for k in new if old.get(k, "-") != new[k]]
+    gone = [f"  {k}: {old[k]} -> -" for k in old if k not in new]
+    head = f"starts from {path} (epoch {before.get('epoch', '?')}); inherits {len(same)} settings:"
+    kept = ", ".join(f"{k} {new[k]}" for k in same)
+    return "\n".join([head, f"  {kept}", f"changes {len(changed) + len(gone)}:", *changed, *gone])
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that matter to the outcome as one level of text; where files lie and how they are stored does not."""
+    flat = {k: show(v) for k, v in settings["config"].items() if k not in PLACES}
+    for name, flags in settings.get("patches", {}).items():
+        flat |= {f"{name}.{k}": show(v) for k, v in flags.items() if not k.endswith("_table")}
+    return flat
+
+
+def show(value: Any) -> str:
+    return " ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,61 @@
+"""One training step as one Module, and in which type, memory order and form it is computed.
+
+Mixed precision is a matter of CUDA: on CPUs bf16 was measured ten times slower than float32. fp16 needs its loss
+scaled, as small gradients would become 0; bf16 has float32's range, and a quarter of fp16's digits.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.graph import Detector
+from models.loss import Criterion
+from utils.config.train import Config
+from utils.seams import Batch, Patches, Terms, weighted_sum
+from utils.system.errors import UserError
+
+
+class LossStep(nn.Module):
+    """batch -> (scalar loss, named terms). Owns model, criterion and patches."""
+
+    def __init__(self, model: Detector, criterion: Criterion, patches: Patches) -> None:
+        super().__init__()
+        self.model, self.criterion, self.patches = model, criterion, patches
+        self.terms = patches.names(criterion.terms)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        out = self.model(batch["image"])
+        terms: Terms = self.criterion(out["det"], batch["target"], batch.get("most"))
+        terms = {**terms, **self.patches.merge("loss_terms", batch, out, self.model)}
+        if tuple(terms) != self.terms:
+            raise ValueError(f"loss terms {tuple(terms)} are not the declared {self.terms}")
+        weights = self.patches.merge("loss_weights", terms, self.model)
+        # gradients add up over the images of the nominal batch, whatever the micro-batch (YOLOv5/YOLOv7), and the ranks
+        loss = weighted_sum(terms, weights) * batch["images"]
+        return loss, {k: v.detach() for k, v in terms.items()}
+
+
+def compute_type(cfg: Config, device: torch.device) -> torch.dtype | None:
+    """Type for autocast, None = float32. Errors: UserError where the device has no bf16."""
+    if device.type != "cuda" or not cfg.amp:
+        return None
+    if cfg.amp_dtype == "fp16":
+        return torch.float16
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(f"--amp-dtype bf16: {torch.cuda.get_device_name(device)} computes in fp16 or float32 only")
+    return torch.bfloat16
+
+
+def make_scaler(cfg: Config, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for fp16, else one that does nothing."""
+    return torch.amp.GradScaler(enabled=compute_type(cfg, device) == torch.float16)
+
+
+def place(step: LossStep, cfg: Config, device: torch.device) -> LossStep:
+    """The step on its device, in its memory order. Before optimizer and average, which take both over."""
+    step.to(device)
+    return step.to(memory_format=torch.channels_last) if cfg.channels_last else step
+
+
+def compile_model(step: LossStep) -> None:
+    """torch.compile in place: parameters keep their names. The average stays plain, and so does evaluation."""
+    step.model.compile()

@@ -1,0 +1,142 @@
+"""What a run writes for people: rows, lines on the screen, pictures."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from models.graph import Detector
+from patches.modality.missing import report
+from patches.weighting import history
+from utils import seams
+from utils.data.dataset import Sample
+from utils.data.loader import Batch, collate
+from utils.evaluation.evaluate import Result, Sink, evaluate
+from utils.evaluation.tables import write_classes
+from utils.runs import fingerprint, manifest, plots, record, replay, resumable
+from utils.runs.manifest import Manifest
+from utils.system import dist
+from utils.system.device import peak_memory, peak_resident
+from utils.system.files import naming
+from utils.system.notes import keep_in
+from utils.train import optim
+from utils.train.run import Run
+from utils.weights import checkpoint
+
+
+def measure(run: Run, detector: Detector, batches: Iterable[Batch] | None = None) -> Result:
+    """A detector with the run's classes, on its validation set or `batches` made of it, and by its rule. No loss terms:
+    its head may be of another kind than the run's."""
+    cfg = run.cfg
+    return evaluate(
+        detector, run.val if batches is None else batches, run.device, names=run.meta["names"], match=cfg.match,
+        v5_metric=cfg.v5_metric, autocast=run.autocast, single_cls=cfg.single_cls,
+    )  # fmt: skip
+
+
+def metric_columns(run: Run) -> list[str]:
+    """Names of `Result.row`, for epochs that were not evaluated."""
+    heads = [f"{kind}/{name}" for kind in ("mAP50", "mAP") for name in run.model.group_names]
+    terms = [f"val_{name}" for name in run.loss_step.criterion.terms]
+    several = heads if len(run.model.group_names) > 1 else []
+    return ["P", "R", "F1", "mAP50", "mAP", *terms, *several, *run.patches.metric_names()]
+
+
+def line(result: Result) -> str:
+    """The means on one line, with the rule they were made by, and what patches measured on a second."""
+    heads = (
+        "".join(f"  {name} {h.map50:.3f}" for name, h in result.per_head.items()) if len(result.per_head) > 1 else ""
+    )
+    means = f"P {result.mp:.4f}  R {result.mr:.4f}  mAP@.5 {result.map50:.4f}  mAP@.5:.95 {result.map:.4f}"
+    return f"{means}{heads}  ({result.rule})" + (f"\n  {result.said}" if result.said else "")
+
+
+def write_rows(
+    run: Run, losses: dict[str, float], result: Result | None, extra: dict[str, float], seconds: float
+) -> None:
+    """results.csv, results.txt and timing.csv, and the line on the screen. losses: mean terms; `labels`, `size` of the
+    last batch; `data_wait`, the share of the training pass that was spent waiting for batches."""
+    if not dist.main():
+        return
+    labels, size, waited = losses.pop("labels"), losses.pop("size"), losses.pop("data_wait")
+    rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
+    found: dict[str, Any] = result.row if result else {}
+    memory = peak_memory(run.device)
+    columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
+    run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
+    if history.wanted(extra):
+        history.write(run.dir, losses)
+    timing = {
+        "seconds": f"{seconds:.2f}",
+        "memory_gib": f"{peak_resident(run.device):.3f}",
+        "data_wait": f"{waited:.3f}",
+    }
+    run.results.append("timing.csv", {"epoch": run.epoch, **timing})
+    kinds = record.sums_by_kind(losses)
+    val = record.sums_by_kind(result.losses if result else {})
+    run.results.append_text(
+        {k: kinds[k] for k in ("box", "obj", "cls")}
+        | {"total": sum(kinds.values()), "at": f"{run.epoch}/{run.cfg.epochs - 1}", "memory": f"{memory:.3g}G"}
+        | {"labels": labels, "size": size, **{k: found.get(k, 0.0) for k in ("P", "R", "mAP50", "mAP")}}
+        | {f"val_{k}": val[k] for k in ("box", "obj", "cls")}
+    )
+    outcome = line(result) if result else "(not evaluated)"
+    print(f"  loss {sum(kinds.values()):.4f}  data wait {waited:.0%}  {outcome}")
+
+
+def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> None:
+    """The run folder with run.yaml, data.csv, the label statistics and the first training batch."""
+    if not dist.main():
+        return
+    with naming(run.dir):
+        (run.dir / "weights").mkdir(exist_ok=True)
+    resumable.forget(run.dir / "weights")
+    settings = {k: run.meta[k] for k in ("config", "patches")}
+    files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)
+    where = {"device": record.machine(run.device), "parameters": optim.count_parameters(run.loss_step)}
+    inputs = {"files": files, "start": start, "data": {**run.meta["data"], "names": contents.names}}
+    with naming(run.dir):
+        (run.dir / "result.yaml").unlink(missing_ok=True)  # of a run that --exist-ok replaces
+        fingerprint.write_listing(run.dir / manifest.NAME, contents.listing)
+    record.write_run_yaml(
+        run.dir / "run.yaml",
+        {**where, **settings, **inputs},
+        run.meta["spec"],
+    )
+    keep_in(run.dir, fresh=True)
+    if run.cfg.replay:
+        replay.announce(Path(run.cfg.replay), run.dir)
+    names, order = run.meta["names"], run.train.order.order()
+    batch = collate([run.train.dataset[Sample(0, i)] for i in order[: min(run.cfg.batch_size, 16)].tolist()])
+    rows = plots.target_rows(batch["target"], len(batch["image"]), *batch["image"].shape[2:])
+    with naming(run.dir):
+        plots.plot_labels(run.train.dataset.labels, names, run.dir / "labels.png")
+        plots.plot_batch(batch["image"], rows, names, run.dir / "train_batch0.jpg")
+
+
+def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) -> None:
+    """Evaluate best.pt once more, draw the pictures, say where everything is."""
+    run.audit.close()
+    if run.guard.ended:
+        print(f"ended after epoch {run.epoch} of {run.cfg.epochs}: {run.guard.ended}")
+    best = run.dir / "weights" / "best.pt"
+    dist.barrier()  # rank 0 may still be writing it
+    if dist.main():
+        with naming(run.dir):
+            plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+            if (run.dir / "history.json").is_file():
+                history.plot(run.dir)
+    if best.is_file():
+        run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
+        names = run.meta["names"]
+        with naming(run.dir):
+            result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
+            if dist.main():
+                plots.plot_evaluation(result, run.dir)
+                write_classes(run.dir / "per_class.csv", result)
+                run.patches.each("draw", result.observed, run.dir)
+        print(f"best.pt: {line(result)}")
+        if run.model.stem:
+            with naming(run.dir):
+                report(result, run.val, partial(measure, run, run.ema.model), run.dir / "modality.csv")
+    print(f"results in {run.dir}")

@@ -1,0 +1,144 @@
+"""Checkpoints of a run under way, and the way back from them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from utils.evaluation.evaluate import Result
+from utils.runs import resumable
+from utils.system import dist
+from utils.system.notes import keep_in, note
+from utils.system.signals import Stopped
+from utils.train.guard import tell
+from utils.train.run import Run
+from utils.weights import checkpoint
+
+
+def restore(run: Run, ckpt: dict[str, Any]) -> None:
+    """Continue exactly where the checkpoint was written; the model itself was loaded when it was built."""
+    at = ckpt["meta"]
+    if at["arithmetic"] != run.arithmetic:
+        said = f"resumed on {run.arithmetic}, begun on {at['arithmetic']}: the run goes on, but not to the bit"
+        print(note("other arithmetic", said, epoch=at["next_epoch"]))
+    keep_in(run.dir, fresh=False)
+    note("resumed", f"from step {at['step']}", epoch=at["next_epoch"])
+    load(run, ckpt)
+    run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
+    run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
+    run.guard.restore(at.get("guard", {}))
+    run.audit.went_back(run.guard.undone)
+    if at["data"]["fingerprint"] != run.meta["data"]["fingerprint"]:  # allowed by flag: batches are others now
+        run.batch, run.step, run.sums = 0, run.epoch * run.schedule.batches, {}
+
+
+def load(run: Run, ckpt: dict[str, Any]) -> None:
+    """All that training changes, but for the model's tensors and the counters of progress."""
+    at = ckpt["meta"]
+    run.ema.model.load_state_dict(ckpt["ema"])
+    run.patches.load_state_dict(ckpt["patches"])
+    run.optimizer.load_state_dict(ckpt["optimizer"])
+    if ckpt["scaler"] and at["arithmetic"] == run.arithmetic:
+        run.scaler.load_state_dict(ckpt["scaler"])
+    run.ema.updates, run.class_ap = at["ema_updates"], at["class_ap"]
+    run.found = {k: at[k] for k in ("map50", "map", "match") if k in at}
+
+
+def before_opening(run: Run) -> None:
+    """At an epoch's start: keep everything as it stands, where the guard may have to go back to it."""
+    if run.guard.opens_now(run.epoch, run.optimizer.param_groups):
+        assert run.guard.opening
+        write_training(run, run.dir / "weights" / run.guard.opening.file, description(run, run.found), {})
+        run.audit.remember()
+
+
+def judge(run: Run, result: Result | None) -> None:
+    """--patience and the guard: whether this was the last epoch, and whether `save` takes the run back."""
+    rows = run.guard.judge(run.epoch, result, run.best, run.optimizer.param_groups)
+    tell(rows)
+    for row in rows if dist.main() else ():
+        run.results.append("guard.csv", row)
+
+
+def go_back(run: Run) -> None:
+    """The run as it was before the opening, but for its progress and what the guard changes in the groups."""
+    file = run.dir / "weights" / run.guard.back
+    dist.barrier()  # rank 0 may still be writing it
+    ckpt = checkpoint.read_resumable(file)
+    run.guard.undone += run.ema.updates - ckpt["meta"]["ema_updates"]
+    run.model.load_state_dict(ckpt["model"])
+    load(run, ckpt)
+    run.guard.rewrite(run.optimizer.param_groups)
+    run.audit.went_back(run.guard.undone)
+    print(f"guard: back to {file}")
+
+
+def save(run: Run, result: Result | None) -> None:
+    """best.pt (weights) when this epoch is the best so far, a numbered copy every save_period epochs; then, perhaps
+    taken back by the guard, resumable.pt (resumable)."""
+    better = result is not None and result.fitness > run.best
+    run.best = max(result.fitness if result else run.best, run.best)
+    run.found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
+    if result is not None:
+        run.class_ap = np.nan_to_num(result.ap).tolist()
+    last_one = run.epoch == run.cfg.epochs - 1 or bool(run.guard.ended)
+    wanted = run.interrupt.save_due(run.step) or last_one or not run.cfg.nosave
+    state, meta, weights = (
+        run.ema.model.state_dict(),
+        {**run.meta, **run.found, "epoch": run.epoch},
+        run.dir / "weights",
+    )
+    # best.pt before resumable.pt: a kill between the two repeats the epoch and writes the same best.pt again
+    if wanted and better and dist.main():
+        checkpoint.save_checkpoint(weights / "best.pt", state=state, meta=meta)
+    if wanted and run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0 and dist.main():
+        checkpoint.save_checkpoint(weights / f"epoch_{run.epoch + 1:03d}.pt", state=state, meta=meta)
+    if run.guard.back:
+        go_back(run)
+    if wanted:
+        save_last(run, {**run.found, "next_epoch": run.epoch + 1, "next_batch": 0}, {})
+
+
+def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
+    """last.pt: everything that the next step depends on. at: what to say beside it, next_epoch and next_batch
+    included."""
+    weights = run.dir / "weights"
+    write_training(run, weights / resumable.LAST, description(run, at), sums, keep=weights / resumable.PREVIOUS)
+    if dist.main():
+        run.guard.tidy(weights)
+    run.interrupt.saved()
+
+
+def description(run: Run, at: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of training says about itself and the run's progress. at: more of that."""
+    progress = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
+    averaged = {"ema_updates": run.ema.updates, "class_ap": run.class_ap, "guard": run.guard.state()}
+    return {**run.meta, **progress, "arithmetic": run.arithmetic, **averaged, **at}
+
+
+def write_training(
+    run: Run, path: Path, meta: dict[str, Any], sums: dict[str, Tensor], keep: Path | None = None
+) -> None:
+    """A checkpoint to go on from, written by rank 0."""
+    training = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "patches": run.patches.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "sums": sums,
+    }
+    if dist.main():
+        checkpoint.save_checkpoint(path, state=run.ema.model.state_dict(), meta=meta, training=training, keep=keep)
+
+
+def pause(run: Run) -> None:
+    """After an optimizer step within an epoch: save where that is due, stop where that was asked for."""
+    if run.batch == run.schedule.batches:
+        return
+    if run.interrupt.save_due(run.step):
+        run.watch.check(run.model)
+        run.audit.before_save(run.step)
+        save_last(run, {"next_epoch": run.epoch, "next_batch": run.batch}, run.sums)
+    if run.interrupt.stopping:
+        raise Stopped

@@ -1,0 +1,114 @@
+"""How a run starts: anew (from scratch or from weights, a new stage) or resumed (the same stage). Never two of them.
+
+A replay is a new run, from scratch or from weights as its original, with the settings that the original recorded.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils import seams
+from utils.config.options import given_flags, only_flags
+from utils.config.train import Config, parse, resume_flags
+from utils.runs import lock, replay, resumable
+from utils.system import dist
+from utils.system.device import select_device
+from utils.system.errors import UserError
+from utils.system.notes import note
+
+RESUMED = (  # what the description of a checkpoint must hold for its run to go on
+    "config", "patches", "spec", "data", "arithmetic", "next_epoch", "next_batch", "step", "best", "pending",
+    "ema_updates", "class_ap",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run is made from."""
+
+    cfg: Config
+    patches: seams.Patches
+    device: torch.device
+    folder: Path  # of the run
+    lock: AbstractContextManager[object]  # held by rank 0 as long as it may write there
+    resumed: dict[str, Any] | None = None  # content of the checkpoint that is continued
+    spec: dict[str, Any] | None = None  # model YAML of a resumed or replayed run
+
+
+def begin(argv: Sequence[str]) -> Start:
+    """argv -> where to start from. Errors: UserError for flags that are wrong or do not go together."""
+    kinds = seams.active(argv)
+    cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
+    if cfg.resume:
+        return resume(argv, cfg)
+    if cfg.allow_changed_data:
+        raise UserError("--allow-changed-data goes with --resume")
+    if cfg.replay:
+        return repeat(argv, cfg)
+    with torch.random.fork_rng(devices=[]):
+        patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
+    device = meet(cfg)
+    return Start(cfg, patches, device, *claim(cfg, "name" in given_flags(argv)))
+
+
+def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object]]:
+    """The folder of a new run, and the right to write there."""
+    return lock.claim(cfg.project, cfg.name, named=named, exist_ok=cfg.exist_ok)
+
+
+def resume(argv: Sequence[str], cfg: Config) -> Start:
+    """The run's own settings; only where it runs is taken from the command line."""
+    path = resumable.find(cfg.resume, cfg.project)
+    folder = path.parent.parent
+    held = lock.Lock(folder) if dist.main() else nullcontext()
+    if dist.main():
+        resumable.clear(path.parent)
+    resumed, damage = resumable.read(path)
+    meta = resumed["meta"]
+    if lacking := [name for name in RESUMED if name not in meta]:
+        raise UserError(
+            f"--resume {path}: an earlier version wrote it, it does not say {', '.join(lacking)}; go on with that "
+            f"version, or start a new stage with --weights {path}"
+        )
+    own = Config(**{**seams.plain(meta["config"]), **resume_flags(argv, cfg)})
+    device = meet(own)
+    if damage:
+        print(note("damaged checkpoint", damage, epoch=meta["next_epoch"]))
+        dist.barrier()  # every rank has read
+        if dist.main():
+            resumable.put_aside(path)
+    return Start(own, seams.revive(meta["patches"]), device, folder, held, resumed, meta["spec"])
+
+
+def repeat(argv: Sequence[str], cfg: Config) -> Start:
+    """The recorded run from its beginning, in a folder of its own; only where it runs, and where its weights lie now,
+    is taken from the command line."""
+    given = given_flags(argv) & {"project", "name", "device", "workers", "weights"}
+    only_flags(argv, given | {"replay"}, "--replay repeats a run with its own settings")
+    old = replay.read(cfg.replay)
+    fresh = {"project": str(old.folder.parent), "name": f"{old.folder.resolve().name}_replay", "exist_ok": False}
+    changed = {"replay": cfg.replay, "resume": "", **fresh, **{name: getattr(cfg, name) for name in given}}
+    own = dataclasses.replace(old.cfg, **changed)
+    if bool(own.weights) != bool(old.cfg.weights):
+        raise UserError(f"--weights: {old.folder} started from scratch, and so does its replay")
+    if own.weights and not Path(own.weights).is_file():
+        raise UserError(f"--replay: the weights {own.weights} are gone; say with --weights FILE where they are now")
+    with torch.random.fork_rng(devices=[]):
+        patches = replay.make_patches(old)
+    device = meet(own)
+    return Start(own, patches, device, *claim(own, "name" in given), spec=old.spec)
+
+
+def meet(cfg: Config) -> torch.device:
+    """The device of this process; with torchrun the ranks have found each other afterwards."""
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+    device = select_device(cfg.device)
+    dist.join(device)
+    return device

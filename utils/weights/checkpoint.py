@@ -1,0 +1,229 @@
+"""Checkpoints: tensors, numbers and one JSON text; loading never runs code (weights_only=True).
+
+Keys: format, meta (JSON: model YAML, names, patches, configuration, progress), ema (the weights to use); a resumable
+one also has model, optimizer, patches, scaler. Foreign files are read by utils.foreign, which builds no foreign object.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.graph import LAYERS, Detector, GraphError
+from utils import seams
+from utils.config.options import read_yaml
+from utils.data.pairs import recorded
+from utils.system.errors import UserError
+from utils.system.files import write_whole
+from utils.weights import foreign
+
+FORMAT = "thaw-1"
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+    keep: Path | None = None,
+) -> None:
+    """state: the weights to use, in whatever memory order. training: everything the next step depends on (absent: not
+    resumable). keep: the name under which the file of before stays. Written aside, flushed, then renamed; UserError
+    where that fails."""
+    weights = {k: v.contiguous() for k, v in state.items()}
+    content = {"format": FORMAT, "meta": json.dumps(meta), "ema": weights, **(training or {})}
+    write_whole(path, lambda file: torch.save(content, file), keep)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """One of our own checkpoints, meta parsed; UserError for anything else."""
+    content = try_own(path)
+    if content is None:
+        raise UserError(
+            f"{path} is not a checkpoint of this program or it is damaged "
+            f"(one of another program is converted by python -m utils convert {path} OUT.pt)"
+        )
+    return content
+
+
+def read_resumable(path: Path) -> dict[str, Any]:
+    """A checkpoint with everything that the next step depends on; best.pt and numbered copies hold weights only."""
+    content = read_checkpoint(path)
+    if "optimizer" not in content:
+        raise UserError(
+            f"--resume {path}: it holds weights only; give the run's last.pt, or start a stage with --weights"
+        )
+    return content
+
+
+def try_own(path: str | Path) -> dict[str, Any] | None:
+    """Our own format, or None where the file is something else. A missing or damaged file is an error."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"there is no checkpoint {str(path)!r}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError):
+        return None  # whatever is wrong with it, utils.foreign reads it again with its own checks and says what
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    meta, state = parsed(content.get("meta")), content.get("ema")
+    if meta is None or not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} is damaged: its {'description' if meta is None else 'weights'} cannot be read")
+    check_sums(file)
+    return {**content, "meta": meta}
+
+
+def check_sums(file: Path) -> None:
+    """Every part of the file (description, numbers of each tensor) against its CRC-32: torch.save stores these sums,
+    torch.load does not look at them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error})") from None
+    if wrong is not None:
+        raise UserError(f"{file} is damaged: its part {wrong} is not what its checksum says")
+
+
+def parsed(text: object) -> dict[str, Any] | None:
+    """The JSON object in `text`, or None where it is none."""
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_source(path: str | Path) -> seams.Source:
+    """The weights of any supported file, ours or foreign, and what it says about itself."""
+    own = try_own(path)
+    if own is not None:
+        return seams.Source(str(path), own["ema"], own["meta"])
+    found = foreign.read_foreign(path)
+    return seams.Source(str(path), found.state, foreign.as_meta(found))
+
+
+def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, Any]:
+    """The model YAML of --cfg, else the one stored with the weights."""
+    if cfg:
+        return read_yaml(cfg, "--cfg")
+    spec = source.meta.get("spec") if source else None
+    if spec is None:
+        raise UserError(
+            "--cfg MODEL.yaml is needed: "
+            + ("--weights do not carry a model YAML" if source else "there are no --weights")
+        )
+    return dict(spec)
+
+
+def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
+    """Strict: every tensor of the model from the file and the reverse, else a UserError that lists what does not fit.
+
+    `anchor_grid`, which is anchors * stride, may be absent or left over.
+    """
+    own = model.state_dict()
+    derived = {k for k in {**own, **state} if k.endswith(".anchor_grid")}
+    missing = [k for k in own if k not in state and k not in derived]
+    extra = [k for k in state if k not in own and k not in derived]
+    shapes = [
+        f"{k}: {list(state[k].shape)} in the file, {list(v.shape)} in the model"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if missing or extra or shapes:
+        kinds = {"of another shape": shapes, "missing in the file": missing, "not in the model": extra}
+        lines = [
+            f"{len(found)} {kind}: {'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}"
+            for kind, found in kinds.items()
+            if found
+        ]
+        raise UserError(
+            f"--weights {path} does not fit the model (take what fits with --transfer-weights):\n  "
+            + "\n  ".join(lines)
+        )
+    fitting = {k: v for k, v in state.items() if k in own and k not in derived}
+    model.load_state_dict(fitting, strict=False)
+    for k in derived & own.keys():
+        anchors = own[k.removesuffix("anchor_grid") + "anchors"]
+        own[k].copy_((anchors * model.stride.view(-1, 1, 1).to(anchors)).view(own[k].shape))
+
+
+def channels_of(meta: Mapping[str, Any]) -> int:
+    """Channels of the images that a checkpoint's model reads. YOLOv5 writes them into the model YAML, as `ch`."""
+    return int(meta.get("channels") or (meta.get("spec") or {}).get("ch") or 3)
+
+
+def check_channels(channels: int, meta: Mapping[str, Any], path: str | Path, source: str | Path) -> None:
+    """The images of data set `source` have as many channels as the model of checkpoint `path` reads."""
+    if channels_of(meta) != channels:
+        raise UserError(f"{path} reads images of {channels_of(meta)} channels, {source} has images of {channels}")
+
+
+def check_groups(model: Detector, source: seams.Source) -> None:
+    """Equal counts are not equal classes: another grouping over the heads is refused."""
+    theirs = source.meta.get("groups")
+    if theirs is not None and len(theirs) > 1 and theirs != model.groups:
+        moved = [c for mine, other in zip(model.groups, theirs, strict=False) for c in mine if c not in other]
+        raise UserError(
+            f"{source.path} was trained with another grouping of the classes over the heads "
+            f"(differing classes: {moved[:10]})"
+        )
+
+
+def build_detector(spec: Mapping[str, Any], nc: int, patches: seams.Patches, where: str, channels: int = 3) -> Detector:
+    """Model YAML -> Detector for images of so many channels, with the layers and branches that patches add; errors
+    name the file."""
+    try:
+        model = Detector(spec, nc, {**LAYERS, **patches.merge("layers")}, channels)
+        with torch.random.fork_rng(devices=[]):  # a branch must not shift the random numbers of the base
+            for name, (index, module) in patches.merge("branches", model).items():
+                model.add_branch(name, index, module)
+        return model
+    except GraphError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, Any]]:
+    """A trained detector in eval mode, on the CPU, and its meta (nc, names, spec, patches, img_size, ... as far as the
+    file says).
+
+    cfg: model YAML, for files that do not carry one.
+    """
+    source = read_source(path)
+    meta = dict(source.meta)
+    spec = read_yaml(cfg, "--cfg") if cfg else meta.get("spec")
+    if spec is None:
+        raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
+    patches = seams.revive(lasting(meta))
+    nc = int(meta.get("nc") or spec["nc"])
+    model = build_detector(spec, nc, patches, cfg or str(path), channels_of(meta))
+    load_into(model, source.state, str(path))
+    check_groups(model, source)
+    meta |= {"nc": nc, "names": list(meta.get("names") or [str(i) for i in range(nc)]), "spec": spec}
+    return model.eval(), meta
+
+
+def detection_alone(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[seams.State, dict[str, Any]]:
+    """State and meta of a checkpoint without its branches and the patches that made them: a plain detector's."""
+    records: dict[str, Any] = dict(meta.get("patches") or {})
+    modules = seams.kinds(records)
+    branched = {k for k in records if "branches" in vars(modules[k].patch)}
+    if recorded(meta).get("modality") == "infrared":  # which is no matter of branches
+        branched -= {"modality"}
+    kept = {k: v for k, v in records.items() if k not in branched}
+    plain = {k: v for k, v in state.items() if not k.startswith("branches.")}
+    return plain, {**meta, "patches": kept}
+
+
+def lasting(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Records of those patches that matter after training: what they add to the model, or to its evaluation."""
+    records: dict[str, Any] = dict(meta.get("patches") or {})
+    modules = seams.kinds(records)
+    return {k: v for k, v in records.items() if {"layers", "branches", "observe"} & vars(modules[k].patch).keys()}

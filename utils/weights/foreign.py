@@ -1,0 +1,313 @@
+"""Weights of other programs -> a plain state: YOLOv5/YOLOv7 `.pt` (pickled models), plain state dicts, safetensors.
+
+`read_foreign` runs no code of the file and builds no object of it (utils/weights/torch_file.py says how). State keys
+are those of the original program (`model.N....`); floating tensors come as float32, counters as they are. Where a
+checkpoint holds an average of the weights (EMA), that is taken, as the original programs do."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patches.multihead.head_file import HeadTable
+from utils.system.errors import fail
+from utils.weights.archive import Archive, open_archive, open_safetensors
+from utils.weights.torch_file import Node, TensorRef
+
+CONTAINERS = ("ema", "model", "state_dict", "model_state_dict")  # in order of preference
+V5_CLASSES = {"C3", "SPPF", "Focus"}
+V7_CLASSES = {"IDetect", "IAuxDetect", "IKeypoint", "IBin", "SPPCSPC", "RepConv", "MP", "MultiHeadDetect"}
+MAX_DEPTH, MAX_ITEMS = 32, 200_000  # nesting and size of what a description may hold; real ones stay far below
+
+
+@dataclass(frozen=True)
+class ForeignCheckpoint:
+    """What a file of another program holds. Everything but `state` and `source` is None where the file does not say."""
+
+    state: dict[str, Tensor]
+    source: str  # in words: program, container, which weights, their precision
+    nc: int | None = None
+    names: list[str] | None = None  # by class id
+    anchors: Tensor | None = None  # [L,A,2] width and height in input pixels
+    stride: Tensor | None = None  # [L] input pixels per cell
+    yaml: dict[str, Any] | None = None  # the model description
+    detector: str | None = None  # class of the last module
+    groups: list[list[int]] | None = None  # class ids of each head, where there are several
+    epoch: int | None = None
+    notes: tuple[str, ...] = field(default=())  # what was renamed or assumed
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the state, without counters, running statistics and anchors."""
+        skip = ("num_batches_tracked", "running_mean", "running_var", "anchors", "anchor_grid")
+        return sum(t.numel() for k, t in self.state.items() if not k.endswith(skip))
+
+
+def read_foreign(path: str | Path) -> ForeignCheckpoint:
+    """Read a weights file of another program. UserError: what is wrong with it, and where."""
+    path = Path(path)
+    if not path.is_file():
+        fail(f"{path}: no such file")
+    if is_safetensors(path):
+        return _from_safetensors(path)
+    with open_archive(path) as archive:
+        return _from_archive(archive)
+
+
+def is_safetensors(path: Path) -> bool:
+    """By the suffix, or by the start: a length and a JSON header."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _from_archive(archive: Archive) -> ForeignCheckpoint:
+    root = archive.root
+    where, content = _choose(archive)
+    modules = list(_modules(archive.path, content)) if isinstance(content, Node) else []
+    refs = dict(_tensors(modules)) if modules else content
+    state, notes = _rename(_read(archive, refs))
+    which = {"ema": "EMA weights", "": "weights"}.get(where, f"weights under {where!r}")
+    kind = f"{_family(modules)} pickle of {content.name}" if isinstance(content, Node) else "state dict"
+    epoch = root.get("epoch") if isinstance(root, dict) else None
+    about = _about(archive, state, modules)
+    about["notes"] = (*notes, *about["notes"])
+    epoch = epoch if type(epoch) is int else None
+    return ForeignCheckpoint(state, f"{kind}, {which}, {_precision(refs)}", epoch=epoch, **about)
+
+
+def _family(modules: list[tuple[str, Node]]) -> str:
+    classes = {node.name.rpartition(".")[2] for _, node in modules}
+    return "YOLOv7" if classes & V7_CLASSES else "YOLOv5" if classes & V5_CLASSES else "PyTorch"
+
+
+def _choose(archive: Archive) -> tuple[str, Any]:
+    """-> (key in the file, pickled model or {name: TensorRef}). The average is preferred to the model."""
+    root = archive.root
+    if isinstance(root, Node) or _is_state(root):
+        return "", root
+    if not isinstance(root, dict):
+        fail(f"{archive.path}: holds a {type(root).__name__}, neither a model nor a state dict")
+    for key in CONTAINERS:
+        if isinstance(root.get(key), Node) or _is_state(root.get(key)):
+            return key, root[key]
+    keys = ", ".join(str(k)[:30] for k in list(root)[:12])
+    fail(f"{archive.path}: no weights under {', '.join(CONTAINERS)}; the file has {keys or 'nothing'}")
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, TensorRef) for k, v in value.items())
+    )
+
+
+def _modules(path: Path, root: Node) -> Iterator[tuple[str, Node]]:
+    """The modules of a pickled model with their dotted names, in order. Depth is bounded: a pickle can be circular."""
+    stack: list[tuple[str, Node, int]] = [("", root, 0)]
+    count = 0
+    while stack:
+        name, node, depth = stack.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_ITEMS:
+            fail(f"{path}: the modules of the pickled model contain themselves; no real model does")
+        yield name, node
+        children = node.get("_modules")
+        for key, child in reversed(list(children.items())) if isinstance(children, dict) else ():
+            if isinstance(child, Node):
+                stack.append((f"{name}.{key}" if name else str(key), child, depth + 1))
+
+
+def _tensors(modules: list[tuple[str, Node]]) -> Iterator[tuple[str, TensorRef]]:
+    """Parameters and persistent buffers, named as in a state dict."""
+    for name, node in modules:
+        transient = node.get("_non_persistent_buffers_set") or set()
+        for part in ("_parameters", "_buffers"):
+            table = node.get(part)
+            for key, ref in table.items() if isinstance(table, dict) else ():
+                if isinstance(ref, TensorRef) and key not in transient:
+                    yield (f"{name}.{key}" if name else str(key)), ref
+
+
+def _read(archive: Archive, refs: Mapping[str, TensorRef]) -> dict[str, Tensor]:
+    """The numbers. Tied weights may repeat some of the file, a made-up file may not repeat it at will."""
+    if not refs:
+        fail(f"{archive.path}: the pickled object has no parameters; is it a model?")
+    state: dict[str, Tensor] = {}
+    budget = 4 * archive.bytes
+    for key, ref in refs.items():
+        tensor = archive.tensor(ref)
+        budget -= tensor.numel()
+        if budget < 0:
+            fail(f"{archive.path}: its tensors have more numbers than the file can hold")
+        state[key] = tensor.float() if tensor.is_floating_point() else tensor
+    return state
+
+
+def _rename(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Take wrappers' prefixes away, or add the one that a bare list of modules lacks: keys shall read `model.N....`."""
+    notes = []
+    for prefix in ("module.", "_orig_mod.", "model."):
+        wrapped = f"{prefix}model." if prefix == "model." else prefix
+        if all(k.startswith(wrapped) for k in state):
+            state = {k.removeprefix(prefix): t for k, t in state.items()}
+            notes.append(f"removed the prefix {prefix!r} from every key")
+    if all(k.split(".", 1)[0].isdigit() for k in state):
+        state = {f"model.{k}": t for k, t in state.items()}
+        notes.append("put 'model.' before every key")
+    return state, notes
+
+
+def _precision(refs: Mapping[str, TensorRef]) -> str:
+    kinds = {ref.storage.dtype for ref in refs.values() if ref.storage.dtype.is_floating_point}
+    words = {torch.float16: "half precision", torch.float32: "single precision", torch.float64: "double precision"}
+    return " and ".join(sorted(words.get(k, str(k).removeprefix("torch.")) for k in kinds)) or "no floating numbers"
+
+
+def _detector(modules: list[tuple[str, Node]]) -> Node | None:
+    """The last module with anchors."""
+    found = None
+    for _, node in modules:
+        buffers = node.get("_buffers")
+        if (isinstance(buffers, dict) and "anchors" in buffers) or isinstance(node.get("anchors"), TensorRef):
+            found = node
+    return found
+
+
+def _about(archive: Archive, state: dict[str, Tensor], modules: list[tuple[str, Node]]) -> dict[str, Any]:
+    """names, nc, anchors, stride, yaml, detector, groups, notes: from the model's attributes, else from the shapes."""
+    model, detector = (modules[0][1] if modules else None), _detector(modules)
+
+    def attribute(key: str) -> Any:
+        for holder in (model, detector, archive.root):
+            value = holder.get(key) if isinstance(holder, Node | dict) else None
+            if value is not None:
+                return value
+        return None
+
+    yaml = plain(attribute("yaml"))
+    yaml = yaml if isinstance(yaml, dict) else None
+    stride = attribute("stride")
+    layout = describe(state, archive.tensor(stride).float().flatten() if isinstance(stride, TensorRef) else None)
+    names = name_list(plain(attribute("names")))
+    counts = (attribute("nc"), (yaml or {}).get("nc"), layout["nc"], len(names) if names else None)
+    nc = next((n for n in counts if type(n) is int), None)
+    return {
+        **layout,
+        "yaml": yaml,
+        "names": names,
+        "nc": nc,
+        "detector": detector.name.rpartition(".")[2] if detector else None,
+        "groups": find_groups(plain(detector), nc) if detector and nc else None,
+    }
+
+
+def describe(state: Mapping[str, Tensor], stride: Tensor | None) -> dict[str, Any]:
+    """nc, anchors in pixels, stride and notes, as far as the state alone tells."""
+    at = next((k.removesuffix("anchors") for k in state if k.endswith(".anchors")), None)
+    anchors = state[f"{at}anchors"] if at else None
+    if at is None or anchors is None or anchors.ndim != 3:
+        return {"nc": None, "anchors": None, "stride": stride, "notes": ()}
+    notes: tuple[str, ...] = ()
+    if stride is None or len(stride) != len(anchors):
+        stride = torch.tensor([8.0 * 2**i for i in range(len(anchors))])
+        notes = (f"the file does not give strides; {', '.join(f'{s:g}' for s in stride.tolist())} assumed",)
+    weight = state.get(f"{at}m.0.weight")
+    nc = len(weight) // anchors.shape[1] - 5 if weight is not None and weight.ndim == 4 else None
+    return {"nc": nc, "anchors": anchors * stride.view(-1, 1, 1), "stride": stride, "notes": notes}
+
+
+def plain(value: Any, depth: int = 0, budget: list[int] | None = None) -> Any:
+    """A copy made of dicts, lists, strings, numbers and None; pickled objects become dicts of their attributes."""
+    budget = budget if budget is not None else [MAX_ITEMS]
+    budget[0] -= 1
+    if depth > MAX_DEPTH or budget[0] < 0:
+        return None
+    if isinstance(value, Node):
+        value = value.state
+    if isinstance(value, dict):
+        return {k: plain(v, depth + 1, budget) for k, v in value.items() if isinstance(k, str | int)}
+    if isinstance(value, list | tuple) and not isinstance(value, TensorRef):
+        return [plain(v, depth + 1, budget) for v in value]
+    return value if isinstance(value, str | int | float) else None
+
+
+def name_list(names: Any) -> list[str] | None:
+    """Class names by id from a list or from {id: name}; None where it is neither or has gaps."""
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[i] for i in range(len(names))]
+    return [str(n) for n in names] if isinstance(names, list) and names else None
+
+
+def find_groups(attributes: Any, nc: int) -> list[list[int]] | None:
+    """The class ids of each head: the one partition of 0..nc-1 into lists among the detector's attributes."""
+    found: list[list[list[int]]] = []
+    stack = [attributes]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            value = [v.get("classes", v) if isinstance(v, dict) else v for v in value.values()]
+        if not isinstance(value, list):
+            continue
+        ids = [v for v in value if isinstance(v, list) and all(type(c) is int for c in v)]
+        flat = sorted(c for v in ids for c in v)
+        if len(value) > 1 and len(ids) == len(value) and len(flat) == nc and flat == list(range(nc)):
+            found.append(ids)
+        stack.extend(v for v in value if isinstance(v, dict | list))
+    return found[0] if found and all(f == found[0] for f in found) else None
+
+
+def as_meta(found: ForeignCheckpoint) -> dict[str, Any]:
+    """What our checkpoints say about a model, as far as the file says it: spec, nc, names, groups, from, patches.
+
+    A model with several heads is built by the patch `multihead`, whose record is its table of heads. Weights of the
+    heads in the loss are not to be found in such files; they are 1.
+    """
+    meta = {"spec": found.yaml, "nc": found.nc, "names": found.names, "groups": found.groups, "from": found.source}
+    if found.groups:
+        count = len(found.groups)
+        rows = next((len(t) for k, t in found.state.items() if k.endswith(".heads.0.0.bias")), 0)
+        anchors = found.anchors.shape[1] if found.anchors is not None else 3
+        table = HeadTable(
+            names=tuple(f"head_{i}" for i in range(count)),
+            groups=tuple(tuple(group) for group in found.groups),
+            weights=(1.0,) * count,
+            full_head=rows // anchors - 5 != len(found.groups[0]),
+        )
+        meta["patches"] = {"multihead": {"heads": count, "head_table": asdict(table)}}
+    return {k: v for k, v in meta.items() if v is not None}
+
+
+def _from_safetensors(path: Path) -> ForeignCheckpoint:
+    state, text = open_safetensors(path)
+    if not state:
+        fail(f"{path}: no tensors in it")
+    kinds = " and ".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}))
+    state, notes = _rename({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
+    about = describe(state, None)
+    names = name_list(_json(text.get("names")))
+    yaml = _json(text.get("yaml"))
+    counts = (about["nc"], _json(text.get("nc")), len(names) if names else None)
+    nc = next((n for n in counts if type(n) is int), None)
+    return ForeignCheckpoint(
+        state,
+        f"safetensors, {kinds}",
+        nc=nc,
+        names=names,
+        anchors=about["anchors"],
+        stride=about["stride"],
+        yaml=yaml if isinstance(yaml, dict) else None,
+        groups=find_groups({"groups": _json(text.get("groups"))}, nc) if nc else None,
+        notes=(*notes, *about["notes"]),
+    )
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except json.JSONDecodeError:
+        return None

@@ -1,0 +1,116 @@
+"""One process writes into a run folder: it is made by exactly one, and locked as long as that one lives.
+
+The lock is a record lock (fcntl.lockf) on `run.lock`. The system frees it when the process ends, by kill -9 too; unlike
+a flock it does not live on in the loader's worker processes, so a killed run can be resumed at once. Where the file
+system has no locks the run goes on without, and says so.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from utils.system import dist
+from utils.system.errors import UserError
+from utils.system.notes import note
+
+NAME = "run.lock"
+HELD = (errno.EACCES, errno.EAGAIN)
+PATIENCE = 5  # tries, a tenth of a second apart
+
+
+class Lock:
+    """The right to write into `folder`, until the end of the process or of a `with`. A folder that was made for it and
+    into which nothing was written goes with it: a start that is refused leaves no trace."""
+
+    def __init__(self, folder: Path, made: bool = False) -> None:
+        self.folder, self.made = folder, made
+        self.path = folder / NAME
+        try:
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  held, not used up
+        except OSError as error:
+            raise UserError(f"cannot write into the run folder {folder}: {error.strerror}") from None
+        for attempt in reversed(range(PATIENCE)):
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in HELD:
+                    said = f"{self.path}: there are no locks here ({error.strerror})"
+                    print(note("no locks", f"{said}: see to it that no other run writes into {folder}"))
+                    return
+                if not attempt:
+                    raise UserError(
+                        f"run folder {folder} is being written by {self.holder()}: wait for its end, stop it, or "
+                        "choose another --name"
+                    ) from None
+                time.sleep(0.1)  # somebody may only be looking whether the folder is in use
+        if not self.path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+            raise UserError(f"run folder {folder} was removed at this moment by another start; try again")
+        text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+            self._file.truncate(0)
+            self._file.write(text.encode())
+
+    def holder(self) -> str:
+        self._file.seek(0)
+        return self._file.read().decode(errors="replace").strip() or "another process"
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.made and os.listdir(self.folder) == [NAME]:
+            self.path.unlink()
+            self.folder.rmdir()
+        self._file.close()
+
+
+def holder(folder: Path) -> str:
+    """Who writes into this run folder now; empty where nobody does, or where locks do not tell."""
+    with contextlib.suppress(OSError), open(folder / NAME, "rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+        except OSError as error:
+            if error.errno in HELD:
+                return file.read().decode(errors="replace").strip() or "another process"
+    return ""
+
+
+def claim(
+    project: str, name: str, *, named: bool, exist_ok: bool
+) -> tuple[Path, contextlib.AbstractContextManager[object]]:
+    """As new_run, for one of several ranks: the folder, and the right to write there, which rank 0 takes."""
+    held = new_run(project, name, named=named, exist_ok=exist_ok) if dist.main() else None
+    return dist.share(held.folder if held else Path()), held or contextlib.nullcontext()
+
+
+def new_run(project: str, name: str, *, named: bool, exist_ok: bool) -> Lock:
+    """project/name, made and locked. The default name counts up (exp, exp2, ...) until a folder can be made; a chosen
+    one must be free, or --exist-ok given."""
+    wished = Path(project) / name
+    try:
+        wished.parent.mkdir(parents=True, exist_ok=True)
+        for i in range(1, 10**6):
+            path = wished if i == 1 else wished.with_name(f"{name}{i}")
+            try:
+                path.mkdir()  # the one step at which two starts cannot both succeed
+                return Lock(path, made=True)
+            except FileExistsError:
+                if named or exist_ok:
+                    break
+    except OSError as error:
+        raise UserError(f"--project {project}: cannot make {wished}: {error.strerror}") from None
+    if not wished.is_dir():
+        raise UserError(f"--project {project}: {wished} is there and not a folder")
+    left_over = os.listdir(wished) == [NAME]
+    lock = Lock(wished, made=left_over)  # says first when somebody is at work there
+    if not exist_ok and not left_over:
+        raise UserError(
+            f"run folder {wished} exists: choose another --name, continue it with --resume {wished}, "
+            "or replace its files with --exist-ok"
+        )
+    return lock

@@ -1,0 +1,245 @@
+"""Pictures of a run: results over epochs, curves over confidence, confusion matrix, label statistics, labelled batches.
+
+Pure functions: numbers in, one PNG or JPG out. matplotlib is imported on first use and drives no window or global
+state.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from utils.evaluation.ap import GRID
+from utils.evaluation.evaluate import Result
+from utils.data.labels import Labels
+from utils.images.pixels import viewable
+from utils.runs.record import read_rows
+from utils.runs.record import sums_by_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+FEW = 20  # classes up to which each gets a line or a label of its own
+Image = npt.NDArray[np.uint8]
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(np.atleast_1d(np.asarray(figure.subplots(rows, columns))).ravel())
+
+
+def plot_results(source: Path, out: Path) -> None:
+    """Loss terms (training and validation), P, R and mAP over the epochs, from results.csv."""
+    rows = read_rows(source)
+    if not rows:
+        return
+    epochs = [int(r["epoch"]) + 1 for r in rows]
+    train = [sums_by_kind(terms(r, "")) for r in rows]
+    val = [sums_by_kind(terms(r, "val_")) if r.get("mAP") else {} for r in rows]
+    figure, axes = new_figure(13, 6.5, 2, 3)
+    for ax, kind in zip(axes, ("box", "obj", "cls"), strict=False):
+        ax.plot(epochs, [t[kind] for t in train], ".-", label="training")
+        ax.plot(epochs, [v.get(kind, np.nan) for v in val], ".-", label="validation")
+        ax.set_title(f"{kind} loss")
+        ax.legend()
+    groups = (("precision, recall", ("P", "R")), (f"mAP ({rows[-1].get('match') or 'no'} matching)", ("mAP50", "mAP")))
+    for ax, (title, names) in zip(axes[3:], groups, strict=False):
+        for name in names:
+            ax.plot(epochs, [float(r.get(name) or "nan") for r in rows], ".-", label=name)
+        ax.set_title(title)
+        ax.legend()
+    heads = [k for k in rows[-1] if k.startswith("mAP50/")]
+    for name in heads:
+        axes[5].plot(epochs, [float(r.get(name) or "nan") for r in rows], ".-", label=name.removeprefix("mAP50/"))
+    for name in () if heads else ("lr_weight", "lr_bias"):
+        axes[5].plot(epochs, [float(r.get(name) or "nan") for r in rows], ".-", label=name)
+    axes[5].set_title("mAP@0.5 per head" if heads else "learning rate")
+    axes[5].legend()
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.grid(alpha=0.3)
+    figure.savefig(out, dpi=100)
+
+
+def terms(row: Mapping[str, str], prefix: str) -> dict[str, float]:
+    """Loss terms of a row whose columns start with `prefix`."""
+    kinds = tuple(prefix + k for k in ("box", "obj", "cls"))
+    return {k.removeprefix(prefix): float(v) for k, v in row.items() if k.split("/")[0] in kinds and v}
+
+
+def plot_evaluation(result: Result, folder: Path) -> None:
+    """PR_curve, F1_curve, P_curve, R_curve and confusion_matrix PNGs of an evaluation."""
+    curves = result.curves
+    if not len(curves.classes):
+        return
+    plot_curve(folder / "PR_curve.png", curves.pr, "recall", "precision", result, f"mAP@0.5 {result.map50:.3f}")
+    best = GRID[curves.best]
+    for name, values in (("F1", curves.f1), ("P", curves.p), ("R", curves.r)):
+        at = f"{values[:, curves.best].mean():.2f} at confidence {best:.3f}"
+        plot_curve(folder / f"{name}_curve.png", values, "confidence", name, result, at)
+    plot_confusion(result.confusion, result.names, folder / "confusion_matrix.png")
+
+
+def plot_curve(out: Path, values: npt.NDArray[np.float64], x: str, y: str, result: Result, summary: str) -> None:
+    """values [K,G] over GRID, one line per class and the mean."""
+    from matplotlib import colormaps
+
+    figure, (ax,) = new_figure(8, 5.5)
+    few = len(values) <= FEW
+    ax.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
+    for c, line in zip(result.curves.classes, values, strict=True):
+        label = f"{result.names[c]} {result.ap50[c]:.3f}" if y == "precision" else result.names[c]
+        ax.plot(
+            GRID,
+            line,
+            linewidth=1,
+            color=None if few else "grey",
+            alpha=1 if few else 0.3,
+            label=label if few else None,
+        )
+    ax.plot(GRID, values.mean(0), linewidth=3, color="blue", label=f"all classes, {summary}")
+    ax.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1), title=f"{y} over {x}, IoU 0.5, {result.rule}")
+    ax.legend(bbox_to_anchor=(1.02, 1), loc="upper left", fontsize=8)
+    figure.savefig(out, dpi=110)
+
+
+def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], out: Path) -> None:
+    """counts [nc+1,nc+1] predicted x true, last = background."""
+    title = "confusion matrix (confidence 0.25, IoU 0.45), columns normalised"
+    plot_matrix(counts, [*names, "background"], out, title)
+
+
+def plot_matrix(counts: npt.NDArray[np.int64], labels: Sequence[str], out: Path, title: str) -> None:
+    """counts [n,n] predicted x true. Each column (true class) is shown as shares of its sum."""
+    side = max(6.0, 0.32 * len(labels) + 2)
+    figure, (ax,) = new_figure(side + 1, side)
+    figure.colorbar(draw_matrix(ax, counts, labels, 8), ax=ax, shrink=0.7)
+    ax.set_title(title)
+    figure.savefig(out, dpi=100)
+
+
+def draw_matrix(ax: "Axes", counts: npt.NDArray[np.int64], labels: Sequence[str], size: float) -> "AxesImage":
+    """As shares of the columns, with figures where there are few; names of `size` points."""
+    share = counts / np.maximum(counts.sum(0, keepdims=True), 1)
+    image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(labels) <= 2 * FEW:
+        for i, j in zip(*np.nonzero(share >= 0.005), strict=True):
+            shade = "white" if share[i, j] > 0.5 else "black"
+            ax.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", fontsize=size - 1, color=shade)
+    ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
+    ax.set_yticks(range(len(labels)), labels, fontsize=size)
+    ax.set(xlabel="true", ylabel="predicted")
+    return image
+
+
+def plot_labels(labels: Sequence[Labels], names: Sequence[str], out: Path) -> None:
+    """Boxes per class, where their centres lie, and how large they are."""
+    boxes = np.concatenate([np.zeros((0, 5), np.float32), *(x.boxes for x in labels)])
+    figure, (count, centre, size) = new_figure(13, 4.2, 1, 3)
+    count.bar(range(len(names)), np.bincount(boxes[:, 0].astype(int), minlength=len(names)))
+    if len(names) <= 2 * FEW:
+        count.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    count.set(title="boxes per class", ylabel="boxes")
+    bins = [np.linspace(0, 1, 51)] * 2
+    centre.hist2d(boxes[:, 1], 1 - boxes[:, 2], bins=bins, cmap="Blues")
+    centre.set(title="box centres", xlabel="x, share of the image", ylabel="y, from the bottom")
+    size.hist2d(boxes[:, 3], boxes[:, 4], bins=bins, cmap="Blues")
+    size.set(title="box sizes", xlabel="width, share of the image", ylabel="height")
+    figure.savefig(out, dpi=100)
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    """A colour (B,G,R) per class, neighbouring classes far apart in hue."""
+    hue = int(index * 0.61803 * 180) % 180
+    b, g, r = cv2.cvtColor(np.array([[[hue, 200, 255]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    return b, g, r
+
+
+def draw_box(
+    image: Image, corners: Sequence[float], label: str, shade: tuple[int, int, int], scale: float = 0.4
+) -> None:
+    """In place on a BGR image: a rectangle (x0,y0,x1,y1 in pixels) with its label on a bar that stays inside the
+    image."""
+    x0, y0, x1, y1 = (round(float(v)) for v in corners)
+    width = max(round(scale * 3), 1)
+    cv2.rectangle(image, (x0, y0), (x1, y1), shade, width)
+    if label:
+        draw_label(image, x0, y0, label, shade, scale)
+
+
+def draw_label(
+    image: Image,
+    x0: int,
+    y0: int,
+    label: str,
+    shade: tuple[int, int, int],
+    scale: float,
+    taken: list[tuple[int, int, int, int]] | None = None,
+) -> None:
+    """In place: text on a bar above the point (x0,y0) in pixels, moved to where it stays inside the image. taken: bars
+    (x0,y0,x1,y1) drawn so far, below which it moves where there is room; its own is added."""
+    (w, h), base = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    x, top = min(max(x0, 0), max(image.shape[1] - w, 0)), max(y0 - h - base, 0)
+    free = top
+    for bar in sorted(taken or (), key=lambda bar: bar[1]):
+        if bar[0] < x + w and x < bar[2] and bar[1] < free + h + base and free < bar[3]:
+            free = bar[3]
+    top = free if free + h + base <= image.shape[0] else top
+    if taken is not None:
+        taken.append((x, top, x + w, top + h + base))
+    cv2.rectangle(image, (x, top), (x + w, top + h + base), shade, -1)
+    cv2.putText(image, label, (x, top + h), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def plot_batch(
+    images: Tensor, rows: Sequence[Any], names: Sequence[str], out: Path, most: int = 16, tile: int = 320
+) -> None:
+    """A square of tiles. images [B,C,H,W] uint8 or uint16, shown as `viewable` says; rows[i] [n,5 or 6]: x0,y0,x1,y1
+    in pixels of the tile's image, (confidence,) class; boxes below confidence 0.25 are not drawn."""
+    count = min(len(images), most)
+    side = int(np.ceil(np.sqrt(count)))
+    height, width = images.shape[2:]
+    gain = max(tile / max(height, width), 1e-6)
+    h, w = round(height * gain), round(width * gain)
+    canvas = np.full((side * h, side * w, 3), 255, np.uint8)
+    for i in range(count):
+        picture = np.ascontiguousarray(viewable(images[i].permute(1, 2, 0).numpy())[:, :, ::-1])
+        method = cv2.INTER_AREA if gain < 1 else cv2.INTER_LINEAR
+        picture = cv2.resize(picture, (w, h), interpolation=method).astype(np.uint8, copy=False)
+        for row in np.asarray(rows[i], dtype=np.float64)[::-1]:  # best first in the list, so drawn last, on top
+            confident = len(row) == 6
+            if confident and row[4] < 0.25:
+                continue
+            c = int(row[-1])
+            label = f"{names[c]} {row[4]:.2f}" if confident else names[c]
+            draw_box(picture, row[:4] * gain, label, colour(c))
+        y, x = divmod(i, side)
+        canvas[y * h : (y + 1) * h, x * w : (x + 1) * w] = picture
+        cv2.rectangle(canvas, (x * w, y * h), ((x + 1) * w - 1, (y + 1) * h - 1), (255, 255, 255), 1)
+    out.write_bytes(cv2.imencode(out.suffix, canvas)[1].tobytes())  # unlike imwrite this tells of a full disk
+
+
+def plot_found(batch: Mapping[str, Any], found: Sequence[Tensor], names: Sequence[str], folder: Path) -> None:
+    """val_batch0_labels.jpg and val_batch0_pred.jpg: a batch as loaded, and its detections per image [n,6] in input
+    pixels."""
+    images = batch["image"]
+    plot_batch(
+        images, target_rows(batch["target"], len(images), *images.shape[2:]), names, folder / "val_batch0_labels.jpg"
+    )
+    plot_batch(images, [d.numpy() for d in found], names, folder / "val_batch0_pred.jpg")
+
+
+def target_rows(target: Tensor, count: int, height: int, width: int) -> list[npt.NDArray[np.float64]]:
+    """Batch target [N,6] image,class,cx,cy,w,h in 0..1 -> per image [n,5] x0,y0,x1,y1 in pixels, class."""
+    t = target.numpy().astype(np.float64)
+    centre, half = t[:, 2:4] * [width, height], t[:, 4:6] * [width, height] / 2
+    rows = np.concatenate([centre - half, centre + half, t[:, 1:2]], 1)
+    return [rows[t[:, 0] == i] for i in range(count)]

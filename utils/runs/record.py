@@ -1,0 +1,160 @@
+"""What a run writes about itself: its folder, run.yaml, results.csv, results.txt (YOLOv7's columns), timing.csv."""
+
+import csv
+import io
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from utils.system import dist
+from utils.runs import fingerprint
+from utils.system.files import ROOT
+from utils.system.files import append_text
+from utils.system.files import write_text
+
+VERSION = "0.1.0"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and code state that a run depends on."""
+    return {
+        "thaw": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),  # importing it takes a second
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "git": git_state(),
+        "code": fingerprint.of_code(),
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where a run computes; its last digits may depend on any of this."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "type": device.type,
+        "gpu": gpu,
+        "cpu": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "ranks": dist.world(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def cpu_name() -> str:
+    """Model of the processor, as the system calls it."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(errors="ignore").splitlines() if listing.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def git_state() -> str:
+    """Commit, with -dirty where files differ from it; 'unknown' outside of a checkout."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return out.stdout.strip()
+
+
+def write_run_yaml(path: Path, sections: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """run.yaml: command line, environment, the given sections (configuration, patches, fingerprints, ...), and the
+    model YAML with a row per line."""
+    content = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "environment": environment(), **sections}
+    write_text(path, as_yaml(content) + as_yaml({"model": model}, None))
+
+
+def as_yaml(content: Mapping[str, Any], flow: bool | None = False) -> str:
+    """YAML of plain values: tuples become lists, version objects text. flow None: innermost lists on one line."""
+    plain = json.loads(json.dumps(content, default=str))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=flow))
+
+
+class Results:
+    """results.csv (every metric of every epoch, no clock in it), results.txt, timing.csv, guard.csv of a run folder."""
+
+    def __init__(self, folder: Path, keep_epochs: int) -> None:
+        """keep_epochs: rows of epochs from here on are dropped (a resumed run writes them again)."""
+        self.folder = folder
+        if not folder.exists() or not dist.main():
+            return
+        for file in (self.folder / name for name in ("results.csv", "timing.csv", "guard.csv")):
+            if file.exists():
+                lines = whole_lines(file)
+                kept = [line for line in lines[1:] if int(line.split(",")[0]) < keep_epochs]
+                write_text(file, "".join(lines[:1] + kept) if kept else "")
+        text = self.folder / "results.txt"
+        if text.exists():
+            write_text(text, "".join(whole_lines(text)[:keep_epochs]))
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """One row of a CSV; the header is written with the first."""
+        file = self.folder / name
+        fresh = not file.exists() or file.stat().st_size == 0
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+        append_text(file, text.getvalue())
+
+    def append_text(self, row: Mapping[str, Any]) -> None:
+        """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls:
+        YOLOv7's order."""
+        losses = [row[k] for k in ("box", "obj", "cls", "total")]
+        metrics = [row[k] for k in ("P", "R", "mAP50", "mAP", "val_box", "val_obj", "val_cls")]
+        line = (
+            f"{row['at']:>10}{row['memory']:>10}"
+            + "%10.4g" * 4 % tuple(losses)
+            + "%10g" * 2 % (row["labels"], row["size"])
+        )
+        append_text(self.folder / "results.txt", line + "%10.4g" * 7 % tuple(metrics) + "\n")
+
+
+def whole_lines(file: Path) -> list[str]:
+    """Lines of a text file without a last one that was cut short by a kill."""
+    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Rows of a CSV written by Results, without a last one that a kill cut short; empty where there is none."""
+    return list(csv.DictReader(whole_lines(file))) if file.is_file() else []
+
+
+def shown(terms: Mapping[str, Tensor]) -> dict[str, str]:
+    """Loss terms of a batch by kind, for the progress bar."""
+    return {k: f"{v:.4f}" for k, v in sums_by_kind({n: float(t) for n, t in terms.items()}).items()}
+
+
+def sums_by_kind(terms: Mapping[str, float], kinds: Sequence[str] = ("box", "obj", "cls")) -> dict[str, float]:
+    """`box/head_0`, `box/head_1`, ... added up to `box`; other terms as they are."""
+    total = dict.fromkeys(kinds, 0.0)
+    for name, value in terms.items():
+        kind = name.split("/")[0]
+        total[kind] = total.get(kind, 0.0) + value
+    return total

@@ -1,0 +1,254 @@
+"""A recorded run repeated: what differs before it starts, whether it ended the same, and chains of runs.
+
+  python train.py --replay RUN/run.yaml         exit code 0: identical; 1: a difference at the end; 2: bad input
+  python -m utils replay chain RUN              the stages that led to RUN, first one first
+  python -m utils replay table RUN PROJECT      how the replays of these stages in PROJECT ended
+
+Settings, model and head table come from run.yaml; data, weights and code are those of now. A finished run has a
+result.yaml with the fingerprints of its final tensors, so that it can be compared after its weights were deleted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from utils.system import dist
+from utils.runs import fingerprint
+from utils.runs import record
+from utils import seams
+from utils.weights.checkpoint import read_checkpoint
+from utils.config.train import Config
+from utils.config.options import make_parser
+from utils.config.options import read_yaml
+from utils.config.options import restored
+from utils.system.errors import UserError
+from utils.system.errors import run_main
+from utils.system.files import write_text
+from utils.system.notes import note
+
+MOST = 20  # changed data files that are named
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What run.yaml says of a run."""
+
+    folder: Path
+    cfg: Config
+    patches: dict[str, Any]  # {name: flags}
+    spec: dict[str, Any] | None  # the model YAML
+    content: dict[str, Any]  # all of run.yaml
+
+    @property
+    def start(self) -> dict[str, str]:
+        """The checkpoint it started from, see fingerprint.of_start; empty from scratch."""
+        return self.content.get("start") or {}
+
+
+def read(path: str) -> Recorded:
+    """run.yaml or the folder it lies in, checked. UserError where it is missing or damaged."""
+    file = Path(path) / "run.yaml" if Path(path).is_dir() else Path(path)
+    content = read_yaml(file, "--replay")
+    cfg = restored(Config, content.get("config"), f"{file}: config")
+    for section in ("patches", "model", "start", "files", "data", "environment", "device"):
+        if not isinstance(content.get(section, {}), (dict, str if section == "device" else dict)):
+            raise UserError(f"{file}: {section}: expected `key: value` lines, got {content[section]!r}")
+    return Recorded(file.parent, cfg, content.get("patches") or {}, content.get("model"), content)
+
+
+def make_patches(recorded: Recorded) -> seams.Patches:
+    """The patches of a recorded run, without the files that they once read."""
+    where, made = recorded.folder / "run.yaml", {}
+    for name, module in seams.kinds(recorded.patches).items():
+        flags = restored(module.Flags, recorded.patches[name], f"{where}: patches: {name}")
+        try:
+            made[name] = module.patch(flags)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: patches: {name}: damaged ({type(error).__name__}: {error})") from None
+    return seams.Patches(made)
+
+
+def announce(original: Path, folder: Path) -> None:
+    """Print each difference between the inputs of the original and those of the replay in `folder`."""
+    then, now = read(str(original)), read(str(folder))
+    lines = [*inputs(then.content, now.content), *data_files(then, now)]
+    said = f"{len(lines)} differences:" if lines else "no difference in environment, device, files or data"
+    print(f"replay of {then.folder}: {said}")
+    if lines:
+        note("replay differs", f"{said} {'; '.join(lines)}", count=len(lines))
+    print("".join(f"  {line}\n" for line in lines), end="")
+    done, ended = len(record.read_rows(then.folder / "results.csv")), (then.folder / "result.yaml").is_file()
+    if done < then.cfg.epochs and not ended:
+        print(f"  the original has {done} of {then.cfg.epochs} epochs: only these can be compared")
+
+
+def inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line per difference of environment, device, files and starting weights."""
+    lines = []
+    for section in ("environment", "device"):
+        old, new = (x.get(section) for x in (then, now))
+        old, new = (x if isinstance(x, dict) else {"type": x} for x in (old, new))
+        for key in dict.fromkeys([*old, *new]):
+            if old.get(key) != new.get(key):
+                lines.append(f"{key}: then {shown(old, key)}, now {shown(new, key)}")
+    old, new = then.get("files") or {}, now.get("files") or {}
+    for flag in dict.fromkeys([*old, *new]):
+        before, after = old.get(flag, {}), new.get(flag, {})
+        if before.get("sha256") != after.get("sha256"):
+            note = "" if flag == "data" else "; its recorded content is used"
+            path = before.get("path") or after.get("path")
+            lines.append(f"--{flag.replace('_', '-')} {path}: then {short(before)}, now {short(after)}{note}")
+    old, new = then.get("start") or {}, now.get("start") or {}
+    if old.get("tensors") != new.get("tensors"):
+        lines.append(f"--weights {new.get('weights')}: then {short(old, 'tensors')}, now {short(new, 'tensors')}")
+    return lines
+
+
+def shown(values: Mapping[str, Any], key: str) -> str:
+    text = str(values[key]) if key in values else "not recorded"
+    return text[:12] if key == "code" else text
+
+
+def short(values: Mapping[str, Any], key: str = "sha256") -> str:
+    """The first digits of a fingerprint."""
+    return str(values[key])[:12] if values.get(key) else "not there"
+
+
+def data_files(then: Recorded, now: Recorded) -> list[str]:
+    """A line per changed image and label; what else may differ where none does."""
+    old, new = then.content.get("data") or {}, now.content.get("data") or {}
+    if old.get("fingerprint") == new.get("fingerprint"):
+        return []
+    before, after = (fingerprint.read_listing(r.folder / "data.csv") for r in (then, now))
+    lines = []
+    for name in dict.fromkeys([*before, *after]) if before else ():
+        split, path = name.split(" ", 1)
+        pair = ((*listing.get(name, ()), "", "", "")[:3] for listing in (before, after))
+        for what, a, b in zip(("", "label of ", "image class of "), *pair, strict=True):
+            if a != b:
+                lines.append(f"{split}: {what}{path}: then {a[:12] or 'not there'}, now {b[:12] or 'not there'}")
+    if len(lines) > MOST:
+        lines[MOST:] = [f"data: ... and {len(lines) - MOST} more files"]
+    if old.get("names", new["names"]) != new["names"]:
+        lines.append(f"class names: then {' '.join(old['names'])}, now {' '.join(new['names'])}")
+    if not lines:
+        lines.append(
+            "data: the same files in another order"
+            if before
+            else f"data: then {short(old, 'fingerprint')}, now {short(new, 'fingerprint')}; which files is not recorded"
+        )
+    return lines
+
+
+def finish(folder: Path, original: str, early: str) -> bool:
+    """The end of every run: result.yaml with the fingerprints of its final tensors, and, where it ended before its last
+    epoch, why. A replay is compared as well; False when it differs, or nothing is there to compare with."""
+    if not dist.main():
+        return True
+    result: dict[str, Any] = {"epochs": len(record.read_rows(folder / "results.csv")), "tensors": final_tensors(folder)}
+    if early:
+        result["ended"] = early
+    same = True
+    if original:
+        same, said = compare(read(original), folder, result["tensors"])
+        result["replay"] = {"of": original, "outcome": said}
+        print(f"replay of {original}: {said}")
+    write_text(folder / "result.yaml", record.as_yaml(result))
+    return same
+
+
+def final_tensors(folder: Path) -> dict[str, str]:
+    """Fingerprints of the parts of last.pt and of best.pt."""
+    found: dict[str, str] = {}
+    for file, parts in (("last.pt", ("model", "ema", "patches", "optimizer")), ("best.pt", ("ema",))):
+        if (path := folder / "weights" / file).is_file():
+            content = read_checkpoint(path)
+            tensors = {part: fingerprint.tensors_in(content.get(part)) for part in parts}
+            found |= {f"{file} {part}": fingerprint.of_tensors(t) for part, t in tensors.items() if t}
+    return found
+
+
+def compare(original: Recorded, folder: Path, tensors: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether a replay is what the original was, as far as that goes, and how to say it."""
+    then, now = record.read_rows(original.folder / "results.csv"), record.read_rows(folder / "results.csv")
+    nothing: dict[str, str] = {}
+    for old, new in zip_longest(then, now[: len(then)], fillvalue=nothing):
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                was, became = (r.get(name, "not there") for r in (old, new))
+                return False, f"first difference: epoch {old['epoch']}, {name}: then {was}, now {became}"
+    file = original.folder / "result.yaml"
+    final = (read_yaml(file, "--replay").get("tensors") or {}) if file.is_file() else {}
+    for name, print_ in final.items():
+        if tensors.get(name) != print_:
+            was, became = short(final, name), short(tensors, name)
+            return False, f"first difference: after the last epoch, tensors of {name}: then {was}, now {became}"
+    if not then and not final:
+        return False, f"nothing to compare with: {original.folder} has neither results.csv nor result.yaml"
+    if final:
+        return True, f"identical: {len(then)} epochs of results.csv, and the tensors of {', '.join(final)}"
+    return True, f"identical as far as the original goes: {len(then)} of {original.cfg.epochs} epochs, no final tensors"
+
+
+def chain(run: str) -> list[Recorded]:
+    """The run and those it came from, first one first: back to a start from scratch or from weights of no known run."""
+    found: list[Recorded] = []
+    folder: str | None = run
+    while folder:
+        stage = read(folder)
+        if found:
+            check_link(stage, found[0])
+        if any(s.folder.resolve() == stage.folder.resolve() for s in found):
+            raise UserError(f"{run}: the chain runs in a circle: {stage.folder} started from a run that came from it")
+        found.insert(0, stage)
+        folder = stage.start.get("run")
+    return found
+
+
+def check_link(before: Recorded, after: Recorded) -> None:
+    """The earlier run must have ended, and in the tensors that the later one started from."""
+    file, used = before.folder / "result.yaml", after.start
+    if not file.is_file():
+        raise UserError(f"{after.folder} started from {before.folder}, which never ended (it has no result.yaml)")
+    ended = (read_yaml(file, "chain").get("tensors") or {}).get(f"{Path(used['weights']).name} ema")
+    if ended not in (None, used["tensors"]):  # numbered copies are not in result.yaml
+        raise UserError(
+            f"{after.folder} started from {used['weights']} with the tensors {short(used, 'tensors')}, "
+            f"but {before.folder} ended with {ended[:12]}: it is another run by now"
+        )
+
+
+def names(stages: Sequence[Recorded]) -> list[str]:
+    """Names of the replays of a chain."""
+    return [f"{i}_{stage.folder.resolve().name}" for i, stage in enumerate(stages, 1)]
+
+
+def table(stages: Sequence[Recorded], project: Path) -> str:
+    """Markdown: each stage of a chain and how its replay ended."""
+    lines = ["| stage | original | replay |", "|---|---|---|"]
+    for stage, name in zip(stages, names(stages), strict=True):
+        file = project / name / "result.yaml"
+        outcome = "not begun" if not (project / name).exists() else "not finished"
+        if file.is_file():
+            outcome = str((read_yaml(file, "table").get("replay") or {}).get("outcome", "not a replay"))
+        lines.append(f"| {name} | {stage.folder} | {outcome} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser("python -m utils replay", "The stages that led to a run, and how their replays ended.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("chain", allow_abbrev=False, help="run.yaml, weights, new name")
+    show.add_argument("run", help="run folder of the last stage")
+    end = commands.add_parser("table", allow_abbrev=False)
+    end.add_argument("run", help="run folder of the last stage")
+    end.add_argument("project", help="folder of the replays")
+    args = parser.parse_args(argv)
+    stages = chain(args.run)
+    if args.command == "table":
+        print(table(stages, Path(args.project)))
+        return
+    for i, (stage, name) in enumerate(zip(stages, names(stages), strict=True)):
+        print(stage.folder / "run.yaml", Path(stage.start["weights"]).name if i else "-", name, sep="\t")

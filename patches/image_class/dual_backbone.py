@@ -23,10 +23,11 @@ from torch import nn
 from models.graph import Backbone, Detector
 from patches.image_class.head import ImageHead
 from patches.image_class.training import NAME, ImageClasses, Settings
-from utils.config.options import check_ranges, opt, read_yaml
+from utils.config.options import check_ranges, opt
 from utils.seams import Groups, Progress
 from utils.system import dist
 from utils.system.timing import Clock, Parts, interleaved, ratios
+from utils.system.yaml_file import read_yaml
 
 SAME = "same"
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.config.options import read_yaml
 from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.config.options import check_range, read_yaml
+from utils.config.options import check_range
 from utils.config.train import Config
 from utils.data.augment import AugmentParams
 from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
 
 FORM = "EPOCH:MODULES[@SCALE], as 0:77, 100:31-76@0.1, 200:backbone"
 RATES = ("lr0", "lrf")

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.toy import toy, trained
-from utils.config.options import read_yaml
+from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import read_checkpoint
 
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.runs import fingerprint
-from utils.runs.fingerprint import of_flags
-from utils.runs.fingerprint import of_tensors
-from utils.runs.fingerprint import tensors_in
+from utils.runs.fingerprint import of_flags, of_tensors, tensors_in
 
 
 def sample() -> dict[str, Tensor]:

@@ -10,16 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.test_evaluate import CPU
-from tests.evaluation.test_evaluate import NAMES
-from tests.evaluation.test_evaluate import TARGETS
-from tests.evaluation.test_evaluate import Told
-from tests.evaluation.test_evaluate import answer
-from tests.evaluation.test_evaluate import batches
-from utils.runs import plots
-from utils.evaluation.evaluate import Result
-from utils.evaluation.evaluate import evaluate
+from tests.evaluation.test_evaluate import CPU, NAMES, TARGETS, Told, answer, batches
 from utils.data.labels import Labels
+from utils.evaluation.evaluate import Result, evaluate
+from utils.runs import plots
 
 
 @pytest.fixture

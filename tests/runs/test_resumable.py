@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.system import files
 from utils.runs import resumable
-from utils.weights.checkpoint import read_checkpoint
-from utils.weights.checkpoint import save_checkpoint
+from utils.system import files
 from utils.system.errors import UserError
+from utils.weights.checkpoint import read_checkpoint, save_checkpoint
 
 
 def checkpoint(path: Path, step: int = 0) -> Path:

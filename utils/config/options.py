@@ -5,15 +5,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from utils.system.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def opt(default: Any, help: str, **meta: Any) -> Any:
@@ -72,20 +66,6 @@ def add_flags(parser: argparse.ArgumentParser, schema: type, title: str) -> None
 
 def show(value: Any) -> str:
     return " ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
-
-
-def read_yaml(path: str | Path, flag: str) -> dict[str, Any]:
-    """A YAML mapping; a missing file, bad syntax or another type is an error that names the flag and the file."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{flag}: there is no file {str(path)!r}")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{flag}: {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{flag}: {path} must hold `key: value` lines, got {type(values).__name__}")
-    return values
 
 
 def make_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

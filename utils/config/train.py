@@ -12,18 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.config.options import (
-    add_flags,
-    check_range,
-    check_ranges,
-    given_flags,
-    hyper,
-    make_parser,
-    only_flags,
-    opt,
-    read_yaml,
-)
+from utils.config.options import add_flags, check_range, check_ranges, given_flags, hyper, make_parser, only_flags, opt
 from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from models.loss import LossSettings

@@ -23,8 +23,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from utils.data import image_classes, pairs
 from utils.data.image_classes import ClassSource
 from utils.data.pairs import PairRule
@@ -34,6 +32,7 @@ from utils.images.pixels import CHANNELS
 from utils.images.read import SUFFIXES
 from utils.system.errors import UserError
 from utils.system.notes import note
+from utils.system.yaml_file import located, read_yaml
 
 SHOWN = 5  # groups named in a message
 SPLITS = ("train", "val", "test")
@@ -97,24 +96,11 @@ def label_name(image: str) -> str:
     return os.path.splitext(f"{before}{sep}labels{sep}{after}"[1:] if found else image)[0] + ".txt"
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError when the file is missing, malformed or no mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
-    return content
-
-
 def read_data(path: str | Path) -> DataSpec:
     """Read and check a data YAML. Every image is listed, none opened. UserError names file, key and what would be
     right."""
-    source = Path(path)
-    content = load_yaml(source)
+    source = located(path)
+    content = read_yaml(source)
     for key in map(str, content):
         close = difflib.get_close_matches(key, KEYS, 1, cutoff=0.75) if key not in KEYS else []
         if close:

@@ -10,11 +10,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.config.options import read_yaml
 from utils.runs.folder import Facts
 from utils.runs.resumable import LAST, PREVIOUS
 from utils.system.errors import UserError
 from utils.system.files import ROOT
+from utils.system.yaml_file import read_yaml
 
 STEPS = (50, 30, 10, 0)  # of the chain
 ALIASES = {"--batch": "--batch-size", "--img": "--img-size", "--cache": "--cache-images"}

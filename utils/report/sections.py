@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from utils import seams
-from utils.config.options import read_yaml
 from utils.config.train import PLACES, Config
 from utils.report.page import PICTURES, Block, Code, Picture, Section, Table, Text
 from utils.report.rules import Rule
 from utils.runs.chain import frozen_layers, read_stage, table
 from utils.runs.folder import FEWEST, Facts, Series, Verdict, trend
 from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
 
 UNMEASURED = "not measured"
 BASE = {"P": "P", "R": "R", "F1": "F1", "mAP50": "mAP@0.5", "mAP": "mAP@0.5:0.95"}

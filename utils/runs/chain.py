@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.evaluation.ap import fitness
-from utils.weights.checkpoint import read_source
 from utils.config.options import make_parser
-from utils.config.options import read_yaml
-from utils.system.errors import UserError
-from utils.system.errors import run_main
-from utils.runs.record import read_rows
-from utils.runs.record import sums_by_kind
+from utils.evaluation.ap import fitness
 from utils.evaluation.tables import markdown
+from utils.runs.record import read_rows, sums_by_kind
+from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
+from utils.weights.checkpoint import read_source
 
 TERMS = ("box", "obj", "cls")
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.system.files import ROOT
-from utils.data.scan import fingerprint
-from utils.data.scan import scan_split
-from utils.seams import Source
+from utils.data.scan import fingerprint, scan_split
 from utils.data.spec import DataSpec
+from utils.seams import Source
+from utils.system.files import ROOT
 
 NOT_READ = {"weights", "resume", "replay"}  # of_start has the weights; the other two name runs, not inputs
 COLUMNS = ("file", "image", "label", "class")
@@ -57,7 +56,8 @@ def of_file(path: str | Path) -> str:
 def of_code() -> str:
     """Our own source files: names and bytes. What the commit says, and what was changed since."""
     digest = hashlib.sha256()
-    files = [ROOT / "train.py", *(p for folder in ("models", "utils", "patches") for p in (ROOT / folder).rglob("*.py"))]
+    folders = (ROOT / name for name in ("models", "utils", "patches"))
+    files = [ROOT / "train.py", *(p for folder in folders for p in folder.rglob("*.py"))]
     for file in sorted(files):
         digest.update(f"{file.relative_to(ROOT)} {of_file(file)}\n".encode())
     return digest.hexdigest()

@@ -14,17 +14,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from utils.runs import fingerprint
-from utils.runs import lock
-from utils.system import notes
 from utils.evaluation.ap import fitness
-from utils.weights.checkpoint import read_checkpoint
-from utils.weights.checkpoint import read_source
-from utils.config.options import read_yaml
-from utils.system.errors import UserError
+from utils.runs import fingerprint, lock
 from utils.runs.record import whole_lines
-from utils.seams import Source
-from utils.seams import State
+from utils.seams import Source, State
+from utils.system import notes
+from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
+from utils.weights.checkpoint import read_checkpoint, read_source
 
 Series = list[tuple[int, float]]
 Row = dict[str, str]

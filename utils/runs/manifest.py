@@ -1,24 +1,24 @@
 """What a run is trained on, file by file, and whether it still is that when the run is resumed.
 
-A checkpoint holds the fingerprint (utils/runs/fingerprint.py: class names, names and bytes of images and label files, and
-the classes of whole images where there are any), the run folder's data.csv the files one by one. Unchanged size and
+A checkpoint holds the fingerprint (utils/runs/fingerprint.py: class names, names and bytes of images and label files,
+and the classes of whole images where there are any), the run folder's data.csv the files one by one. Unchanged size and
 modification time count as unchanged bytes: with a warm scan cache the check is quick.
 """
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from dataclasses import dataclass
 
-from utils.system import dist
-from utils.runs import fingerprint
-from utils.weights.checkpoint import check_channels
 from utils.data.spec import DataSpec
+from utils.runs import fingerprint
+from utils.runs.fingerprint import Listing
+from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.files import naming
-from utils.runs.fingerprint import Listing
 from utils.system.notes import note
+from utils.weights.checkpoint import check_channels
 
 NAME = "data.csv"
 

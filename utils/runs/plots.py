@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from utils.data.labels import Labels
 from utils.evaluation.ap import GRID
 from utils.evaluation.evaluate import Result
-from utils.data.labels import Labels
 from utils.images.pixels import viewable
-from utils.runs.record import read_rows
-from utils.runs.record import sums_by_kind
+from utils.runs.record import read_rows, sums_by_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

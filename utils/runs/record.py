@@ -18,11 +18,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from utils.system import dist
 from utils.runs import fingerprint
-from utils.system.files import ROOT
-from utils.system.files import append_text
-from utils.system.files import write_text
+from utils.system import dist
+from utils.system.files import ROOT, append_text, write_text
 
 VERSION = "0.1.0"
 

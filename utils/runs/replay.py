@@ -14,19 +14,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from utils.system import dist
-from utils.runs import fingerprint
-from utils.runs import record
 from utils import seams
-from utils.weights.checkpoint import read_checkpoint
+from utils.config.options import make_parser, restored
 from utils.config.train import Config
-from utils.config.options import make_parser
-from utils.config.options import read_yaml
-from utils.config.options import restored
+from utils.runs import fingerprint, record
+from utils.system import dist
 from utils.system.errors import UserError
-from utils.system.errors import run_main
 from utils.system.files import write_text
 from utils.system.notes import note
+from utils.system.yaml_file import read_yaml
+from utils.weights.checkpoint import read_checkpoint
 
 MOST = 20  # changed data files that are named
 

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from utils.weights.checkpoint import read_resumable
 from utils.system.errors import UserError
 from utils.system.files import naming
+from utils.weights.checkpoint import read_resumable
 
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "last.damaged.pt"
 BEFORE = "before_epoch_"  # and the epoch of an opening: to where utils.guard goes back

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.config.options import read_yaml
 from utils.config.train import PLACES
 from utils.runs.chain import Stage, loss_of, read_stage
 from utils.runs.record import read_rows
 from utils.study.measure import Measured, measure
 from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
 
 UNMEASURED = "not measured"
 DRIFT = 0.005  # of mAP@0.5:0.95, beyond which best.pt is no longer what results.csv says

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.options import make_parser, read_yaml
+from utils.config.options import make_parser
 from utils.data.spec import read_data
 from utils.evaluation.tables import markdown
 from utils.runs.plots import new_figure
@@ -38,6 +38,7 @@ from utils.runs.record import read_rows
 from utils.study.measure import measure
 from utils.system.errors import UserError
 from utils.system.files import ROOT, write_text
+from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import read_source
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}

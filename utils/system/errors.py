@@ -3,7 +3,8 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -13,6 +14,20 @@ class UserError(ValueError):
 
 def fail(message: str) -> NoReturn:
     raise UserError(message)
+
+
+@contextmanager
+def parsing(where: str) -> Iterator[None]:
+    """Whatever a parser of foreign bytes raises becomes a UserError that names the file. What can go wrong within a
+    library is not for a list of ours to know: any such list lacked members. where: the file, and who asked for it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        said = " ".join(reason[:2000].split()) or type(error).__name__
+        raise UserError(f"{where}: {said[:300]}") from None
 
 
 def run_main(main: Callable[[list[str]], object]) -> None:

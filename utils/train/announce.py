@@ -9,9 +9,9 @@ from torch import nn
 from models.graph import Detector
 from utils import seams
 from utils.config.help import help_text
-from utils.config.options import read_yaml
 from utils.config.train import PLACES, parse
 from utils.system.notes import note
+from utils.system.yaml_file import read_yaml
 from utils.train.optim import count_parameters
 from utils.train.run import Run
 from utils.weights.checkpoint import build_detector

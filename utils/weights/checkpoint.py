@@ -16,10 +16,10 @@ from torch import Tensor
 
 from models.graph import LAYERS, Detector, GraphError
 from utils import seams
-from utils.config.options import read_yaml
 from utils.data.pairs import recorded
 from utils.system.errors import UserError
 from utils.system.files import write_whole
+from utils.system.yaml_file import read_yaml
 from utils.weights import foreign
 
 FORMAT = "thaw-1"

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from models.graph import Detector, GraphError
 from utils.system.errors import UserError, fail
+from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import detection_alone, save_checkpoint, try_own
 from utils.weights.foreign import ForeignCheckpoint, as_meta, describe, read_foreign
 
@@ -54,7 +54,7 @@ def guess_model(found: ForeignCheckpoint) -> Guess | None:
     guesses = [fit(found.yaml, "its own model description", state, found.nc or 80)] if found.yaml else []
     if not any(g and not g.missing for g in guesses):
         for file in sorted(MODELS.glob("*.yaml")):
-            spec = yaml.safe_load(file.read_text())
+            spec = read_yaml(file)
             guesses.append(fit(spec, f"cfg/training/{file.name}", state, found.nc or spec["nc"]))
     known = [g for g in guesses if g and g.fitting]
     pixels = found.anchors.flatten(1).tolist() if found.anchors is not None else None

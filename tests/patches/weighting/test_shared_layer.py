@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.graph import Detector
 from patches.weighting.shared_layer import describe, last_shared, rows_by_task, weights_of
 from tests.conftest import ROOT
-from utils.config.options import read_yaml
+from utils.system.yaml_file import read_yaml
 
 Losses = dict[str, Tensor]
 

@@ -19,9 +19,9 @@ from patches.weighting import Flags, Weighting
 from tests.conftest import ROOT
 from tests.system.test_dist import on_ranks
 from tests.toy import trained
-from utils.config.options import read_yaml
 from utils.seams import Patches, Progress
 from utils.system.errors import UserError
+from utils.system.yaml_file import read_yaml
 from utils.train.loss_step import LossStep
 from utils.train.run import Run
 from utils.weights import checkpoint

@@ -17,7 +17,7 @@ import torch
 
 from models.fuse import fuse
 from models.graph import Detector
-from patches.image_class.head import image_heads
+from models.head import image_heads
 from utils.config.options import make_parser
 from utils.data.build import whole_strides
 from utils.data.pairs import PairRule, partner_rule, recorded, with_partner
@@ -148,7 +148,7 @@ def run(args: Any, device: torch.device, folder: Path) -> None:
     model = fuse(model).to(device)
     record = recorded(meta)
     rule = partner_rule(record, args.weights) if record else None
-    kinds = next((head.names for head in image_heads(model).values()), ())
+    kinds = next(iter(image_heads(model).values()), ())
     output, count, boxes = Output(folder, args), 0, 0
     try:
         for frame in frames(args.source, model.in_channels):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from models.fuse import fuse
 from models.graph import Detector
-from patches.image_class.head import image_heads
+from models.head import image_heads
 from utils.config.options import make_parser
 from utils.data.build import whole_strides
 from utils.data.scan import scan_split
@@ -114,7 +114,7 @@ def describe(module: Exported, meta: Mapping[str, Any], size: int, weights: str)
         "groups": dict(zip(module.boxes, module.model.groups, strict=True)),
         "stride": [int(s) for s in module.model.stride],
         "img_size": size,
-        "image_classes": {name: list(head.names) for name, head in image_heads(module.model).items()},
+        "image_classes": {name: list(classes) for name, classes in image_heads(module.model).items()},
         "weights": Path(weights).name,
         "thaw": VERSION,
     }

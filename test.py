@@ -7,15 +7,17 @@ confusion matrix and the first batch. --match v5 or v7 repeats that program thro
 rounding and how it batches and maps images; with its --iou-thres and --batch-size the figures are its own.
 """
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from patches.modality import missing
+from models.graph import Detector
 from utils import seams
-from utils.config.options import make_parser
+from utils.config.options import add_flags, make_parser
 from utils.data.build import evaluation
 from utils.data.spec import read_data
 from utils.evaluation import coco, tables
@@ -26,6 +28,7 @@ from utils.system.device import select_device
 from utils.system.errors import UserError, run_main
 from utils.weights.checkpoint import check_channels, lasting, load_detector
 
+Change = Callable[[seams.Batch], seams.Batch]
 TASKS = ("val", "train", "test", "speed")
 
 
@@ -67,21 +70,23 @@ def parse(argv: list[str]) -> Any:
     p.add_argument("--no-trace", action="store_true", help="accepted for old commands; nothing is ever traced")
     p.add_argument("--on-bad-data", default="error", choices=("error", "skip"))
     p.add_argument("--on-missing-pair", default="error", choices=("error", "skip", "single"))
-    p.add_argument("--modality", default="", choices=missing.MODALITIES, help="read this picture (default: as trained)")
-    p.add_argument(
-        "--missing",
-        default="",
-        choices=(*missing.MODALITIES, "each"),
-        help="of a model of two pictures: detect without this one; each: a table of all three",
-    )
     p.add_argument("--project", default="runs/test")
     p.add_argument("--name", default="exp")
     p.add_argument("--exist-ok", action="store_true")
+    kinds = seams.with_test_flags()
+    for name, kind in kinds.items():
+        add_flags(p, kind.TestFlags, f"patches/{name}")
     args = p.parse_args(argv)
+    args.of_patches = [(kind.under_test, taken(kind.TestFlags, args)) for kind in kinds.values()]
     if args.iou_thres is None:
         args.iou_thres = 0.6 if args.match == "v5" else 0.65
     args.named = any(a.split("=")[0] == "--name" for a in argv)
     return args
+
+
+def taken(schema: type, args: Any) -> Any:
+    """A patch's flags out of the parsed ones."""
+    return schema(**{f.name: getattr(args, f.name) for f in dataclasses.fields(schema) if hasattr(args, f.name)})
 
 
 def main(argv: list[str]) -> Result:
@@ -98,11 +103,10 @@ def main(argv: list[str]) -> Result:
 def run(args: Any, device: torch.device, folder: Path) -> Result:
     """The evaluation, and what it writes into `folder`."""
     model, meta = load_detector(args.weights, args.cfg)
-    if args.missing and not model.stem:
-        raise UserError(f"--missing {args.missing}: {args.weights} reads one picture")
-    if args.modality and model.stem:
-        raise UserError(f"--modality {args.modality}: {args.weights} reads both; see --missing")
-    patches = seams.revive({"modality": {"modality": args.modality}} if args.modality else lasting(meta))
+    records: seams.Records = lasting(meta)
+    for under_test, flags in args.of_patches:
+        records = under_test(flags, records, model, args.weights)
+    patches = seams.revive(records)
     spec = read_data(args.data)
     patches.each("on_data_read", spec)
     if not args.single_cls and spec.nc != model.nc:
@@ -116,20 +120,23 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
     )  # fmt: skip
     names = ["item"] if args.single_cls else list(spec.names)
     coco.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
-    measure = partial(
-        evaluate, model.to(device), device=device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
+    judged = partial(
+        evaluate, device=device, names=names, conf_thres=args.conf_thres, iou_thres=args.iou_thres,
         match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls,
     )  # fmt: skip
-    result = measure(
-        missing.without(loader, args.missing) if args.missing in missing.MODALITIES else loader,
+
+    def measure(detector: Detector | None = None, change: Change | None = None) -> Result:
+        return judged(detector or model, map(change, loader) if change else loader)
+
+    result = judged(
+        model.to(device),
+        loader,
         patches=patches,
         first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
     )
     if dist.main():
         write(result, args, names, loader.dataset.sizes, folder)
-        patches.each("draw", result.observed, folder)
-    if args.missing == "each":
-        missing.report(result, loader, measure, folder / "modality.csv")
+    patches.each("after_evaluation", result, measure, folder)
     if dist.main():
         print(f"results in {folder}")
     return result

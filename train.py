@@ -12,6 +12,8 @@ through the seams of utils/seams.py (search for `patches.`); the module table of
 
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 
 from utils.config.help import help_alone
 
@@ -50,8 +52,9 @@ def setup(begun: Start) -> Run:
     with dist.main_first():
         spec = read_data(cfg.data)
         contents = manifest.check(spec, resumed, folder, allow_changed=cfg.allow_changed_data)
-    patches.each("on_data_read", spec)
-    nc, names = (1, ["item"]) if cfg.single_cls else (spec.nc, list(spec.names))
+    seen = replace(spec, nc=1, names=("item",)) if cfg.single_cls else spec
+    nc, names = seen.nc, list(seen.names)
+    patches.each("on_data_read", seen)
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
     source = None if resumed else starting_weights(cfg, patches)
@@ -79,7 +82,7 @@ def setup(begun: Start) -> Run:
     groups = patches.fold("param_groups", optim.param_groups(loss_step, cfg.scaled_decay), model)
     optim.check_partition(groups, loss_step)
     optimizer = optim.make_optimizer(groups, cfg, device)
-    schedule = patches.fold("schedule", optim.Schedule.of(cfg, len(train), from_weights=bool(cfg.weights)), groups)
+    schedule = optim.Schedule.of(cfg, len(train), bool(cfg.weights), groups)
     scaler = make_scaler(cfg, device)
     results = record.Results(folder, resumed["meta"]["next_epoch"] if resumed else 0)
 
@@ -94,7 +97,7 @@ def setup(begun: Start) -> Run:
         saving.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
     announce.announce(run, source)
-    patches.each("on_start", model, names, lambda detector: outputs.measure(run, detector))
+    patches.each("on_start", model, groups, schedule, partial(outputs.measure, run))
     if cfg.compile:
         compile_model(loss_step)
     if not resumed:

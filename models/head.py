@@ -46,6 +46,13 @@ class Head(Protocol):
     def views(self, det: Any) -> list[View]: ...
 
 
+def image_heads(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """{branch: names of its classes} of a detector's branches that classify whole images: out[branch] is logits [B,C].
+    A branch says so by its `names`."""
+    branches = model.get_submodule("branches").named_children()
+    return {name: tuple(branch.names) for name, branch in branches if hasattr(branch, "names")}  # type: ignore[arg-type]
+
+
 class AnchorHead(nn.Module):
     """Anchors, strides and decoding shared by all heads.
 

@@ -19,3 +19,6 @@ TABLE = {
     "join-node": "modality",
     "align": "align",
 }
+
+# Files that add flags to test.py as well.
+IN_TEST = ("modality",)

@@ -1,4 +1,5 @@
-"""--teacher CKPT: a frozen detector teaches the one that trains.  Seams: on_model_built, on_start, loss_terms.
+"""--teacher CKPT: a frozen detector teaches the one that trains.
+Seams: on_data_read, on_model_built, on_start, on_epoch_start, loss_terms, on_epoch_end.
 
 z are logits, p_T = sigmoid(z / T); t the teacher's, s the student's. Each cell and anchor counts by w = the teacher's
 objectness there, in a weighted mean over the batch: <x> = sum w x / max(sum w, 1) (after arXiv:1805.06361).
@@ -13,7 +14,7 @@ class that the teacher finds likeliest in a cell, by objectness * class, says wh
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,8 +27,9 @@ from models.head import View
 from models.iou import iou
 from models.loss import Softplus
 from utils.config.options import check_range, opt
+from utils.data.spec import DataSpec
 from utils.runs.fingerprint import of_tensors
-from utils.seams import Batch, Groups, Output, Patch, Progress, Terms
+from utils.seams import Batch, Groups, Measure, Output, Patch, Progress, Rates, Terms
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.weights.checkpoint import load_detector
@@ -157,6 +159,17 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
         )
 
 
+def check_names(data: Sequence[str], teacher: Sequence[str], path: str) -> None:
+    """The classes of both in the same order, else a UserError; a teacher that says none is taken to have the data's."""
+    if list(teacher) == [str(i) for i in range(len(data))] != list(data):
+        said = f"teacher {path} does not say its classes: taken to be those of the data, in its order"
+        print(note("teacher's classes unknown", said))
+    elif wrong := [f"{a} for {b}" for a, b in zip(teacher, data, strict=True) if a != b]:
+        raise UserError(
+            f"--teacher {path}: its classes are not those of the data in the same order: {', '.join(wrong[:5])}"
+        )
+
+
 class Distill(Patch[Flags]):
     terms = ("distill_cls", "distill_box", "distill_feat")
     known: Tensor  # [3] mAP@.5 and mAP@.5:.95 of the teacher, best mAP@.5:.95 of the student; nan: not yet measured
@@ -168,7 +181,7 @@ class Distill(Patch[Flags]):
         self.temperature = flags.distill_temperature[0]
         self.hidden: list[Detector] = []  # the teacher, in a list: no submodule, so neither saved nor optimised
         self.owners: list[Tensor] = []
-        self.weights_sha256, self.names = flags.teacher_sha256, [""]
+        self.weights_sha256, self.names = flags.teacher_sha256, list[str]()  # of the data
         self.pairs: list[tuple[int, int]] = []
         self.project = nn.ModuleList()
         self.register_buffer("known", torch.full((3,), math.nan))
@@ -184,6 +197,9 @@ class Distill(Patch[Flags]):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def on_data_read(self, spec: DataSpec) -> None:
+        self.names = list(spec.names)
+
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
         path = self.flags.teacher
         try:
@@ -197,7 +213,8 @@ class Distill(Patch[Flags]):
                 f"with ({recorded[:12]}); put that file back"
             )
         check_match(model, teacher, path)
-        self.weights_sha256, self.names = now, meta["names"]
+        check_names(self.names, meta["names"], path)
+        self.weights_sha256 = now
         self.hidden = [teacher.requires_grad_(False)]
         self.owners = [owner_of(model.groups), owner_of(teacher.groups)]
         if self.gains[2]:
@@ -210,17 +227,10 @@ class Distill(Patch[Flags]):
             + (f"features {', '.join(f'{a}:{b}' for a, b in self.pairs)}" if self.pairs else "no features")
         )
 
-    def on_start(self, model: Detector, names: list[str], measure: Callable[[Detector], Any]) -> None:
+    def on_start(self, model: Detector, groups: Groups, rates: Rates, measure: Measure) -> None:
         path = self.flags.teacher
-        if self.names == [str(i) for i in range(len(names))] != names:
-            said = f"teacher {path} does not say its classes: taken to be those of the data, in its order"
-            print(note("teacher's classes unknown", said))
-        elif wrong := [f"{a} for {b}" for a, b in zip(self.names, names, strict=True) if a != b]:
-            raise UserError(
-                f"--teacher {path}: its classes are not those of the data in the same order: {', '.join(wrong[:5])}"
-            )
         if self.known.isnan().all():
-            found, start = measure(self.hidden[0]), measure(model)
+            found, start = measure(self.hidden[0]), measure()
             self.known.copy_(torch.tensor([found.map50, found.map, math.nan]))
             print(
                 f"teacher {path}: mAP@.5 {found.map50:.4f}  mAP@.5:.95 {found.map:.4f}; student at its start: mAP@.5 "

@@ -27,14 +27,7 @@ LEVEL = {package: i for i, packages in enumerate(LEVELS) for package in packages
 # Imports that go up, because an annotation needs a type. May only shrink.
 FOR_TYPES_ONLY = {("utils/seams.py", "utils.data.spec")}
 # Imports of patches by the base. May only shrink.
-BASE_NEEDS_PATCH = {
-    ("detect.py", "patches.image_class.head"),
-    ("export.py", "patches.image_class.head"),
-    ("test.py", "patches.modality.missing"),
-    ("utils/train/outputs.py", "patches.modality.missing"),
-    ("utils/train/outputs.py", "patches.weighting.history"),
-    ("utils/weights/foreign.py", "patches.multihead.head_file"),
-}
+BASE_NEEDS_PATCH = {("utils/weights/foreign.py", "patches.multihead.head_file")}
 NOT_FOR_PATCHES = ("utils.report", "utils.study", "utils.bench", "utils.runs.replay", "utils.train.run")
 ROOMS = 12  # files and folders that a level may show
 TOP_LEVEL = {

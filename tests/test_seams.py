@@ -150,8 +150,10 @@ class Probe(seams.Patch[ProbeFlags]):
     def figures(self, observed: seams.Observed) -> dict[str, float]:
         return {"boxes": float(observed["boxes"].sum())}
 
-    def draw(self, observed: seams.Observed, folder: Path) -> None:
-        (folder / "probe.txt").write_text(str(len(observed["boxes"])))
+    def after_evaluation(self, result: seams.Measured, measure: seams.Measure, folder: Path) -> None:
+        twice = measure(change=lambda batch: {**batch, "target": batch["target"][:0]})
+        assert "boxes" in result.row and "boxes" not in twice.row and twice.map50 == 0
+        (folder / "probe.txt").write_text(str(len(result.observed["boxes"])))
 
 
 def test_a_patch_adds_an_output_and_a_metric(

@@ -1,9 +1,9 @@
 """The places where a patch may touch training. Nothing else in the base knows that patches exist.
 
 Build time, once each, in this order:   on_data_read -> layers -> branches -> load_weights -> wrap_dataset
-                                        -> on_model_built -> param_groups -> schedule -> on_start
+                                        -> on_model_built -> param_groups -> on_start
 Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights -> on_step_end] -> on_epoch_end
-Evaluation, in train.py and test.py:    [observe] -> figures -> draw; test.py calls on_data_read as well
+Evaluation, in train.py and test.py:    [observe] -> figures -> after_evaluation; test.py calls on_data_read as well
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,54 @@ Output = dict[str, Any]  # "det": raw output of the head, "feat": {N: [B,C,H,W]}
 Terms = dict[str, Tensor]  # named scalar losses
 Groups = list[dict[str, Any]]  # optimizer groups, each with its name and lr_scale
 State = dict[str, Tensor]
+Records = Mapping[str, Mapping[str, Any]]  # {patch: its record}
 Observed = Mapping[str, Tensor]  # [images,...] each: what patches kept of every evaluated image, on the CPU
+
+
+class Measured(Protocol):
+    """What a patch may ask of an evaluation (utils.evaluation.evaluate.Result)."""
+
+    @property
+    def map50(self) -> float: ...
+    @property
+    def map(self) -> float: ...
+    @property
+    def match(self) -> str: ...
+    @property
+    def rule(self) -> str:
+        """By which rule the figures were made, in words."""
+
+    @property
+    def row(self) -> dict[str, float]:
+        """The figures by the names of their columns."""
+
+    @property
+    def observed(self) -> dict[str, Tensor]: ...
+
+
+class Measure(Protocol):
+    """Evaluates on the same images by the same rule, without loss terms; on every rank. detector: another than the one
+    at hand. change: of every batch as loaded."""
+
+    def __call__(
+        self, detector: Detector | None = None, change: Callable[[Batch], Batch] | None = None
+    ) -> Measured: ...
+
+
+class Rates(Protocol):
+    """The run's rates (utils.train.optim.Schedule)."""
+
+    @property
+    def batches(self) -> int:
+        """Steps per epoch."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def warmup(self) -> int:
+        """Steps."""
+
+    def rate(self, step: int, group: Mapping[str, Any]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -91,15 +138,13 @@ class Patch(nn.Module, Generic[F]):
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None: ...
 
     def param_groups(self, groups: Groups, model: Detector) -> Groups:
+        """A group is plain data: params, weight_decay, name, lr_scale; it may say when it `opens` (epoch), its `ramp`
+        (epochs), and `phases`, decay cycles that begin in mid-run (utils.train.optim)."""
         return groups
 
-    def schedule(self, schedule: Any, groups: Groups) -> Any:
-        """The run's utils.train.optim.Schedule, and the final groups that it is for."""
-        return schedule
-
-    def on_start(self, model: Detector, names: list[str], measure: Callable[[Detector], Any]) -> None:
-        """Everything is built, placed and, in a resumed run, restored. names: of the classes. measure(detector): its
-        evaluation on the run's validation set, by the run's rule and size."""
+    def on_start(self, model: Detector, groups: Groups, rates: Rates, measure: Measure) -> None:
+        """Everything is built, placed and, in a resumed run, restored; nothing is written yet. measure: of the model's
+        average on the validation set."""
 
     def wrap_dataset(self, dataset: Any, split: str) -> Any:
         return dataset
@@ -109,7 +154,7 @@ class Patch(nn.Module, Generic[F]):
     def loss_terms(self, batch: Batch, out: Output, model: Detector) -> Terms:
         return {}
 
-    def loss_weights(self, terms: Terms, model: Detector) -> Mapping[str, float | Tensor]:
+    def loss_weights(self, terms: Terms, batch: Batch, model: Detector) -> Mapping[str, float | Tensor]:
         return {}
 
     def on_step_end(self, model: Detector, average: Detector, at: Progress) -> None:
@@ -127,8 +172,9 @@ class Patch(nn.Module, Generic[F]):
         """Metrics over all evaluated images, named as in `metrics`."""
         return {}
 
-    def draw(self, observed: Observed, folder: Path) -> None:
-        """Pictures of an evaluation."""
+    def after_evaluation(self, result: Measured, measure: Measure, folder: Path) -> None:
+        """Further figures and pictures of the final evaluation, on every rank. measure: of the same detector. folder:
+        of the run, with its other files."""
 
 
 SEAMS = tuple(k for k, v in vars(Patch).items() if callable(v) and not k.startswith("_") and k != "record")
@@ -207,7 +253,15 @@ def active(given: Iterable[str]) -> dict[str, ModuleType]:
     return kinds(record_name(place) for flag, place in table().items() if flag in flags)
 
 
-def revive(records: Mapping[str, Mapping[str, Any]]) -> Patches:
+def with_test_flags() -> dict[str, ModuleType]:
+    """Patches that add flags to test.py: their modules define `TestFlags`, and `under_test`, which by them changes the
+    records from which a checkpoint's patches are made."""
+    if importlib.util.find_spec("patches") is None:
+        return {}
+    return kinds(importlib.import_module("patches").IN_TEST)
+
+
+def revive(records: Records) -> Patches:
     """The patches of a checkpoint, built from what it recorded about them."""
     modules = kinds(records)
     return Patches({name: module.patch(module.Flags(**plain(records[name]))) for name, module in modules.items()})

@@ -33,7 +33,7 @@ from utils.config.options import check_ranges, opt
 from utils.evaluation.boxes import xywhn_to_xyxy
 from utils.evaluation.evaluate import eval_mode
 from utils.images.pixels import fractions
-from utils.seams import Batch, Groups, Observed, Output, Patch, Progress, Source, State, Terms
+from utils.seams import Batch, Groups, Measure, Measured, Observed, Output, Patch, Progress, Source, State, Terms
 from utils.system import dist
 from utils.system.errors import UserError
 
@@ -237,9 +237,9 @@ class Align(Patch[Flags]):
         measured = (found.retrieval_a, found.retrieval_b, found.chance, found.gap, found.probe)
         return dict(zip(MEASURES, measured, strict=True))
 
-    def draw(self, observed: Observed, folder: Path) -> None:
-        if observed.get("align_visible", torch.empty(0)).numel():
-            a, b = known(observed)
+    def after_evaluation(self, result: Measured, measure: Measure, folder: Path) -> None:
+        if dist.main() and result.observed.get("align_visible", torch.empty(0)).numel():
+            a, b = known(result.observed)
             plot_map(a[:200], b[:200], ("visible", "infrared"), folder / "align_map.png")
 
 

@@ -59,12 +59,6 @@ class ImageHead(nn.Module):
         return torch.as_tensor(self.linear(self.dropout(self.norm(pooled))))
 
 
-def image_heads(model: nn.Module) -> dict[str, ImageHead]:
-    """The image heads among a detector's branches; the names are those of their outputs."""
-    branches = model.get_submodule("branches")
-    return {name: head for name, head in branches.named_children() if isinstance(head, ImageHead)}
-
-
 def image_loss(logits: Tensor, target: Tensor, weights: Tensor | None, known: Tensor) -> Tensor:
     """logits [B,C], target int64 [B] with -1 = unknown, weights [C] or None -> scalar: the sum over known images of
     their weighted cross-entropy / known (their number, which may count other ranks' images too). 0, with a graph, where

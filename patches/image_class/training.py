@@ -20,7 +20,7 @@ from models.graph import Detector
 from patches.image_class.head import UNKNOWN, Figures, ImageHead, balanced_weights, confusion, figures, image_loss
 from utils.data.spec import DataSpec
 from utils.runs import plots
-from utils.seams import Batch, Groups, Observed, Output, Patch, Progress, Source, State, Terms
+from utils.seams import Batch, Groups, Measure, Measured, Observed, Output, Patch, Progress, Source, State, Terms
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.notes import note
@@ -136,9 +136,11 @@ class ImageClasses(Patch[F]):
         found = figures(observed["image_logits"], observed[NAME])
         return dict(zip(self.metrics, found, strict=True))
 
-    def draw(self, observed: Observed, folder: Path) -> None:
-        table = confusion(observed["image_logits"], observed[NAME])
-        acc = self.figures(observed)["image_acc"]
+    def after_evaluation(self, result: Measured, measure: Measure, folder: Path) -> None:
+        if not dist.main():
+            return
+        table = confusion(result.observed["image_logits"], result.observed[NAME])
+        acc = self.figures(result.observed)["image_acc"]
         title = f"image classes, {int(table.sum())} images, accuracy {acc:.3f}; columns normalised"
         plots.plot_matrix(table.numpy(), self.names, folder / "image_confusion.png", title)
 

@@ -1,5 +1,5 @@
 """--modality visible|infrared|both: what detection reads of the pairs that the data YAML names (`pairs:`).
-Seams: on_data_read, branches, load_weights, wrap_dataset.
+Seams: on_data_read, branches, load_weights, wrap_dataset, after_evaluation.
 
 infrared   the partner takes the place of the visible picture, grey repeated to the model's channels; the same boxes
 both       two stems (patches/modality/stems.py): the rows as they are read the visible picture, a copy of rows 0..N the
@@ -11,24 +11,26 @@ The second stem is the branch `infrared`: it learns whatever --freeze names, and
 later. A partner that is missing (--on-missing-pair single) is grey.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from models.graph import Detector
+from patches.modality.missing import MODALITIES, report
 from patches.modality.stems import SecondStem, early_row, join_rows
 from utils.config.options import check_ranges, opt
 from utils.data.spec import DataSpec
 from utils.images.pixels import CHANNELS
-from utils.seams import Patch, Source, State
+from utils.seams import Measure, Measured, Patch, Records, Source, State
 from utils.system.errors import UserError
 from utils.train.modules import spans
 
 NAME = "infrared"
 PREFIX = f"branches.{NAME}."
+MISSING = (*MODALITIES, "each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Flags:
         -1, "both: the module at which the infrared stem joins (-1: the last possible one at stride 4)", low=-1
     )
     pair_words: tuple[str, ...] = opt((), "how partners are found, as stored in checkpoints", hidden=True)
+    missing: str = opt("", "the picture that is taken away in test.py", choices=("", *MISSING), hidden=True)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -47,13 +50,37 @@ class Flags:
             raise UserError(f"--join-node goes with --modality both, not {self.modality}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TestFlags:
+    """Flags of test.py."""
+
+    modality: str = opt("", "read this picture of a pair (default: as trained)", choices=MODALITIES)
+    missing: str = opt(
+        "", "of a model of two pictures: detect without this one; each: a table of all three", choices=MISSING
+    )
+
+
+def under_test(flags: TestFlags, records: Records, model: Detector, weights: str) -> Records:
+    """The patches' records of a checkpoint as test.py is told to read its pictures."""
+    if flags.missing and not model.stem:
+        raise UserError(f"--missing {flags.missing}: {weights} reads one picture")
+    if flags.modality and model.stem:
+        raise UserError(f"--modality {flags.modality}: {weights} reads both; see --missing")
+    if flags.modality:
+        return {"modality": {"modality": flags.modality}}
+    if flags.missing:
+        return {**records, "modality": {**records["modality"], "missing": flags.missing}}
+    return records
+
+
 class Modality(Patch[Flags]):
     def __init__(self, flags: Flags) -> None:
         super().__init__(flags)
-        self.join, self.words = flags.join_node, flags.pair_words
+        self.join, self.words, self.each = flags.join_node, flags.pair_words, flags.missing == "each"
 
     def record(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.flags), "join_node": self.join, "pair_words": self.words}
+        values = {**super().record(), "join_node": self.join, "pair_words": self.words}
+        return {k: v for k, v in values.items() if k != "missing"}
 
     def on_data_read(self, spec: DataSpec) -> None:
         if self.flags.modality == "visible":
@@ -101,16 +128,23 @@ class Modality(Patch[Flags]):
         return {**state, **{PREFIX + k: v for k, v in stem.starting(state).items()}}
 
     def wrap_dataset(self, dataset: Any, split: str) -> Any:
-        return dataset if self.flags.modality == "visible" else dataset.with_partners(self.flags.modality)
+        if self.flags.modality == "visible":
+            return dataset
+        return dataset.with_partners(self.flags.modality, grey=self.flags.missing if not self.each else "")
 
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
         if self.flags.modality != "both":
             print(f"modality: detection reads the {self.flags.modality} pictures")
             return
+        self.each = True
         print(
             f"modality: two stems: rows 0-{self.join} read the visible picture, branches.{NAME} the infrared one; "
             f"joined at row {self.join} ({model.kinds[self.join]})"
         )
+
+    def after_evaluation(self, result: Measured, measure: Measure, folder: Path) -> None:
+        if self.each:
+            report(result, measure, folder / "modality.csv")
 
 
 patch = Modality

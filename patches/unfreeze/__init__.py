@@ -1,5 +1,5 @@
 """--unfreeze "0:77, 100:31-76@0.1, ..." | FILE.yaml, or --progressive-unfreeze: parts of the model begin to learn in
-mid-run, in one optimizer, one average, one results file.  Seams: wrap_dataset, on_model_built, param_groups, schedule,
+mid-run, in one optimizer, one average, one results file.  Seams: wrap_dataset, on_model_built, param_groups, on_start,
 on_epoch_start.
 
 Every parameter is in the optimizer from the start, in groups split by opening. A group carries plain data: `stage`,
@@ -22,11 +22,10 @@ from models.graph import Detector
 from patches.unfreeze.openings import AUGMENTATION, PRESETS, Opening, by_rule, from_file, from_words, preset_for
 from patches.unfreeze.plan_table import plan_table
 from utils.config.options import check_range, opt
-from utils.seams import Groups, Patch, Progress
+from utils.seams import Groups, Measure, Patch, Progress, Rates
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.train.modules import depth_groups, parse_modules, spans
-from utils.train.optim import Phase, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +120,10 @@ class Unfreeze(Patch[Flags]):
         return by_rule(words, int(start), int(rate), scale, flags.unfreeze_ramp)
 
     def param_groups(self, groups: Groups, model: Detector) -> Groups:
-        """Each group in parts by opening; what no stage names stays as it was."""
+        """Each group in parts by opening; what no stage names stays as it was. All carry the run's decay cycles."""
         split: Groups = []
+        rated = [o for o in self.openings if "lr0" in o.hyp]
+        phases = [{"start": o.epoch, "lr0": o.hyp["lr0"], "lrf": o.hyp.get("lrf"), "ramp": o.ramp} for o in rated]
         for group in groups:
             kept = [p for p in group["params"] if id(p) not in self.stage_of]
             split += [{**group, "params": kept}] if kept else []
@@ -130,23 +131,16 @@ class Unfreeze(Patch[Flags]):
                 params = [p for p in group["params"] if self.stage_of.get(id(p)) == number]
                 own = {"lr_scale": group["lr_scale"] * o.scale, "opens": o.epoch, "ramp": o.ramp, "stage": number + 1}
                 split += [{**group, "params": params, "name": f"{group['name']}/{number + 1}", **own}] if params else []
-        return split
+        return [{**group, "phases": phases} for group in split] if phases else split
 
-    def schedule(self, schedule: Schedule, groups: Groups) -> Schedule:
-        phases: list[Phase] = []
-        lrf = schedule.lrf
-        for o in (o for o in self.openings if "lr0" in o.hyp):
-            lrf = o.hyp.get("lrf", lrf)
-            phases.append(Phase(o.epoch, o.hyp["lr0"] * schedule.lr0_factor, lrf, o.ramp))
-        schedule = dataclasses.replace(schedule, phases=tuple(phases))
-        late = [str(i) for i, o in enumerate(self.openings, 1) if o.epoch >= schedule.epochs]
+    def on_start(self, model: Detector, groups: Groups, rates: Rates, measure: Measure) -> None:
+        late = [str(i) for i, o in enumerate(self.openings, 1) if o.epoch >= rates.epochs]
         if late:
-            said = f"unfreeze: stage {', '.join(late)} would open after the last epoch ({schedule.epochs}): never does"
+            said = f"unfreeze: stage {', '.join(late)} would open after the last epoch ({rates.epochs}): never does"
             print(note("stage never opens", said))
         if self.flags.unfreeze_plan:
-            print(plan_table(schedule, groups, {str(i): o.modules for i, o in enumerate(self.openings, 1)}))
+            print(plan_table(rates, groups, {str(i): o.modules for i, o in enumerate(self.openings, 1)}))
             raise SystemExit(0)
-        return schedule
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:
         said: dict[int, str] = {}

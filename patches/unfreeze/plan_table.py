@@ -4,13 +4,12 @@ import math
 import re
 from collections.abc import Mapping
 
-from utils.seams import Groups
-from utils.train.optim import Schedule
+from utils.seams import Groups, Rates
 
 OTHERS = "others"  # what no stage names
 
 
-def plan_table(schedule: Schedule, groups: Groups, modules: Mapping[str, str]) -> str:
+def plan_table(rates: Rates, groups: Groups, modules: Mapping[str, str]) -> str:
     """groups: the final optimizer groups, named KIND...; those of a stage carry `stage`. modules: {stage: its words}.
 
     Rates are those of an epoch's last step; `-`: frozen. Epochs in which nothing but the decay goes on are left out.
@@ -24,16 +23,16 @@ def plan_table(schedule: Schedule, groups: Groups, modules: Mapping[str, str]) -
     for stage, parts in stages.items():
         scales = sorted({g["lr_scale"] for g in parts})
         opens, ramp = parts[0].get("opens", 0), parts[0].get("ramp", 0.0)
-        never = " (never)" if opens >= schedule.epochs else ""
+        never = " (never)" if opens >= rates.epochs else ""
         rows.append([stage, f"{opens}{never}", modules.get(stage, "what patches add"), f"{size(parts):,}",
                      "..".join(f"{s:g}" for s in {scales[0]: 0, scales[-1]: 0}), f"{ramp:g}"])  # fmt: skip
     table = [["epoch", "learning", *(f"stage {s}" if s != OTHERS else s for s in stages)]]
-    for epoch in telling_epochs(schedule, groups):
+    for epoch in telling_epochs(rates, groups):
         count = sum(size([g]) for parts in stages.values() for g in parts if learns(g) and g.get("opens", 0) <= epoch)
-        cells = [cell(schedule, parts, epoch) for parts in stages.values()]
+        cells = [cell(rates, parts, epoch) for parts in stages.values()]
         table.append([str(epoch), f"{count:,}", *cells])
     what = "rates at the epoch's last step: norms, weights, biases (one figure where they are equal); - = frozen"
-    run = f"{schedule.epochs} epochs of {schedule.batches} steps"
+    run = f"{rates.epochs} epochs of {rates.batches} steps"
     return f"plan for {run}\n{aligned(rows)}\n{what}\n{aligned(table)}"
 
 
@@ -46,14 +45,14 @@ def size(groups: Groups) -> int:
     return sum(p.numel() for g in groups for p in g["params"])
 
 
-def cell(schedule: Schedule, parts: Groups, epoch: int) -> str:
+def cell(rates: Rates, parts: Groups, epoch: int) -> str:
     """Rates of a stage's groups, norm, weight, bias; a range where they are split further."""
-    step = (epoch + 1) * schedule.batches - 1
+    step = (epoch + 1) * rates.batches - 1
     if all(g.get("opens", 0) > epoch for g in parts):
         return "-"
     by_kind: dict[str, list[float]] = {}
     for group in parts:
-        by_kind.setdefault(re.split("[/_]", group["name"])[0], []).append(schedule.rate(step, group))
+        by_kind.setdefault(re.split("[/_]", group["name"])[0], []).append(rates.rate(step, group))
     texts = [
         f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
         for low, high in ((min(r), max(r)) for r in by_kind.values())
@@ -61,15 +60,15 @@ def cell(schedule: Schedule, parts: Groups, epoch: int) -> str:
     return texts[0] if len(set(texts)) == 1 else " ".join(texts)
 
 
-def telling_epochs(schedule: Schedule, groups: Groups) -> list[int]:
+def telling_epochs(rates: Rates, groups: Groups) -> list[int]:
     """First and last epoch, those of the warm-up, openings and cycles with their ramps, and the epochs before them."""
     starts = [(g["opens"], g["ramp"]) for g in groups if "opens" in g]
-    starts += [(p.start, p.ramp) for p in schedule.phases]
-    found = {0, schedule.epochs - 1, schedule.warmup // schedule.batches}
+    starts += [(p["start"], p["ramp"]) for g in groups for p in g.get("phases", ())]
+    found = {0, rates.epochs - 1, rates.warmup // rates.batches}
     for start, ramp in starts:
         end = start + math.ceil(ramp)
         found |= {start - 1, start, end - 1, end}
-    return sorted(e for e in found if 0 <= e < schedule.epochs)
+    return sorted(e for e in found if 0 <= e < rates.epochs)
 
 
 def aligned(rows: list[list[str]]) -> str:

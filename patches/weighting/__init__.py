@@ -1,5 +1,5 @@
 """--mtl fixed|uncertainty|dwa|gradnorm: how much each task counts in the loss, L = sum_i w_i L_i.
-Seams: loss_terms (only to see the batch), loss_weights, on_step_end, on_epoch_start, on_epoch_end.
+Seams: loss_weights, on_step_end, on_epoch_start, on_epoch_end, after_evaluation.
 
 Formulas and papers: utils.gradnorm. A window is what one optimizer step gathers: its micro-batches on all ranks. w is
 constant within a window and moves at its end, by the window's mean losses and, with GradNorm, by the norms of the
@@ -12,16 +12,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from models.graph import Detector
-from patches.weighting import gradnorm, shared_layer
+from patches.weighting import gradnorm, history, shared_layer
 from patches.weighting.tasks import Tasks, read_tasks
 from utils.config.options import check_range, opt
-from utils.seams import Batch, Groups, Output, Patch, Progress, Terms
+from utils.seams import Batch, Groups, Measure, Measured, Patch, Progress, Terms
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.notes import note
@@ -77,6 +78,7 @@ class Weighting(Patch[Flags]):
 
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
         self.tasks: Tasks = read_tasks(self.flags.mtl_tasks, terms)
+        self.terms_of_run = terms
         t, given = len(self.tasks), self.flags.mtl_weights
         if given and len(given) != t:
             raise UserError(f"--mtl-weights: {len(given)} weights for {t} tasks ({', '.join(self.tasks)})")
@@ -105,25 +107,22 @@ class Weighting(Patch[Flags]):
         self.loss_sum: Tensor | None = None  # [T] over images
         self.grad_sum: Tensor | None = None  # [T,n] the same of gradients at the shared layer
 
-    def loss_terms(self, batch: Batch, out: Output, model: Detector) -> Terms:
-        self.batch_images = float(batch["images"])
-        return {}
-
-    def loss_weights(self, terms: Terms, model: Detector) -> Mapping[str, float | Tensor]:
+    def loss_weights(self, terms: Terms, batch: Batch, model: Detector) -> Mapping[str, float | Tensor]:
         if torch.is_grad_enabled():
-            self.gather({task: torch.stack([terms[t] for t in own]).sum() for task, own in self.tasks.items()}, model)
+            losses = {task: torch.stack([terms[t] for t in own]).sum() for task, own in self.tasks.items()}
+            self.gather(losses, float(batch["images"]), model)
         return {term: w for own, w in zip(self.tasks.values(), self.w.unbind(), strict=True) for term in own}
 
-    def gather(self, losses: Mapping[str, Tensor], model: Detector) -> None:
+    def gather(self, losses: Mapping[str, Tensor], images: float, model: Detector) -> None:
         """A micro-batch's mean losses by task, and where this window is measured their gradients at the shared layer,
         times its number of images as in the network's own loss."""
         if self.layer is None:
             self.layer = self.find_layer(losses, model)
-        values = torch.stack([loss.detach().float() for loss in losses.values()]) * self.batch_images
-        self.images += self.batch_images
+        values = torch.stack([loss.detach().float() for loss in losses.values()]) * images
+        self.images += images
         self.loss_sum = values if self.loss_sum is None else self.loss_sum + values
         if self.layer and self.taken % self.every == 0:
-            grads = self.gradients(losses, self.layer) * self.batch_images
+            grads = self.gradients(losses, self.layer) * images
             self.grad_sum = grads if self.grad_sum is None else self.grad_sum + grads
 
     def gradients(self, losses: Mapping[str, Tensor], layer: list[Tensor]) -> Tensor:
@@ -233,6 +232,11 @@ class Weighting(Patch[Flags]):
             self.paces.copy_(torch.stack((means, self.paces[0])))
             self.w.copy_(gradnorm.dwa_weights(*self.paces))
         return found
+
+    def after_evaluation(self, result: Measured, measure: Measure, folder: Path) -> None:
+        if dist.main():
+            history.write(folder, self.terms_of_run)
+            history.plot(folder)
 
 
 def check_node(model: Detector, node: int) -> None:

@@ -1,6 +1,6 @@
 """history.csv, history.json and history.png of a run that weighs tasks: what each epoch did to each task.
 
-All of it is read from results.csv, which a resume has brought in order, and written anew every epoch; so no row can be
+All of it is read from results.csv, which a resume has brought in order, when training has ended; so no row can be
 missing or doubled. In history.json a row is {"epoch": 0, FAMILY: {name: number}}, with the families loss (mean loss
 terms, unweighted), val_loss, weight, grad_norm (mean length of each task's gradient at the shared layer, unweighted),
 cosine (of two tasks' gradients there; below 0 they disturb each other), rate, metric (mAP, accuracy, ...). history.csv
@@ -18,15 +18,10 @@ from utils.runs.plots import new_figure
 from utils.runs.record import read_rows
 from utils.system.files import write_text
 
-MEASURED = ("weight", "grad_norm", "cosine")  # columns of results.csv that start so are what this is about
+MEASURED = ("weight", "grad_norm", "cosine")  # first parts of columns of results.csv
 FAMILIES = ("loss", "val_loss", *MEASURED, "rate", "metric")
 ASIDE = ("epoch", "step", "match")  # columns that are no quantity
 Row = dict[str, dict[str, float | None]]  # {family: {name: value}}
-
-
-def wanted(columns: Collection[str]) -> bool:
-    """Whether a run with these columns has a history."""
-    return any(column.startswith("weight/") for column in columns)
 
 
 def family_of(column: str, terms: Collection[str]) -> tuple[str, str]:

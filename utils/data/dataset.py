@@ -105,6 +105,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.image_classes = scan.image_classes[order]  # [n], -1 = unknown
         self.partners = scan.partners
         self.paired, self.reads = False, "visible"  # whether partners are loaded, of these pixels; what detection reads
+        self.grey = ""  # which of the two pictures is taken away
         self.visible = self.infrared = scan.pixels
         self.augment = AugmentPlan(augment) if isinstance(augment, AugmentParams) else augment
         self.img_size, self.seed, self.quad = img_size, seed, quad
@@ -129,7 +130,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
             item["image_class"] = torch.tensor(UNKNOWN if others else int(self.image_classes[index]))
         if self.paired:
             visible, infrared = item["image"].split([self.visible.channels, self.infrared.channels])
-            item["image"] = seen(visible, infrared, self.reads)
+            item["image"] = seen(visible, infrared, self.reads, self.grey)
             if self.reads == "visible":
                 item["infrared"] = infrared
             item["paired"] = torch.tensor(all(self._partner(i) is not None for i in (index, *others)))
@@ -149,10 +150,11 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         other.augment = self.augment.changed(changes)
         return other
 
-    def with_partners(self, reads: str = "visible") -> "DetectionDataset":
+    def with_partners(self, reads: str = "visible", grey: str = "") -> "DetectionDataset":
         """The same pictures with their infrared partners. Both are one picture of more channels on the way, so that
         every geometric draw is shared. reads: what `image` shall be, see utils/data/pairs.py; where it holds the
-        infrared picture, the item does not hold it a second time."""
+        infrared picture, the item does not hold it a second time. grey: "visible" or "infrared", a picture that `both`
+        is to do without."""
         if self.partners is None:
             raise UserError("the data YAML names no infrared partners: add the key `pairs`, e.g. `pairs: llvip`")
         if self.quad:
@@ -161,7 +163,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         if own + theirs > CHANNELS or theirs not in (1, own):
             raise UserError(f"the images have {own} channels and their infrared partners {theirs}: make these grey")
         other = copy(self)
-        other.paired, other.reads = True, reads
+        other.paired, other.reads, other.grey = True, reads, grey
         other.infrared = Pixels(self.partners.channels, self.partners.bits, colour=False)
         bits = max(self.pixels.bits, self.partners.bits)
         other.pixels = Pixels(self.pixels.channels + self.partners.channels, bits, self.pixels.colour)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from utils.data.labels import Problem
 from utils.data.scan_cache import Entry
-from utils.images.pixels import Image, Pixels, empty, widened
+from utils.images.pixels import GREY, Image, Pixels, empty, widened
 from utils.images.read import fault, read_image
 from utils.system.errors import UserError
 
@@ -132,8 +132,13 @@ def judge(found: Mapping[Path, tuple[Path | None, Entry | None]], sizes: Mapping
 READS = ("visible", "infrared", "both")
 
 
-def seen(visible: Tensor, infrared: Tensor, reads: str) -> Tensor:
-    """visible [C,H,W], infrared [1 or C,H,W] -> [C,H,W], for `both` [2C,H,W]."""
+def seen(visible: Tensor, infrared: Tensor, reads: str, grey: str = "") -> Tensor:
+    """visible [C,H,W], infrared [1 or C,H,W] -> [C,H,W], for `both` [2C,H,W]. grey: the one that is taken away."""
+    full = GREY * (1 if visible.element_size() == 1 else 257)
+    if grey == "visible":
+        visible = torch.full_like(visible, full)
+    if grey == "infrared":
+        infrared = torch.full_like(infrared, full)
     if reads == "visible":
         return visible
     infrared = infrared.expand(len(visible), -1, -1)

@@ -28,7 +28,7 @@ class LossStep(nn.Module):
         terms = {**terms, **self.patches.merge("loss_terms", batch, out, self.model)}
         if tuple(terms) != self.terms:
             raise ValueError(f"loss terms {tuple(terms)} are not the declared {self.terms}")
-        weights = self.patches.merge("loss_weights", terms, self.model)
+        weights = self.patches.merge("loss_weights", terms, batch, self.model)
         # gradients add up over the images of the nominal batch, whatever the micro-batch (YOLOv5/YOLOv7), and the ranks
         loss = weighted_sum(terms, weights) * batch["images"]
         return loss, {k: v.detach() for k, v in terms.items()}

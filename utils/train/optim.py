@@ -5,7 +5,7 @@ biases' rate comes from above, then a cosine or linear decay that is constant wi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -44,12 +44,12 @@ class Schedule:
     batch_size: int
     nominal_batch: int = 64
     compat: str = "none"
-    lr0_factor: float = 1.0  # rate at factor 1 / lr0 (--auto-lr)
     phases: tuple[Phase, ...] = ()  # by their first epoch, none of them 0
 
     @classmethod
-    def of(cls, cfg: Config, batches: int, from_weights: bool) -> "Schedule":
-        """from_weights: a later stage, whose biases must not start above its own rate."""
+    def of(cls, cfg: Config, batches: int, from_weights: bool, groups: Iterable[Mapping[str, Any]] = ()) -> "Schedule":
+        """from_weights: a later stage, whose biases must not start above its own rate. groups: may carry `phases`, the
+        run's later cycles, {start: epoch, lr0, lrf or None = as before it, ramp: epochs} each."""
         asked = round(cfg.warmup * batches)
         floor = {"none": 0, "v5": 100, "v7": 1000}[cfg.compat]
         limit = int(cfg.warmup_share * cfg.epochs * batches) if cfg.compat == "none" else max(asked, floor)
@@ -67,7 +67,7 @@ class Schedule:
             cfg.batch_size,
             cfg.nominal_batch,
             cfg.compat,
-            cfg.peak_lr / cfg.lr0,
+            phases_of(groups, cfg.peak_lr / cfg.lr0, cfg.lrf),
         )
 
     def capped(self, cfg: Config) -> bool:
@@ -150,6 +150,15 @@ class Schedule:
             return step % self.accumulate(step) == 0
         last = self.compat == "none" and (step + 1) % self.batches == 0
         return last or pending >= self.accumulate(step)
+
+
+def phases_of(groups: Iterable[Mapping[str, Any]], factor: float, lrf: float) -> tuple[Phase, ...]:
+    """The cycles that the groups carry, which are the run's. factor: of each lr0 (--auto-lr); lrf: of the first one."""
+    phases: list[Phase] = []
+    for cycle in next((group["phases"] for group in groups if "phases" in group), ()):
+        lrf = lrf if cycle["lrf"] is None else cycle["lrf"]
+        phases.append(Phase(cycle["start"], cycle["lr0"] * factor, lrf, cycle["ramp"]))
+    return tuple(phases)
 
 
 def interpolate(step: int, steps: int, start: float, end: float) -> float:

@@ -1,13 +1,11 @@
 """What a run writes for people: rows, lines on the screen, pictures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from models.graph import Detector
-from patches.modality.missing import report
-from patches.weighting import history
 from utils import seams
 from utils.data.dataset import Sample
 from utils.data.loader import Batch, collate
@@ -24,13 +22,13 @@ from utils.train.run import Run
 from utils.weights import checkpoint
 
 
-def measure(run: Run, detector: Detector, batches: Iterable[Batch] | None = None) -> Result:
-    """A detector with the run's classes, on its validation set or `batches` made of it, and by its rule. No loss terms:
-    its head may be of another kind than the run's."""
+def measure(run: Run, detector: Detector | None = None, change: Callable[[Batch], Batch] | None = None) -> Result:
+    """The average, or another detector with the run's classes, on the validation set and by the run's rule. change: of
+    every batch as loaded. No loss terms: the head may be of another kind than the run's."""
     cfg = run.cfg
     return evaluate(
-        detector, run.val if batches is None else batches, run.device, names=run.meta["names"], match=cfg.match,
-        v5_metric=cfg.v5_metric, autocast=run.autocast, single_cls=cfg.single_cls,
+        detector or run.ema.model, map(change, run.val) if change else run.val, run.device, names=run.meta["names"],
+        match=cfg.match, v5_metric=cfg.v5_metric, autocast=run.autocast, single_cls=cfg.single_cls,
     )  # fmt: skip
 
 
@@ -64,8 +62,6 @@ def write_rows(
     memory = peak_memory(run.device)
     columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
-    if history.wanted(extra):
-        history.write(run.dir, losses)
     timing = {
         "seconds": f"{seconds:.2f}",
         "memory_gib": f"{peak_resident(run.device):.3f}",
@@ -121,22 +117,15 @@ def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) ->
         print(f"ended after epoch {run.epoch} of {run.cfg.epochs}: {run.guard.ended}")
     best = run.dir / "weights" / "best.pt"
     dist.barrier()  # rank 0 may still be writing it
-    if dist.main():
-        with naming(run.dir):
-            plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
-            if (run.dir / "history.json").is_file():
-                history.plot(run.dir)
-    if best.is_file():
+    if best.is_file():  # --nosave writes it only where the last epoch is the best one
         run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
-        names = run.meta["names"]
-        with naming(run.dir):
-            result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
-            if dist.main():
-                plots.plot_evaluation(result, run.dir)
-                write_classes(run.dir / "per_class.csv", result)
-                run.patches.each("draw", result.observed, run.dir)
-        print(f"best.pt: {line(result)}")
-        if run.model.stem:
-            with naming(run.dir):
-                report(result, run.val, partial(measure, run, run.ema.model), run.dir / "modality.csv")
+    names = run.meta["names"]
+    with naming(run.dir):
+        result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
+        print(f"{'best.pt' if best.is_file() else 'last epoch'}: {line(result)}")
+        if dist.main():
+            plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+            plots.plot_evaluation(result, run.dir)
+            write_classes(run.dir / "per_class.csv", result)
+        run.patches.each("after_evaluation", result, partial(measure, run), run.dir)
     print(f"results in {run.dir}")

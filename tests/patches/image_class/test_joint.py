@@ -17,7 +17,7 @@ import detect
 import test as evaluation
 import train
 from models.graph import Detector
-from patches.image_class.head import image_heads
+from models.head import image_heads
 from patches.image_class.joint import Flags, Joint, node_number
 from patches.image_class.training import draw
 from tests.models.test_zoo import spec
@@ -104,7 +104,7 @@ def test_the_checkpoint_is_built_again_without_the_data(runs: dict[str, Run]) ->
     model, meta = checkpoint.load_detector(weights(runs["joint"]))
     record = meta["patches"]["joint"]
     assert record["cls_names"] == list(NAMES) and record["cls_node"] == "28"
-    assert image_heads(model)["image_class"].names == NAMES and model.branch_inputs == {"image_class": 28}
+    assert image_heads(model) == {"image_class": NAMES} and model.branch_inputs == {"image_class": 28}
 
 
 def test_test_py_says_what_training_said(runs: dict[str, Run], classed: Path, tmp_path: Path, capsys: Any) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,13 +157,13 @@ def test_each_picture_missing(
     found = [torch.cat(r.detections) for r in (result, one, dark)]
     assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
-    def grey(batches: Iterable[dict[str, Any]]) -> evaluation.Result:
+    def grey(detector: Any = None, change: Any = None) -> evaluation.Result:
         """Brightness of the two pictures in the place of P and R."""
-        (batch,) = batches
+        batch = change({"image": torch.zeros(1, 6, 4, 4, dtype=torch.uint8)})
         first, second = (float(x.float().mean()) for x in batch["image"].chunk(2, 1))
         return replace(result, mp=first, mr=second)
 
-    report(result, [{"image": torch.zeros(1, 6, 4, 4, dtype=torch.uint8)}], grey, tmp_path / "which.csv")
+    report(result, grey, tmp_path / "which.csv")
     rows = figures(tmp_path / "which.csv")
     assert [(rows[k]["P"], rows[k]["R"]) for k in ("visible alone", "infrared alone")] == [
         ("0.0", "114.0"),
@@ -175,7 +174,7 @@ def test_each_picture_missing(
 def test_sixteen_bits_are_blanked_to_the_same_grey() -> None:
     images = {8: torch.zeros(1, 6, 4, 4, dtype=torch.uint8), 16: torch.zeros(1, 6, 4, 4, dtype=torch.uint16)}
     for bits, image in images.items():
-        (batch,) = without([{"image": image}], "visible")
+        batch = without({"image": image}, "visible")
         values = batch["image"].to(torch.int32)
         assert (values[:, :3] == 114 * (257 if bits == 16 else 1)).all() and not values[:, 3:].any()
         assert not image.to(torch.int32).any(), "what was loaded stays"

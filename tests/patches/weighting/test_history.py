@@ -33,8 +33,3 @@ def test_rows_by_family(tmp_path: Path) -> None:
     assert (rows[0]["cosine/a:b"], rows[1]["cosine/a:b"], rows[1]["loss/box/head_0"]) == ("", "-0.5", "0.4")
     history.plot(tmp_path)
     assert (tmp_path / "history.png").stat().st_size > 10_000
-
-
-def test_only_runs_that_weigh_tasks_have_one() -> None:
-    assert history.wanted(["mAP", "weight/box"])
-    assert not history.wanted(["mAP", "lr_weight", "box"])

@@ -57,9 +57,8 @@ def patch_for(model: Any, **flags: Any) -> Weighting:
 
 def feed(patch: Weighting, model: Any, x: Tensor) -> Tensor:
     """One micro-batch -> its loss."""
-    patch.loss_terms({"image": x, "images": len(x)}, {}, model)
     terms = model.terms(x)
-    weights = patch.loss_weights(terms, model)
+    weights = patch.loss_weights(terms, {"images": len(x)}, model)
     return torch.stack([terms[k] * weights[k] for k in terms]).sum() * len(x)
 
 
@@ -165,9 +164,8 @@ def test_a_window_without_a_tasks_labels_moves_only_the_others(monkeypatch: pyte
     patch.on_epoch_start(model, [], AT)  # type: ignore[arg-type]
     patch.first.fill_(1.0)
     patch.velocity.fill_(3.0)
-    patch.loss_terms({"images": 2}, {}, model)  # type: ignore[arg-type]
     terms = model.terms(inputs(2))
-    patch.loss_weights({**terms, "cls": terms["cls"] * 0}, model)  # type: ignore[arg-type]
+    patch.loss_weights({**terms, "cls": terms["cls"] * 0}, {"images": 2}, model)  # type: ignore[arg-type]
     patch.on_step_end(model, model, AT)  # type: ignore[arg-type]
     assert patch.w.tolist() == [1.0, 1.0] and patch.velocity.tolist() == [3.0, 3.0]
     assert patch.norm_sums[1].tolist() == [1.0, 1.0] and patch.cosine_sums[1][0, 1] == 0

@@ -26,6 +26,7 @@ from utils.runs import lock, plots
 from utils.system import dist
 from utils.system.device import select_device
 from utils.system.errors import UserError, run_main
+from utils.weights import class_rows
 from utils.weights.checkpoint import check_channels, lasting, load_detector
 
 Change = Callable[[seams.Batch], seams.Batch]
@@ -111,6 +112,10 @@ def run(args: Any, device: torch.device, folder: Path) -> Result:
     patches.each("on_data_read", spec)
     if not args.single_cls and spec.nc != model.nc:
         raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
+    if not args.single_cls:
+        cure = f"write the model's names into {args.data} where they mean its classes, or take all as one: --single-cls"
+        columns = class_rows.compare(meta, args.weights, spec.names, args.data, cure)
+        model.head.renumber([columns.index(c) for c in range(model.nc)])
     check_channels(spec.channels, meta, args.weights, args.data)
     loader = evaluation(
         spec, "val" if args.task == "speed" else args.task, patches, size=args.img_size,

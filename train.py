@@ -42,7 +42,7 @@ from utils.train.guard import Guard
 from utils.train.loss_step import LossStep, compile_model, make_scaler, place
 from utils.train.run import Run, describe, repeatable, reweigh_images, starting_weights, tell_stage, to_device
 from utils.train.start import Start
-from utils.weights import checkpoint
+from utils.weights import checkpoint, class_rows
 
 
 def setup(begun: Start) -> Run:
@@ -57,12 +57,12 @@ def setup(begun: Start) -> Run:
     patches.each("on_data_read", seen)
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
-    source = None if resumed else starting_weights(cfg, patches)
+    source = None if resumed else starting_weights(cfg, patches, names)
     graph = begun.spec or checkpoint.model_yaml(cfg.cfg, source)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
     if source:
-        checkpoint.load_into(model, patches.fold("load_weights", source.state, model, source), source.path)
-        checkpoint.check_groups(model, source)
+        state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
+        checkpoint.load_into(model, state, source.path)
     elif resumed:
         model.load_state_dict(resumed["model"])
 

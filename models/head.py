@@ -32,6 +32,14 @@ class View(NamedTuple):
     cls: Tensor  # [B,A,H,W,nc] classes in global order
 
 
+class Rows(NamedTuple):
+    """Tensors of a head whose rows go anchor by anchor: 4 of the box, objectness, one per class."""
+
+    start: str  # of their keys, `m.`; with several heads the head's number is in it, `heads.2.`
+    head: int
+    classes: list[int] | None  # class of each class column; None: these tensors have no such rows and go with the head
+
+
 class Head(Protocol):
     """What the trainer and the evaluator ask of a head."""
 
@@ -44,6 +52,8 @@ class Head(Protocol):
     def criterion(self, settings: LossSettings) -> Criterion: ...
     def decode(self, det: Any) -> list[Part]: ...
     def views(self, det: Any) -> list[View]: ...
+    def rows(self) -> list[Rows]: ...
+    def renumber(self, numbers: Sequence[int]) -> None: ...
 
 
 def image_heads(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -93,6 +103,10 @@ class AnchorHead(nn.Module):
         self.anchors = pixels / step.view(-1, 1, 1)
         if self.stores_anchor_grid:
             self.anchor_grid = pixels.clone().view(self.levels, 1, -1, 1, 1, 2)
+
+    def renumber(self, numbers: Sequence[int]) -> None:
+        """Decoded class c is called numbers[c] from now on; the layout of the raw output stays."""
+        self.groups = [[numbers[c] for c in group] for group in self.groups]
 
     def decode_level(self, raw: Tensor, level: int) -> Tensor:
         """[B,A,H,W,5+C] logits -> [B,A*H*W,5+C], boxes in input pixels, the rest as probabilities, in the type of
@@ -150,10 +164,13 @@ class Detect(AnchorHead):
 
     def decode(self, det: list[Tensor]) -> list[Part]:
         pred = torch.cat([self.decode_level(raw, i) for i, raw in enumerate(det)], 1)
-        return [Part(pred, torch.arange(self.nc, device=pred.device))]
+        return [Part(pred, torch.tensor(self.groups[0], device=pred.device))]
 
     def views(self, det: list[Tensor]) -> list[View]:
         return [View(raw[..., None, :4], raw[..., 4:5], raw[..., 5:]) for raw in det]
+
+    def rows(self) -> list[Rows]:
+        return [Rows("m.", 0, list(range(self.nc)))]
 
 
 class IDetect(Detect):
@@ -170,6 +187,9 @@ class IDetect(Detect):
     def level(self, x: Tensor, i: int) -> Tensor:
         y: Tensor = self.im[i](self.m[i](self.ia[i](x)))
         return y
+
+    def rows(self) -> list[Rows]:
+        return [*super().rows(), Rows("im.", 0, list(range(self.nc)))]
 
 
 def folded_rows(detector: Mapping[str, Tensor], level: int) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ from utils.seams import Batch, Groups, Measure, Output, Patch, Progress, Rates, 
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.weights.checkpoint import load_detector
+from utils.weights.class_rows import compare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +160,14 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
         )
 
 
-def check_names(data: Sequence[str], teacher: Sequence[str], path: str) -> None:
-    """The classes of both in the same order, else a UserError; a teacher that says none is taken to have the data's."""
-    if list(teacher) == [str(i) for i in range(len(data))] != list(data):
-        said = f"teacher {path} does not say its classes: taken to be those of the data, in its order"
-        print(note("teacher's classes unknown", said))
-    elif wrong := [f"{a} for {b}" for a, b in zip(teacher, data, strict=True) if a != b]:
-        raise UserError(
-            f"--teacher {path}: its classes are not those of the data in the same order: {', '.join(wrong[:5])}"
-        )
+def matched(names: Sequence[str], meta: Mapping[str, Any], path: str, teacher: Detector) -> list[int]:
+    """Number at the teacher of each class of the data; its detections have the data's numbers from now on. UserError
+    where the teacher has other classes."""
+    names = names if len(names) == teacher.nc else ["item"]  # all as one: --single-cls
+    columns = compare(meta, f"--teacher {path}", names, "the data", "a teacher has the classes of the data")
+    order = [c for c in columns if c is not None]
+    teacher.head.renumber([order.index(c) for c in range(teacher.nc)])
+    return order
 
 
 class Distill(Patch[Flags]):
@@ -182,6 +182,7 @@ class Distill(Patch[Flags]):
         self.hidden: list[Detector] = []  # the teacher, in a list: no submodule, so neither saved nor optimised
         self.owners: list[Tensor] = []
         self.weights_sha256, self.names = flags.teacher_sha256, list[str]()  # of the data
+        self.order: list[int] = []  # number at the teacher of each class
         self.pairs: list[tuple[int, int]] = []
         self.project = nn.ModuleList()
         self.register_buffer("known", torch.full((3,), math.nan))
@@ -213,8 +214,7 @@ class Distill(Patch[Flags]):
                 f"with ({recorded[:12]}); put that file back"
             )
         check_match(model, teacher, path)
-        check_names(self.names, meta["names"], path)
-        self.weights_sha256 = now
+        self.weights_sha256, self.order = now, matched(self.names, meta, path, teacher)
         self.hidden = [teacher.requires_grad_(False)]
         self.owners = [owner_of(model.groups), owner_of(teacher.groups)]
         if self.gains[2]:
@@ -255,6 +255,8 @@ class Distill(Patch[Flags]):
                 taught = teacher(batch["image"])
         if cls or box:
             views = [m.head.views(o["det"]) for m, o in ((model, out), (teacher, taught))]
+            if self.order != sorted(self.order):
+                views[1] = [view._replace(cls=view.cls[..., self.order]) for view in views[1]]
             owners = (self.owners[0], self.owners[1])
             found = output_terms(views[0], views[1], owners, teacher.head.anchors, self.temperature)
             values[:2] = found[0] * cls, found[1] * box

@@ -4,6 +4,8 @@ Images of another number of channels: the first convolution is adapted. From A t
 repeated in turn (0, 1, 2, 0, 1 for 3 -> 5), each divided by how often it is taken; to B < A, channel i is added to
 channel i modulo B (3 -> 1: the sum over all). Either way a picture with equal channels gets the same response.
 
+Classes go by name (utils/weights/class_rows.py): a class that the file has keeps its rows, whatever its number there.
+
 Several heads are cut out of a plain detector's rows (--transfer-heads sliced), so that the new model detects what the
 old one did;
 --transfer-heads fresh starts them anew. What was taken, sliced, left fresh and left over is printed.
@@ -34,7 +36,7 @@ def detector_number(state: State) -> str:
     return found[-1] if found else ""
 
 
-def slice_heads(state: State, model: Detector, path: str) -> State:
+def slice_heads(state: State, model: Detector, source: Source) -> State:
     """State of the model's heads cut from the plain detector in `state`; empty where either side is not of that
     kind."""
     last = f"model.{len(model.model) - 1}."
@@ -44,14 +46,14 @@ def slice_heads(state: State, model: Detector, path: str) -> State:
         return {}
     prefix = f"model.{number}"
     plain = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    own = model.head.anchors
+    own, path, columns = model.head.anchors, source.path, source.columns or tuple(range(model.nc))
     rows, channels = plain["m.0.weight"].shape[0], plain["m.0.weight"].shape[1]
     want = own.shape[1] * (5 + model.nc)
-    if rows != want or plain["anchors"].shape != own.shape:
+    if plain["anchors"].shape != own.shape or (rows != want and set(source.columns) <= {None}):
         said = f"the detector of {path} has {rows} outputs per level, this data needs {want}"
         print("transfer: heads start fresh: " + note("heads start fresh", said))
         return {}
-    new = {f"{last}{k}": v for k, v in sliced(plain).items()}
+    new = {f"{last}{k}": v for k, v in sliced(plain, columns).items()}
     fits = model.state_dict()
     if any(fits[k].shape[1:] != v.shape[1:] for k, v in new.items() if v.dim() == 4):
         said = f"the detector of {path} reads {channels} channels at its first level"
@@ -91,11 +93,11 @@ def adapted(state: State, model: Detector) -> State:
 
 
 class Transfer(Patch[Flags]):
-    needs_weights = True
+    needs_weights = takes_part = True
 
     def load_weights(self, state: State, model: Detector, source: Source) -> State:
         own = model.state_dict()
-        sliced = slice_heads(state, model, source.path) if self.flags.transfer_heads == "sliced" else {}
+        sliced = slice_heads(state, model, source) if self.flags.transfer_heads == "sliced" else {}
         fitted = adapted(state, model)
         state = {**state, **fitted}
         taken = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape and k not in sliced}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.class_names import Columns
 from models.graph import Build, Detector
 from utils.system.errors import UserError
 
@@ -98,6 +99,7 @@ class Source:
     path: str
     state: State  # its tensors, `model.N....`
     meta: Mapping[str, Any]
+    columns: Columns = ()  # of each class of the data its number there, by name; (): not known
 
 
 F = TypeVar("F")
@@ -113,6 +115,7 @@ class Patch(nn.Module, Generic[F]):
     terms: tuple[str, ...] = ()  # names this patch adds to the loss
     metrics: tuple[str, ...] = ()  # names of its `figures`: columns of results.csv
     needs_weights = False  # whether it acts on --weights and is of no use without
+    takes_part = False  # whether it makes do with what fits of --weights: other classes are said, not refused
 
     def __init__(self, flags: F) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from models.graph import Build
 from patches.multihead.head import MultiHeadDetect, MultiHeadDetectAttn
 from patches.multihead.head_file import read_head_file, restored_table
 from utils.config.options import opt
+from utils.data.spec import DataSpec
 from utils.seams import Patch
 from utils.system.errors import UserError
 
@@ -44,6 +45,11 @@ class MultiHead(Patch[Flags]):
             if not flags.head_config:
                 raise UserError("--heads needs --head-config FILE, which says which head owns which classes")
             self.table = read_head_file(flags.head_config, flags.heads)
+
+    def on_data_read(self, spec: DataSpec) -> None:
+        """The head file once more, now with the data's class names."""
+        if self.flags.head_table is None:
+            self.table = read_head_file(self.flags.head_config, self.flags.heads, spec.names)
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "head_table": dict(vars(self.table))}

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.head import AnchorHead, Part, View, folded_rows, prior_biases
+from models.class_names import Columns
+from models.head import AnchorHead, Part, Rows, View, folded_rows, prior_biases
 from models.layers import CBAM
 from models.loss import (
     Criterion,
@@ -82,24 +83,34 @@ class MultiHeadDetect(AnchorHead):
             found.append(View(boxes[..., :4], boxes[..., 4], cls))
         return found
 
-    def sliced(self, detector: Mapping[str, Tensor]) -> State:
-        """State of `heads` cut out of a plain detector's (keys as in models.head.folded_rows).
+    def rows(self) -> list[Rows]:
+        whole = list(range(self.nc))
+        groups = [list(g) for g in self.table.groups]
+        return [Rows(f"heads.{h}.", h, whole if self.table.full_head else g) for h, g in enumerate(groups)]
 
-        Every head gets the box and objectness rows, each class row goes to the head that owns the class.
+    def sliced(self, detector: Mapping[str, Tensor], columns: Columns) -> State:
+        """State of `heads` cut out of a plain detector's (keys as in models.head.folded_rows). columns: of each class
+        its number there, None where it has none.
+
+        Every head gets the box and objectness rows, each class row goes to the head that owns the class; a class that
+        the detector has not keeps its fresh row.
         """
         state: State = {}
         a = self.anchors_per_cell
         for level in range(self.levels):
             weight, bias = folded_rows(detector, level)
-            rows, biases = weight.unflatten(0, (a, 5 + self.nc)), bias.view(a, 5 + self.nc)
+            rows, biases = weight.unflatten(0, (a, -1)), bias.view(a, -1)
             for h, (group, conv) in enumerate(zip(self.groups, self.convs(level), strict=True)):
                 assert conv.bias is not None
-                pick = [0, 1, 2, 3, 4, *(5 + c for c in group)]
+                used = self.table.used(h)
+                pairs = [(5 + there, here) for c, here in zip(group, used[5:], strict=True)
+                         if (there := columns[c]) is not None]  # fmt: skip
+                pick, put = [*range(5), *(a for a, _ in pairs)], [*range(5), *(b for _, b in pairs)]
                 new_w, new_b = (
                     conv.weight.detach().clone().unflatten(0, (a, -1)),
                     conv.bias.detach().clone().view(a, -1),
                 )
-                new_w[:, self.table.used(h)], new_b[:, self.table.used(h)] = rows[:, pick], biases[:, pick]
+                new_w[:, put], new_b[:, put] = rows[:, pick], biases[:, pick]
                 state[f"heads.{h}.{level}.weight"], state[f"heads.{h}.{level}.bias"] = (
                     new_w.flatten(0, 1),
                     new_b.flatten(),
@@ -113,6 +124,9 @@ class MultiHeadDetectAttn(MultiHeadDetect):
     def __init__(self, c1: Sequence[int], nc: int, anchors: Any, *, table: HeadTable, loss: str) -> None:
         super().__init__(c1, nc, anchors, table=table, loss=loss)
         self.attentions = nn.ModuleList(nn.ModuleList(CBAM(c) for c in c1) for _ in table.groups)
+
+    def rows(self) -> list[Rows]:
+        return [*super().rows(), *(Rows(f"attentions.{h}.", h, None) for h in range(len(self.table.groups)))]
 
     def level(self, x: Tensor, i: int) -> Tensor:
         maps = [

@@ -1,13 +1,16 @@
 """Head files: which head owns which classes. YAML with nc, heads, head_assignments {head_0: {classes: [...], weight:
 1.0}, ...}.
 
-The order of `classes` gives the local class ids. Every class belongs to exactly one head.
+`classes` lists numbers or names; its order gives the local class ids. Every class belongs to exactly one head. Where
+the file has `names` of its own, or a head the `name` of a class, they must be those of the data.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.class_names import differences, find, nameless, shown
 from utils.system.errors import UserError
 from utils.system.yaml_file import read_yaml
 
@@ -63,8 +66,9 @@ class HeadTable:
         return [start + i for start in starts[:-1] for i in range(5)] + [of[c] for c in range(self.nc)]
 
 
-def read_head_file(path: str, heads: int) -> HeadTable:
-    """A head file -> HeadTable. Every class in exactly one head; anything else is an error that names the file, the
+def read_head_file(path: str, heads: int, names: Sequence[str] = ()) -> HeadTable:
+    """A head file -> HeadTable. names: of the data's classes, as far as they are known. Every class in exactly one
+    head; anything else, and classes that go by other numbers than in the data, is an error that names the file, the
     head and the classes."""
     spec = read_yaml(path, "--head-config")
     heads_in_file = spec.get("head_assignments")
@@ -76,29 +80,73 @@ def read_head_file(path: str, heads: int) -> HeadTable:
     for what, count in (("`heads`", spec.get("heads", len(keys))), ("--heads", heads or len(keys))):
         if count != len(keys):
             raise UserError(f"{path}: {what} says {count}, head_assignments has {len(keys)}")
-    nc = spec.get("nc")
+    classes = {key: listed(path, key, heads_in_file[key]) for key in keys}
+    words = [word for group in classes.values() for word in group if isinstance(word, str)]
+    own = own_names(path, spec.get("names"))
+    nc = spec.get("nc", len(names or own or words) if words else len(own) or None)
     if not isinstance(nc, int) or nc < 1:
         raise UserError(f"{path}: `nc` must be the number of classes, got {nc!r}")
-    groups, names, weights = [], [], []
-    for key in keys:
-        entry = heads_in_file[key]
-        classes = entry.get("classes") if isinstance(entry, dict) else None
-        if (
-            not isinstance(classes, list)
-            or not classes
-            or not all(isinstance(c, int) and not isinstance(c, bool) for c in classes)
-        ):
-            raise UserError(f"{path}: {key} needs `classes`, a list of class numbers, got {classes!r}")
-        weight = entry.get("weight", 1.0)
+    if own and len(own) != nc:
+        raise UserError(f"{path}: nc is {nc} but names holds {len(own)} classes; make them agree")
+    known = names if len(names) == nc and not nameless(names) else ()
+    if words:
+        groups = [numbers(path, key, classes[key], known or names or own or words) for key in keys]
+    else:
+        groups = [tuple(int(c) for c in classes[key]) for key in keys]
+        if known and own and find(known, own) != tuple(range(nc)):
+            raise UserError(
+                f"{path}: its numbers are for other classes than the data's: {differences(known, own)}; number them as "
+                "the data does, or list each head's classes by their names"
+            )
+    check_cover(path, groups, nc)
+    weights = []
+    for key, group in zip(keys, groups, strict=True):
+        weight = heads_in_file[key].get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
             raise UserError(f"{path}: {key}: weight must be a number above 0, got {weight!r}")
-        groups.append(tuple(classes))
         weights.append(float(weight))
-        names.append(key)
-    check_cover(path, groups, nc)
+        check_title(path, key, heads_in_file[key].get("name"), group, known)
     return HeadTable(
-        tuple(names), tuple(groups), tuple(weights), str(spec.get("grouping", "")), bool(spec.get("full_head", False))
+        tuple(keys), tuple(groups), tuple(weights), str(spec.get("grouping", "")), bool(spec.get("full_head", False))
     )
+
+
+def listed(path: str, key: str, entry: Any) -> list[int] | list[str]:
+    """The `classes` of a head: all numbers, or all names."""
+    classes = entry.get("classes") if isinstance(entry, dict) else None
+    kinds = {type(c) for c in classes} if isinstance(classes, list) else set()
+    if kinds not in ({int}, {str}):
+        raise UserError(f"{path}: {key} needs `classes`, a list of class numbers or one of names, got {classes!r:.200}")
+    return list(classes or ())
+
+
+def own_names(path: str, names: Any) -> list[str]:
+    """The file's own class names by number; none where it has no `names`."""
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[i] for i in range(len(names))]
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, (str, int)) for n in names)):
+        raise UserError(f"{path}: names: expected a list or a map {{id: name}}, found {names!r:.200}")
+    return [str(name) for name in names or ()]
+
+
+def numbers(path: str, key: str, words: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of the classes that a head lists by name."""
+    found = find(list(map(str, words)), names)
+    if missing := [word for word, c in zip(words, found, strict=True) if c is None]:
+        close = difflib.get_close_matches(str(missing[0]), names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {shown(names)}"
+        raise UserError(f"{path}: {key}: there is no class {missing[0]!r}; {hint}")
+    return tuple(c for c in found if c is not None)
+
+
+def check_title(path: str, key: str, title: Any, group: Sequence[int], names: Sequence[str]) -> None:
+    """A head that is called as a class of the data has that class."""
+    number = find([str(title)], names)[0] if title else None
+    if number is not None and number not in group:
+        raise UserError(
+            f"{path}: {key} is named {title!r}, which is class {number} of the data, but has the classes "
+            f"{shown([f'{c} {names[c]}' for c in group])}"
+        )
 
 
 def restored_table(record: Mapping[str, Any]) -> HeadTable:

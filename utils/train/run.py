@@ -23,7 +23,7 @@ from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
 from utils.train.loss_step import LossStep, compute_type
-from utils.weights import checkpoint
+from utils.weights import checkpoint, class_rows
 
 
 @dataclass
@@ -83,10 +83,15 @@ def repeatable(cfg: Config, device: torch.device) -> None:
     torch.use_deterministic_algorithms(device.type == "cpu" or cfg.deterministic)
 
 
-def starting_weights(cfg: Config, patches: seams.Patches) -> seams.Source | None:
-    """What --weights holds; None where the run starts from scratch. A patch that acts on weights needs some."""
+def starting_weights(cfg: Config, patches: seams.Patches, names: list[str]) -> seams.Source | None:
+    """What --weights holds, its classes compared with those of the data; None where the run starts from scratch. A
+    patch that acts on weights needs some."""
     if cfg.weights:
-        return checkpoint.read_source(cfg.weights)
+        source = checkpoint.read_source(cfg.weights)
+        some = any(isinstance(p, seams.Patch) and p.takes_part for p in patches.values())
+        cure = "--transfer-weights keeps the rows of equal names and starts the others fresh"
+        columns = class_rows.compare(source.meta, source.path, names, cfg.data, "" if some else cure)
+        return dataclasses.replace(source, columns=columns)
     if users := [n for n, p in patches.items() if isinstance(p, seams.Patch) and p.needs_weights]:
         raise UserError(f"--weights is missing: patches/{', '.join(users)}.py was switched on to act on them")
     return None

@@ -167,7 +167,7 @@ def check_channels(channels: int, meta: Mapping[str, Any], path: str | Path, sou
 
 
 def check_groups(model: Detector, source: seams.Source) -> None:
-    """Equal counts are not equal classes: another grouping over the heads is refused."""
+    """The heads that were built have the classes that the file says, number by number."""
     theirs = source.meta.get("groups")
     if theirs is not None and len(theirs) > 1 and theirs != model.groups:
         moved = [c for mine, other in zip(model.groups, theirs, strict=False) for c in mine if c not in other]

@@ -93,7 +93,7 @@ def test_heads_cut_out_of_a_plain_detector_say_what_it_says(full_head: bool) -> 
     assert isinstance(model.head, MultiHeadDetect)
     detector = {k.removeprefix("model.77."): v for k, v in plain.state_dict().items() if k.startswith("model.77.")}
     trunk = {k: v for k, v in plain.state_dict().items() if not k.startswith("model.77.")}
-    heads = {f"model.77.{k}": v for k, v in model.head.sliced(detector).items()}
+    heads = {f"model.77.{k}": v for k, v in model.head.sliced(detector, range(model.nc)).items()}
     model.load_state_dict({**model.state_dict(), **trunk, **heads})
     image = torch.rand(2, 3, 64, 96)
     with torch.no_grad():

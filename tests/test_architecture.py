@@ -26,8 +26,6 @@ LEVELS = (
 LEVEL = {package: i for i, packages in enumerate(LEVELS) for package in packages}
 # Imports that go up, because an annotation needs a type. May only shrink.
 FOR_TYPES_ONLY = {("utils/seams.py", "utils.data.spec")}
-# Imports of patches by the base. May only shrink.
-BASE_NEEDS_PATCH = {("utils/weights/foreign.py", "patches.multihead.head_file")}
 NOT_FOR_PATCHES = ("utils.report", "utils.study", "utils.bench", "utils.runs.replay", "utils.train.run")
 ROOMS = 12  # files and folders that a level may show
 TOP_LEVEL = {
@@ -82,14 +80,14 @@ def test_imports_go_down(path: Path) -> None:
     mine = package_of(module_of(path))
     for name in imported(path):
         its = package_of(name)
-        if (label(path), name) in FOR_TYPES_ONLY | BASE_NEEDS_PATCH or mine == its:
+        if (label(path), name) in FOR_TYPES_ONLY or mine == its:
             continue
         assert its in LEVEL, f"{label(path)} imports {name}, which is on no level"
         assert mine in LEVEL and LEVEL[its] < LEVEL[mine], f"{label(path)} imports {name}, which does not lie below it"
 
 
 def test_no_exception_is_out_of_date() -> None:
-    for file, name in FOR_TYPES_ONLY | BASE_NEEDS_PATCH:
+    for file, name in FOR_TYPES_ONLY:
         assert name in imported(ROOT / file), f"{file} no longer imports {name}: strike it from the list"
 
 
@@ -98,8 +96,6 @@ def test_only_a_patch_imports_itself(path: Path) -> None:
     """models and utils.system import nothing else of ours, nobody imports patches, a patch imports no other patch."""
     parts = path.relative_to(ROOT).parts
     for name in imported(path):
-        if (label(path), name) in BASE_NEEDS_PATCH:
-            continue
         if name.startswith("patches"):
             assert parts[0] == "patches" and name.split(".")[1:2] == [parts[1].removesuffix(".py")], name
         if parts[0] == "patches":

@@ -33,6 +33,7 @@ def write(path: Path, program: bytes, storages: dict[str, bytes] | None = None, 
     """A zip archive as torch.save lays it out, around any program."""
     with zipfile.ZipFile(path, "w", options.get("compression", zipfile.ZIP_STORED)) as archive:
         archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", "3\n")
         for key, data in (storages or {}).items():
             archive.writestr(f"archive/data/{key}", data)
     return path

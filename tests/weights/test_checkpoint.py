@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.graph import Detector
@@ -115,6 +117,42 @@ def test_a_checkpoint_with_damaged_parts_is_refused(damage: dict[str, Any], tmp_
     torch.save({k: v for k, v in content.items() if v is not None}, path)
     with pytest.raises(UserError, match=r"x\.pt is damaged"):
         read_source(path)
+
+
+def test_a_damaged_checkpoint_of_ours_is_never_read_as_a_foreign_file(tmp_path: Path) -> None:
+    """Its weights may be whole, but names, heads and patches would be lost."""
+    whole = saved(tmp_path / "x.pt", small(), names=["a", "b", "c"]).read_bytes()
+    draws = np.random.default_rng(0)
+    directory = whole.rindex(b"PK\x01\x02", 0, len(whole) - 2000)
+    refused = 0
+    for trial in range(40):
+        data = bytearray(whole)
+        at = int(draws.integers(directory if trial % 2 else 0, len(data)))
+        data[at : at + 16] = bytes(16)
+        (tmp_path / "y.pt").write_bytes(data)
+        try:
+            assert read_source(tmp_path / "y.pt").meta["names"] == ["a", "b", "c"]
+        except UserError as error:
+            refused += "y.pt" in str(error)
+    assert refused > 20
+
+
+def test_ours_without_a_readable_description_is_damaged(tmp_path: Path) -> None:
+    for meta in ("[" * 100_000, '{"epoch": ' + "9" * 5000 + "}"):
+        path = tmp_path / "x.pt"
+        torch.save({"format": FORMAT, "meta": meta, "ema": {"a": torch.zeros(1)}}, path)
+        with pytest.raises(UserError, match="description cannot be read"):
+            read_source(path)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.3, 0.99])
+def test_a_cut_off_safetensors_file_is_one_error(share: float, tmp_path: Path) -> None:
+    save_file({k: v.clone() for k, v in small().state_dict().items()}, tmp_path / "w.safetensors")
+    data = (tmp_path / "w.safetensors").read_bytes()
+    for name in ("cut.safetensors", "cut.pt"):
+        (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(UserError, match=rf"{name}"):
+            load_detector(tmp_path / name, "cfg/training/demo.yaml")
 
 
 def test_a_detector_comes_back_with_its_own_graph_and_names(tmp_path: Path) -> None:

@@ -30,15 +30,15 @@ def test_a_flipped_bit_in_the_numbers_is_noticed(tmp_path: Path) -> None:
     data = bytearray(whole.read_bytes())
     data[data.index(struct.pack("<f", 7.5) * 8) + 100] ^= 1
     whole.write_bytes(data)
-    refused(whole, "storage '0' cannot be read.*CRC")
+    refused(whole, "its part w/data/0 is not what its checksum says")
 
 
 def test_stream_with_a_storage_beyond_the_file(tmp_path: Path) -> None:
-    program = weights(tensor(storage()))
+    program = weights(tensor(storage()[:-2] + b"NtQ"))  # this form's ids end in a view, here none
     keys = pickle.dumps(["0"], 2)
-    refused(stream(tmp_path / "a.pt", program, keys, struct.pack("<q", 1 << 50)), "ends within storage '0'")
-    refused(stream(tmp_path / "b.pt", program, keys, struct.pack("<q", -4)), "ends within storage '0'")
-    refused(stream(tmp_path / "c.pt", program, pickle.dumps(["9"], 2)), "'9' is listed")
+    refused(stream(tmp_path / "a.pt", program, keys, struct.pack("<q", 1 << 50)), "damaged or not a checkpoint")
+    refused(stream(tmp_path / "b.pt", program, keys, struct.pack("<q", -4)), "damaged or not a checkpoint")
+    refused(stream(tmp_path / "c.pt", program, pickle.dumps(["9"], 2)), "'0' is missing")
     refused(stream(tmp_path / "d.pt", program), "'0' is missing")
     good = stream(tmp_path / "e.pt", program, keys, struct.pack("<q4f", 4, 1, 2, 3, 4))
     assert read_foreign(good).state["model.0.weight"].tolist() == [1, 2, 3, 4]
@@ -46,7 +46,7 @@ def test_stream_with_a_storage_beyond_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "program",
-    [b"", b".", b"\x80\x02", b"\x80\x02(", b"\x80\x02K\x01K\x02R.", b"\x80\x02h\x05.", b"\x80\x02}}}s.", b"\x80\x09N.",
+    [b"", b".", b"\x80\x02", b"\x80\x02(", b"\x80\x02K\x01K\x02R.", b"\x80\x02h\x05.", b"\x80\x02}}}s.",
      b"\x80\x02Nb.", b"\x80\x02N)R.", b"\x80\x02X\xff\xff\xff\xffab.", b"I" + b"9" * 5000 + b"\n.", b"\xff" * 30],
 )  # fmt: skip
 def test_programs_that_make_no_sense(program: bytes, tmp_path: Path) -> None:

@@ -1,22 +1,24 @@
 """Weights of other programs -> a plain state: YOLOv5/YOLOv7 `.pt` (pickled models), plain state dicts, safetensors.
 
-`read_foreign` runs no code of the file and builds no object of it (utils/weights/torch_file.py says how). State keys
-are those of the original program (`model.N....`); floating tensors come as float32, counters as they are. Where a
-checkpoint holds an average of the weights (EMA), that is taken, as the original programs do."""
+`read_foreign` runs no code of the file and builds no object of it (torch_file.py says how), in a child process with
+limits (limited.py). State keys are those of the original program (`model.N....`); floating tensors come as float32,
+counters as they are. Where a checkpoint holds an average of the weights (EMA), that is taken, as the original programs
+do."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from patches.multihead.head_file import HeadTable
-from utils.system.errors import fail
-from utils.weights.archive import Archive, open_archive, open_safetensors
-from utils.weights.torch_file import Node, TensorRef
+from utils.system.errors import UserError, fail
+from utils.weights import torch_file
+from utils.weights.limited import limited
+from utils.weights.torch_file import Node
 
 CONTAINERS = ("ema", "model", "state_dict", "model_state_dict")  # in order of preference
 V5_CLASSES = {"C3", "SPPF", "Focus"}
@@ -50,12 +52,15 @@ class ForeignCheckpoint:
 def read_foreign(path: str | Path) -> ForeignCheckpoint:
     """Read a weights file of another program. UserError: what is wrong with it, and where."""
     path = Path(path)
-    if not path.is_file():
-        fail(f"{path}: no such file")
-    if is_safetensors(path):
-        return _from_safetensors(path)
-    with open_archive(path) as archive:
-        return _from_archive(archive)
+    try:
+        if not path.is_file():
+            fail(f"{path}: no such file")
+        about, state = limited(_read, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    for key in ("anchors", "stride"):
+        about[key] = None if about[key] is None else torch.tensor(about[key])
+    return ForeignCheckpoint(state={key: state[key] for key in about.pop("keys")}, **about)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -64,19 +69,30 @@ def is_safetensors(path: Path) -> bool:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
-def _from_archive(archive: Archive) -> ForeignCheckpoint:
-    root = archive.root
-    where, content = _choose(archive)
-    modules = list(_modules(archive.path, content)) if isinstance(content, Node) else []
-    refs = dict(_tensors(modules)) if modules else content
-    state, notes = _rename(_read(archive, refs))
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """In the child -> (the fields of a ForeignCheckpoint as plain values, its state)."""
+    state, about = _from_safetensors(path) if is_safetensors(path) else _from_torch(path)
+    for key in ("anchors", "stride"):
+        about[key] = None if about[key] is None else about[key].tolist()
+    return {**about, "keys": list(state)}, state
+
+
+def _from_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    root = torch_file.load(path)
+    where, content = _choose(root)
+    modules = list(_modules(content)) if isinstance(content, Node) else []
+    stored = dict(_tensors(modules)) if modules else dict(dict.items(content))
+    state, notes = _rename(_copies(stored, path.stat().st_size))
     which = {"ema": "EMA weights", "": "weights"}.get(where, f"weights under {where!r}")
     kind = f"{_family(modules)} pickle of {content.name}" if isinstance(content, Node) else "state dict"
-    epoch = root.get("epoch") if isinstance(root, dict) else None
-    about = _about(archive, state, modules)
-    about["notes"] = (*notes, *about["notes"])
-    epoch = epoch if type(epoch) is int else None
-    return ForeignCheckpoint(state, f"{kind}, {which}, {_precision(refs)}", epoch=epoch, **about)
+    epoch = dict.get(root, "epoch") if isinstance(root, dict) else None
+    about = _about(root, state, modules)
+    return state, {
+        **about,
+        "source": f"{kind}, {which}, {_precision(stored)}",
+        "notes": (*notes, *about["notes"]),
+        "epoch": epoch if type(epoch) is int else None,
+    }
 
 
 def _family(modules: list[tuple[str, Node]]) -> str:
@@ -84,29 +100,29 @@ def _family(modules: list[tuple[str, Node]]) -> str:
     return "YOLOv7" if classes & V7_CLASSES else "YOLOv5" if classes & V5_CLASSES else "PyTorch"
 
 
-def _choose(archive: Archive) -> tuple[str, Any]:
-    """-> (key in the file, pickled model or {name: TensorRef}). The average is preferred to the model."""
-    root = archive.root
+def _choose(root: Any) -> tuple[str, Any]:
+    """-> (key in the file, pickled model or {name: tensor}). The average is preferred to the model."""
     if isinstance(root, Node) or _is_state(root):
         return "", root
     if not isinstance(root, dict):
-        fail(f"{archive.path}: holds a {type(root).__name__}, neither a model nor a state dict")
+        fail(f"holds a {type(root).__name__}, neither a model nor a state dict")
     for key in CONTAINERS:
-        if isinstance(root.get(key), Node) or _is_state(root.get(key)):
-            return key, root[key]
-    keys = ", ".join(str(k)[:30] for k in list(root)[:12])
-    fail(f"{archive.path}: no weights under {', '.join(CONTAINERS)}; the file has {keys or 'nothing'}")
+        value = dict.get(root, key)  # not root.get: the file may hang attributes on an OrderedDict
+        if isinstance(value, Node) or _is_state(value):
+            return key, value
+    keys = ", ".join(str(k)[:30] for k in list(dict.keys(root))[:12] if isinstance(k, str | int))
+    fail(f"no weights under {', '.join(CONTAINERS)}; the file has {keys or 'nothing'}")
 
 
 def _is_state(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, TensorRef) for k, v in value.items())
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in dict.items(value))
     )
 
 
-def _modules(path: Path, root: Node) -> Iterator[tuple[str, Node]]:
+def _modules(root: Node) -> Iterator[tuple[str, Node]]:
     """The modules of a pickled model with their dotted names, in order. Depth is bounded: a pickle can be circular."""
     stack: list[tuple[str, Node, int]] = [("", root, 0)]
     count = 0
@@ -114,38 +130,41 @@ def _modules(path: Path, root: Node) -> Iterator[tuple[str, Node]]:
         name, node, depth = stack.pop()
         count += 1
         if depth > MAX_DEPTH or count > MAX_ITEMS:
-            fail(f"{path}: the modules of the pickled model contain themselves; no real model does")
+            fail("the modules of the pickled model contain themselves; no real model does")
         yield name, node
         children = node.get("_modules")
-        for key, child in reversed(list(children.items())) if isinstance(children, dict) else ():
+        for key, child in reversed(list(dict.items(children))) if isinstance(children, dict) else ():
             if isinstance(child, Node):
                 stack.append((f"{name}.{key}" if name else str(key), child, depth + 1))
 
 
-def _tensors(modules: list[tuple[str, Node]]) -> Iterator[tuple[str, TensorRef]]:
+def _tensors(modules: list[tuple[str, Node]]) -> Iterator[tuple[str, Tensor]]:
     """Parameters and persistent buffers, named as in a state dict."""
     for name, node in modules:
-        transient = node.get("_non_persistent_buffers_set") or set()
+        transient = node.get("_non_persistent_buffers_set")
+        transient = transient if isinstance(transient, set | list | tuple) else ()
         for part in ("_parameters", "_buffers"):
             table = node.get(part)
-            for key, ref in table.items() if isinstance(table, dict) else ():
-                if isinstance(ref, TensorRef) and key not in transient:
-                    yield (f"{name}.{key}" if name else str(key)), ref
+            for key, tensor in dict.items(table) if isinstance(table, dict) else ():
+                if isinstance(tensor, Tensor) and key not in transient:
+                    yield (f"{name}.{key}" if name else str(key)), tensor
 
 
-def _read(archive: Archive, refs: Mapping[str, TensorRef]) -> dict[str, Tensor]:
-    """The numbers. Tied weights may repeat some of the file, a made-up file may not repeat it at will."""
-    if not refs:
-        fail(f"{archive.path}: the pickled object has no parameters; is it a model?")
-    state: dict[str, Tensor] = {}
-    budget = 4 * archive.bytes
-    for key, ref in refs.items():
-        tensor = archive.tensor(ref)
+def _copies(stored: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """The numbers, each tensor by itself. Tied weights may repeat some of a file of `size` bytes, a made-up file may
+    not repeat it at will."""
+    if not stored:
+        fail("the pickled object has no parameters; is it a model?")
+    budget = 4 * size
+    for key, tensor in stored.items():
+        held = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if tensor.numel() > held:
+            fail(f"{key[:100]}: a tensor of size {list(tensor.shape)} over a storage of {held} elements")
         budget -= tensor.numel()
         if budget < 0:
-            fail(f"{archive.path}: its tensors have more numbers than the file can hold")
-        state[key] = tensor.float() if tensor.is_floating_point() else tensor
-    return state
+            fail("its tensors have more numbers than the file can hold")
+    copies = {k: t.detach().clone(memory_format=torch.contiguous_format) for k, t in stored.items()}
+    return {k: t.float() if t.is_floating_point() else t for k, t in copies.items()}
 
 
 def _rename(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -162,8 +181,8 @@ def _rename(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     return state, notes
 
 
-def _precision(refs: Mapping[str, TensorRef]) -> str:
-    kinds = {ref.storage.dtype for ref in refs.values() if ref.storage.dtype.is_floating_point}
+def _precision(stored: Mapping[str, Tensor]) -> str:
+    kinds = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
     words = {torch.float16: "half precision", torch.float32: "single precision", torch.float64: "double precision"}
     return " and ".join(sorted(words.get(k, str(k).removeprefix("torch.")) for k in kinds)) or "no floating numbers"
 
@@ -173,18 +192,18 @@ def _detector(modules: list[tuple[str, Node]]) -> Node | None:
     found = None
     for _, node in modules:
         buffers = node.get("_buffers")
-        if (isinstance(buffers, dict) and "anchors" in buffers) or isinstance(node.get("anchors"), TensorRef):
+        if (isinstance(buffers, dict) and "anchors" in buffers) or isinstance(node.get("anchors"), Tensor):
             found = node
     return found
 
 
-def _about(archive: Archive, state: dict[str, Tensor], modules: list[tuple[str, Node]]) -> dict[str, Any]:
+def _about(root: Any, state: dict[str, Tensor], modules: list[tuple[str, Node]]) -> dict[str, Any]:
     """names, nc, anchors, stride, yaml, detector, groups, notes: from the model's attributes, else from the shapes."""
     model, detector = (modules[0][1] if modules else None), _detector(modules)
 
     def attribute(key: str) -> Any:
-        for holder in (model, detector, archive.root):
-            value = holder.get(key) if isinstance(holder, Node | dict) else None
+        for holder in (model, detector, root):
+            value = dict.get(holder, key) if isinstance(holder, dict) else holder.get(key) if holder else None
             if value is not None:
                 return value
         return None
@@ -192,7 +211,7 @@ def _about(archive: Archive, state: dict[str, Tensor], modules: list[tuple[str, 
     yaml = plain(attribute("yaml"))
     yaml = yaml if isinstance(yaml, dict) else None
     stride = attribute("stride")
-    layout = describe(state, archive.tensor(stride).float().flatten() if isinstance(stride, TensorRef) else None)
+    layout = describe(state, stride.float().flatten() if isinstance(stride, Tensor) else None)
     names = name_list(plain(attribute("names")))
     counts = (attribute("nc"), (yaml or {}).get("nc"), layout["nc"], len(names) if names else None)
     nc = next((n for n in counts if type(n) is int), None)
@@ -230,8 +249,8 @@ def plain(value: Any, depth: int = 0, budget: list[int] | None = None) -> Any:
     if isinstance(value, Node):
         value = value.state
     if isinstance(value, dict):
-        return {k: plain(v, depth + 1, budget) for k, v in value.items() if isinstance(k, str | int)}
-    if isinstance(value, list | tuple) and not isinstance(value, TensorRef):
+        return {k: plain(v, depth + 1, budget) for k, v in dict.items(value) if isinstance(k, str | int)}
+    if isinstance(value, list | tuple):
         return [plain(v, depth + 1, budget) for v in value]
     return value if isinstance(value, str | int | float) else None
 
@@ -272,42 +291,45 @@ def as_meta(found: ForeignCheckpoint) -> dict[str, Any]:
         count = len(found.groups)
         rows = next((len(t) for k, t in found.state.items() if k.endswith(".heads.0.0.bias")), 0)
         anchors = found.anchors.shape[1] if found.anchors is not None else 3
-        table = HeadTable(
-            names=tuple(f"head_{i}" for i in range(count)),
-            groups=tuple(tuple(group) for group in found.groups),
-            weights=(1.0,) * count,
-            full_head=rows // anchors - 5 != len(found.groups[0]),
-        )
-        meta["patches"] = {"multihead": {"heads": count, "head_table": asdict(table)}}
+        table = {
+            "names": [f"head_{i}" for i in range(count)],
+            "groups": found.groups,
+            "weights": [1.0] * count,
+            "grouping": "",
+            "full_head": rows // anchors - 5 != len(found.groups[0]),
+        }
+        meta["patches"] = {"multihead": {"heads": count, "head_table": table}}
     return {k: v for k, v in meta.items() if v is not None}
 
 
-def _from_safetensors(path: Path) -> ForeignCheckpoint:
-    state, text = open_safetensors(path)
-    if not state:
-        fail(f"{path}: no tensors in it")
-    kinds = " and ".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}))
-    state, notes = _rename({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
+def _from_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        text = dict(file.metadata() or {})
+    if not stored:
+        fail("no tensors in it")
+    kinds = " and ".join(
+        sorted({str(t.dtype).removeprefix("torch.") for t in stored.values() if t.is_floating_point()})
+    )
+    state, notes = _rename(_copies(stored, path.stat().st_size))
     about = describe(state, None)
     names = name_list(_json(text.get("names")))
     yaml = _json(text.get("yaml"))
     counts = (about["nc"], _json(text.get("nc")), len(names) if names else None)
     nc = next((n for n in counts if type(n) is int), None)
-    return ForeignCheckpoint(
-        state,
-        f"safetensors, {kinds}",
-        nc=nc,
-        names=names,
-        anchors=about["anchors"],
-        stride=about["stride"],
-        yaml=yaml if isinstance(yaml, dict) else None,
-        groups=find_groups({"groups": _json(text.get("groups"))}, nc) if nc else None,
-        notes=(*notes, *about["notes"]),
-    )
+    return state, {
+        **about,
+        "source": f"safetensors, {kinds}",
+        "nc": nc,
+        "names": names,
+        "yaml": yaml if isinstance(yaml, dict) else None,
+        "groups": find_groups({"groups": _json(text.get("groups"))}, nc) if nc else None,
+        "notes": (*notes, *about["notes"]),
+    }
 
 
 def _json(text: str | None) -> Any:
     try:
         return json.loads(text) if text else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None

@@ -1,30 +1,42 @@
-"""A pickle reader for weights files that builds nothing but plain values, tensor descriptions and inert nodes.
+"""Files of torch.save, read by torch.load(weights_only=True): no code of theirs runs, no class of theirs is imported.
 
-A pickle is a program: it names functions and classes ("globals") and has the reader call them. Here no name is ever
-imported. `Reader.find_class` answers from three sources and nothing else:
-  1. OPS: operations of our own for what weights files need (tensors, ordered dicts, sets, numpy scalars and arrays);
-  2. a stand-in class for classes of model code (`models.yolo.Model`, `torch.nn.modules.conv.Conv2d`, ...): it keeps its
-     name, arguments and state, and can do nothing;
-  3. a refusal that names the global, for everything else (the standard library, torch and numpy outside of 1 and 2).
-Before a byte is executed, utils/weights/opcodes.py walks the program.
+Container: a zip (since PyTorch 1.6) or a stream of pickles. Classes of foreign programs (`models.yolo.Model`, ...) are
+answered by inert stand-ins; names that weights do not need are refused. Meant for a child process (limited.py): what
+torch raises for damage, and how long it takes over it, is not bounded here.
 """
 
 import io
 import pickle
+import pickletools
 import re
 import sys
-from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from utils.system.errors import fail
-from utils.weights.opcodes import check_program
 
+MAX_ENTRIES = 100_000
 MAX_PICKLE = 64 << 20  # bytes of program; published checkpoints have well under one MiB
-BAD_PICKLE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
-MODEL_CODE = ("torch.nn.modules.", "torch.nn.functional", "torch.nn.parallel.", "torch.optim.", "torch.amp.")
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+# names that torch itself answers
+WEIGHTS = re.compile(
+    r"(collections\.(OrderedDict|Counter)|torch\.(Size|Tensor|device|nn\.parameter\.Parameter|\w+Storage)"
+    r"|torch\.(float|bfloat|int|uint)\d+|torch\.bool|torch\._tensor\._rebuild_from_type_v2|_codecs\.encode"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)|(builtins|__builtin__)\.set)"
+)
+# standard classes that stand among options and records, and modules of torch; neither is built
+RECORDS = re.compile(
+    r"((builtins|__builtin__)\.(int|float|str|bool|list|dict|tuple|bytes|complex|slice|object|frozenset)"
+    r"|numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray|float64|float32|int64|int32|bool_)"
+    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|argparse\.Namespace|types\.SimpleNamespace"
+    r"|datetime\.(date|datetime|time|timedelta|timezone)|collections\.(defaultdict|deque)"
+    r"|torch\.(dtype|strided|torch_version\.TorchVersion)"
+    r"|torch\.(nn\.modules|nn\.functional|nn\.parallel|optim|amp)\.[\w.]+)"
+)
 HIDDEN = {
     "os",
     "sys",
@@ -39,34 +51,13 @@ HIDDEN = {
     "ctypes",
     "pty",
 }
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+UNKNOWN_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
 
 
-class Inert:
-    """Base of all that a pickle may create or name: whatever it is fed, it only stores, or raises."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError(f"the file gives a state to {type(self).__name__}, which has none")
-
-
-class Node(Inert):
-    """Stand-in for an object of a foreign class: keeps the attributes that the pickle sets, ignores all else."""
+class Node:
+    """Stand-in for an object of a foreign class: keeps the attributes that the file sets, and can do nothing."""
 
     __slots__ = ("state",)
-    name = ""  # "module.Class", set on each stand-in class
     state: Any
 
     def __new__(cls, *args: object, **kwargs: object) -> "Node":
@@ -82,262 +73,147 @@ class Node(Inert):
             state = {**(state[0] or {}), **(state[1] or {})}
         self.state = state
 
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
+    @property
+    def name(self) -> str:
+        """`module.Class` as the file has it."""
+        return type(self).__name__
 
     def get(self, key: str) -> Any:
-        """An attribute that the pickle stored, or None."""
+        """An attribute that the file stored, or None."""
         return self.state.get(key) if isinstance(self.state, dict) else None
 
 
-class Mapping(dict[Any, Any]):
-    """In place of OrderedDict and defaultdict; the attributes that torch hangs on a state dict are dropped."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class StorageKind(Inert):
-    """What `torch.HalfStorage` and its like name: the element type of a storage."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-
-class Storage(NamedTuple):
-    """A stretch of numbers in the file: its key there, element type and count."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-
-class TensorRef(NamedTuple):
-    """A tensor as the pickle describes it; no memory is taken before `utils.weights.archive` reads it."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class Op(Inert):
-    """A named operation of our own that a pickle may call."""
-
-    __slots__ = ("call", "name")
-
-    def __init__(self, name: str, call: Callable[..., object]) -> None:
-        self.name, self.call = name, call
-
-    def __call__(self, *args: object) -> object:
-        return self.call(*args)
-
-
-class NumpyType(Inert):
-    """numpy.dtype: kind and size such as "f8", then byte order from the state."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: object, *_: object) -> None:
-        self.code, self.order = str(code), "|"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = str(state[1])
-
-    def numpy(self) -> np.dtype[Any] | None:
-        """The numeric type, or None for objects, strings and records."""
-        match = re.fullmatch(r"[<>|=]?([biuf][1248])", self.code)
-        return np.dtype(("" if self.order == "|" else self.order[:1]) + match[1]) if match else None
-
-
-class NumpyArray(Inert):
-    """numpy.ndarray: its numbers where they are plain, else None."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, *_: object) -> None:
-        self.value: np.ndarray[Any, Any] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, kind, fortran, data = state
-        dtype = kind.numpy()
-        if dtype is not None and isinstance(data, bytes):
-            self.value = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> TensorRef:
-    """torch._utils._rebuild_tensor and _v2. Bounds are checked against the storage, sizes against each other."""
-    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise pickle.UnpicklingError("a tensor without a storage, size and stride")
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-        raise pickle.UnpicklingError(f"a tensor of size {size!r:.60} and stride {stride!r:.60}")
-    assert isinstance(offset, int)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= storage.numel:
-        raise pickle.UnpicklingError(f"a tensor reaches element {last} of storage {storage.key} of {storage.numel}")
-    return TensorRef(storage, offset, size, stride)
-
-
-def _parameter(data: object, *_: object) -> object:
-    return data
-
-
-def _from_type(rebuild: object, kind: object, args: object, state: object) -> object:
-    """torch._tensor._rebuild_from_type_v2: a tensor that carries attributes, which are dropped."""
-    if not isinstance(rebuild, Op) or not isinstance(args, tuple):
-        raise pickle.UnpicklingError("a tensor is rebuilt by something unknown")
-    return rebuild(*args)
-
-
-def _mapping(items: object = (), *_: object) -> Mapping:
-    return Mapping(items) if isinstance(items, list | tuple | dict) else Mapping()
-
-
-def _set(items: object = ()) -> set[Any]:
-    if not isinstance(items, list | tuple):
-        raise pickle.UnpicklingError("a set of something that is no list")
-    return set(items)
-
-
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """_codecs.encode: how protocol 2 writes bytes."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"_codecs.encode to {encoding!r:.40}")
-    return text.encode("latin1")
-
-
-def _scalar(kind: object, data: object = None) -> object:
-    """numpy.core.multiarray.scalar -> a Python number, or None for what is none."""
-    dtype = kind.numpy() if isinstance(kind, NumpyType) else None
-    return np.frombuffer(data, dtype, 1)[0].item() if dtype is not None and isinstance(data, bytes) else None
-
-
-def _reconstruct(*_: object) -> NumpyArray:
-    return NumpyArray()
-
-
-def _text(*parts: object) -> str:
-    """pathlib paths, which old programs stored among their options, become strings."""
-    return "/".join(p for p in parts if isinstance(p, str))
-
-
-def _size(items: object = ()) -> tuple[int, ...]:
-    if not isinstance(items, list | tuple) or not all(type(n) is int for n in items):
-        raise pickle.UnpicklingError("a torch.Size of something that is no list of numbers")
-    return tuple(items)
-
-
-def _names(prefixes: str, names: str) -> list[str]:
-    return [f"{p}.{n}" for p in prefixes.split() for n in names.split()]
-
-
-OPS: dict[str, Inert] = {
-    **{f"torch.{name}": StorageKind(dtype) for name, dtype in STORAGES.items()},
-    **{
-        name: Op(name, call)
-        for names, call in (
-            (_names("torch._utils", "_rebuild_tensor _rebuild_tensor_v2"), _tensor),
-            (_names("torch._utils", "_rebuild_parameter _rebuild_parameter_with_state"), _parameter),
-            (["torch._tensor._rebuild_from_type_v2"], _from_type),
-            (["torch.Size"], _size),
-            (["collections.OrderedDict"], _mapping),
-            (["collections.defaultdict"], lambda *_: Mapping()),
-            (_names("builtins __builtin__", "set frozenset"), _set),
-            (["_codecs.encode"], _encode),
-            (_names("numpy.core.multiarray numpy._core.multiarray", "scalar"), _scalar),
-            (_names("numpy.core.multiarray numpy._core.multiarray", "_reconstruct"), _reconstruct),
-            (["numpy.dtype"], NumpyType),  # an Op: the class itself stays out of reach
-            (
-                _names("pathlib pathlib._local", "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"),
-                _text,
-            ),
-        )
-        for name in names
-    },
-}
-# named as values or as classes of harmless records, never called by us
-RECORDS = {
-    *_names("builtins __builtin__", "int float str bool list dict tuple bytes complex slice object"),
-    *_names("numpy", "ndarray float64 float32 int64 int32 bool_"),
-    *_names("torch", "device dtype float32 float16 bfloat16 float64 int64 int32 uint8 bool Tensor strided"),
-    "torch.nn.parameter.Parameter",
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    *_names("datetime", "date datetime time timedelta timezone"),
-    *_names("collections", "Counter deque"),
-    "torch.torch_version.TorchVersion",
-}
-
-
-def refuse(name: str) -> NoReturn:
-    fail(f"the file asks for {name}, which weights do not need and which could run code; it was not read further")
-
-
-def stand_in(module: str, name: str) -> type[Node]:
-    """The inert class for a foreign class, or a UserError where the name is not one that weights files have."""
-    full = f"{module}.{name}"
-    parts = module.split(".")
-    known_parts = parts[0] not in sys.stdlib_module_names and parts[0] not in ("__builtin__", "torch", "numpy")
-    model_code = known_parts or module.startswith(MODEL_CODE)
-    plain = name.isidentifier() and not (HIDDEN & {*parts, name})
-    if full not in RECORDS and not (model_code and plain):
-        refuse(full)
-    return type("Node", (Node,), {"__slots__": (), "name": full})
-
-
-def answer(module: str, name: str) -> Any:
-    """What a pickle gets for `module.name`. Nothing is looked up outside of this file."""
-    return OPS.get(f"{module}.{name}") or stand_in(module, name)
-
-
-class Reader(pickle.Unpickler):
-    """Runs one checked program. Every name it asks for is answered by OPS, a stand-in or a refusal."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__(stream, encoding="latin1")  # texts of Python 2 files, too
-        self.storages: dict[str, Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        return answer(module, name)
-
-    def persistent_load(self, pid: Any) -> object:
-        """torch names a storage by ("storage", kind, key, device, elements), in old files with a view at the end;
-
-        old files also name a class together with its source text, which is ignored: ("module", class, file, text).
-        """
-        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], type):
-            return pid[1]
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or (pid[5:] and pid[5]):
-            raise pickle.UnpicklingError(f"an unknown persistent id {str(pid)[:60]}")
-        _, kind, key, _, numel = pid[:5]
-        if (
-            not isinstance(kind, StorageKind)
-            or type(key) is not str
-            or type(numel) is not int
-            or not 0 <= numel < 1 << 62
-        ):
-            raise pickle.UnpicklingError("a storage without kind, key and length")
-        storage = Storage(key, kind.dtype, numel)
-        if self.storages.setdefault(key, storage) != storage:
-            raise pickle.UnpicklingError(f"storage {key[:40]} is declared twice and differently")
-        return storage
-
-
-def run_program(stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
-    """Check one pickle, then read it -> (its value, the storages it refers to). The stream is left behind its STOP.
-
-    Raises one of BAD_PICKLE or a UserError.
+def load(path: Path) -> Any:
+    """What a .pt file describes: dicts, lists, numbers, texts, tensors, and Nodes for objects of foreign classes.
+
+    UserError where the file is none of torch.save, or asks for what weights do not need; any exception of torch's
+    where it is damaged.
     """
-    start = stream.tell()
-    check_program(stream, answer)
-    end = stream.tell()
-    stream.seek(start)
-    if end - start > MAX_PICKLE:
-        raise pickle.UnpicklingError(f"a pickle of {end - start} bytes (limit {MAX_PICKLE})")
-    reader = Reader(io.BytesIO(stream.read(end - start)))
-    return reader.load(), reader.storages
+    with path.open("rb") as file:
+        begins = file.read(8)
+        file.seek(0)
+        if begins[:4] == ZIP:
+            program = look(path)
+            content: Any = path
+        elif begins[:1] == PICKLE:
+            content, program = _stream(file)
+        else:
+            fail(f"not a checkpoint: it begins with {begins!r}; expected a PyTorch .pt file or a .safetensors file")
+    names = sorted(name for name in _globals(program) - {CLASS_OF} if not WEIGHTS.fullmatch(name))
+    answers = [(_stand_in(name), name.replace("__builtin__.", "builtins.")) for name in names]  # as torch reads them
+    try:
+        with torch.serialization.safe_globals([*answers, (_class_of, CLASS_OF)]):
+            return torch.load(content, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # without torch's advice to trust the file
+        reason = re.search(r"WeightsUnpickler error:\s*(\S.*)", str(error))
+        raise pickle.UnpicklingError(reason[1][:200] if reason else "its description makes no sense") from None
+
+
+def look(path: Path) -> bytes:
+    """The program (pickle) of a zip of torch.save, after a look at the whole container: nothing compressed, doubled,
+    overlapping or missing, every part as its checksum says. UserError, or zipfile's exceptions for damage."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [e.filename for e in entries]
+        if any(n.endswith("/constants.pkl") for n in names):
+            fail("a TorchScript archive; weights are read from checkpoints (torch.save), not from exported programs")
+        if len(names) > MAX_ENTRIES or len(set(names)) != len(names):
+            fail(f"{len(names)} entries with {len(set(names))} names: nothing that torch.save writes")
+        # torch stores without compression: what the entries hold cannot be more than the file
+        stored = all(e.compress_type == zipfile.ZIP_STORED and e.file_size == e.compress_size for e in entries)
+        if not stored or sum(e.file_size for e in entries) > path.stat().st_size:
+            fail("compressed or overlapping entries: nothing that torch.save writes")
+        programs = [n for n in names if re.fullmatch(r"[^/]+/data\.pkl", n)]
+        if len(programs) != 1:
+            fail(f"a zip file without a data.pkl of torch.save; it holds {', '.join(names[:5])[:200] or 'nothing'}")
+        if archive.getinfo(programs[0]).file_size > MAX_PICKLE:
+            fail(f"a description of {archive.getinfo(programs[0]).file_size} bytes (limit {MAX_PICKLE})")
+        if (wrong := archive.testzip()) is not None:
+            fail(f"damaged: its part {wrong} is not what its checksum says")
+        order = programs[0].removesuffix("data.pkl") + "byteorder"
+        if order in names and archive.read(order) != b"little":
+            fail("numbers in big-endian order, which is not supported")
+        return archive.read(programs[0])
+
+
+def _globals(program: bytes) -> set[str]:
+    """The names that a pickle asks for; UserError for opcodes that torch.save does not write."""
+    names: set[str] = set()
+    texts = ["", ""]  # the last two on the stack, of which STACK_GLOBAL makes a name
+    for opcode, arg, _ in pickletools.genops(program):
+        if isinstance(arg, str) and opcode.name != "GLOBAL":
+            texts = [texts[1], arg[:100]]
+        if opcode.name in UNKNOWN_OPCODES:
+            asked = f" (the file asks for {'.'.join(texts)})" if opcode.name == "STACK_GLOBAL" else ""
+            fail(f"opcode {opcode.name}, which torch.save does not write{asked}; it was not read further")
+        if opcode.name == "GLOBAL":
+            names.add(str(arg).replace(" ", ".", 1))
+    return names
+
+
+def _stand_in(name: str) -> Any:
+    """The answer to one name of a foreign program. UserError where it is not one that weights files have."""
+    parts = name.split(".")
+    foreign = parts[0] not in sys.stdlib_module_names and parts[0] not in ("__builtin__", "torch", "numpy")
+    if name == "builtins.getattr":
+        fail("the file asks for builtins.getattr: a fused model (convolutions and norms merged), or no weights file; "
+             "save the model before it is fused")  # fmt: skip
+    if not RECORDS.fullmatch(name) and not (foreign and all(p.isidentifier() and p not in HIDDEN for p in parts)):
+        fail(f"the file asks for {name[:200]}, which weights do not need and which could run code; "
+             "it was not read further")  # fmt: skip
+    if name == "collections.defaultdict":
+        return lambda *_: OrderedDict()
+    return type(name, (Node,), {"__slots__": ()})
+
+
+# Stream form. Beside storages, its pickles refer to classes with their source text, by a persistent id
+# ("module", class, file, text), which torch.load(weights_only=True) does not take. Such an id becomes a call.
+CLASS_OF = "thaw_reader.class_of"
+
+
+def _class_of(*pid: Any) -> Any:
+    return pid[1] if len(pid) == 4 and isinstance(pid[1], type) and issubclass(pid[1], Node) else None
+
+
+def _stream(file: BinaryIO) -> tuple[io.BytesIO, bytes]:
+    """-> (the same stream with calls in place of persistent ids of classes, its program). The parts are: magic number,
+    format number, facts of the machine, the program, list of storage keys, numbers."""
+    ends = [0]
+    for _ in range(5):
+        keys = {arg for _, arg, _ in pickletools.genops(file) if isinstance(arg, str)}
+        ends.append(file.tell())
+    file.seek(0)
+    whole = file.read()
+    program, used = _calls(whole[ends[3] : ends[4]])
+    if missing := used - keys:  # torch would take whatever lies in memory
+        fail(f"storage {min(missing)[:40]!r} is missing; the file is incomplete")
+    return io.BytesIO(whole[: ends[3]] + program + whole[ends[4] :]), program
+
+
+def _calls(program: bytes) -> tuple[bytes, set[str]]:
+    """-> (a pickle with persistent ids that begin with "module" written as calls of CLASS_OF, keys of its storages)."""
+    edits: list[tuple[int, int, bytes]] = []  # from, to, what stands there then
+    marks: list[tuple[int, list[str]]] = []  # place of each open MARK, and the texts behind it
+    memo: dict[object, str | None] = {}
+    text: str | None = None  # that the opcode before has put on the stack
+    start, texts = 0, list[str]()  # of the tuple that ended last
+    keys: set[str] = set()
+    for opcode, arg, at in pickletools.genops(program):
+        if "PUT" in opcode.name:
+            memo[arg] = text
+            continue
+        pushed = arg if isinstance(arg, str) and opcode.name != "GLOBAL" else None
+        text = memo.get(arg) if "GET" in opcode.name else pushed
+        if opcode.name == "MARK":
+            marks.append((at or 0, []))
+        elif pickletools.markobject in opcode.stack_before and marks:
+            start, texts = marks.pop()
+        elif text is not None and marks:
+            marks[-1][1].append(text)
+        if opcode.name == "BINPERSID" and texts[:1] == ["module"]:
+            edits += [(start, start, f"c{CLASS_OF.replace('.', chr(10))}\n".encode()), (at or 0, (at or 0) + 1, b"R")]
+        elif opcode.name == "BINPERSID":
+            keys |= set(texts[1:2])
+    for start, end, code in sorted(edits, reverse=True):
+        program = program[:start] + code + program[end:]
+    return program, keys

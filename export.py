@@ -130,7 +130,7 @@ def real_images(path: str, meta: Mapping[str, Any], weights: str, size: int, cou
         raise UserError(f"{path}: there is no validation image to compare on")
     fitted = []
     for i in range(count):
-        image = read_image(files[i % len(files)], channels=spec.channels)
+        image = read_image(files[i % len(files)], channels=spec.channels, scale=spec.scale)
         if image is None:
             raise UserError(f"{files[i % len(files)]} cannot be read any more")
         fitted.append(letterbox(image, size, auto=False)[0].transpose(2, 0, 1))

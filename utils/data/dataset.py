@@ -35,6 +35,7 @@ from utils.images.cache import ImageCache
 from utils.images.letterbox import fit, place
 from utils.images.pixels import CHANNELS, Image, Pixels, empty, resized, widened
 from utils.images.read import read_image, reduced, reduction
+from utils.images.tiff import Scale
 from utils.system.errors import UserError
 from utils.system.rng import rng
 
@@ -109,7 +110,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.visible = self.infrared = scan.pixels
         self.augment = AugmentPlan(augment) if isinstance(augment, AugmentParams) else augment
         self.img_size, self.seed, self.quad = img_size, seed, quad
-        self.pixels = scan.pixels
+        self.pixels, self.scale = scan.pixels, scan.scale
         self.rect, self.batch_size, self.like = rect, batch_size, like
         self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
         self._cache: ImageCache | None = None
@@ -231,6 +232,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         bright = replace(params, hsv_h=0.0, hsv_s=0.0)
         own = rng(self.seed, "colour/infrared", epoch, index)
         infrared = augment.hsv(own, np.ascontiguousarray(image[..., count:]), bright, False)
+        visible = self._read(self.files[index], index, self.visible.channels, self.scale)
         return np.concatenate([visible, infrared], 2)
 
     def _mosaic(self, draw: np.random.Generator, index: int, params: AugmentParams) -> tuple[Image, Objects, list[int]]:
@@ -285,17 +287,17 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         if self._cache is not None:
             return self._cache[index]
         if not self.paired:
-            return self._read(self.files[index], index, self.pixels.channels)
+            return self._read(self.files[index], index, self.pixels.channels, self.scale)
         file = self._partner(index)
         grey = Pixels(self.infrared.channels, self.pixels.bits)
-        infrared = self._read(file, index, grey.channels) if file else empty(self._loaded_size(index), grey)
-        return np.concatenate([self._read(self.files[index], index, self.visible.channels), infrared], 2)
+        infrared = self._read(file, index, grey.channels, None) if file else empty(self._loaded_size(index), grey)
+        return np.concatenate([visible, infrared], 2)
 
-    def _read(self, file: Path, index: int, channels: int) -> Image:
+    def _read(self, file: Path, index: int, channels: int, scale: Scale | None) -> Image:
         """A file of image `index`, as `load` gives it."""
         native, size = self._native_size(index), self._loaded_size(index)
         factor = 1 if self.augment is None else reduction(native, size)
-        image = read_image(file, factor, channels)
+        image = read_image(file, factor, channels, scale)
         if image is None or image.shape[:2] not in (native, reduced(native, factor)):
             raise UserError(f"{file}: the image has changed or vanished since the run began")
         if self.pixels.bits > 8:
@@ -314,7 +316,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         h, w = self._native_size(index)
         long = max(h, w)
         if self.like == "v7":
-            return int(h * (self.img_size / long)), int(w * (self.img_size / long))
+            return max(int(h * (self.img_size / long)), 1), max(int(w * (self.img_size / long)), 1)
         return -(-h * self.img_size // long), -(-w * self.img_size // long)  # rounded up, in whole numbers
 
 

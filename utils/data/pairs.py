@@ -117,6 +117,8 @@ def judge(found: Mapping[Path, tuple[Path | None, Entry | None]], sizes: Mapping
         elif sizes[image] not in ((0, 0), entry.size):
             (h, w), (mine_h, mine_w) = entry.size, sizes[image]
             wrong = f"{mine_w}x{mine_h} pixels, but its partner {partner} has {w}x{h}"
+        elif entry.form.real:
+            wrong = f"its partner {partner} holds floating point numbers; write it in 8 or 16 bits"
         elif not (entry.form.gives(1) or entry.form.gives(3)):
             wrong = f"its partner {partner} has {entry.form.said}; 1 or 3 are wanted"
         else:

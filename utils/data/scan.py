@@ -23,8 +23,8 @@ from utils.data.pairs import Partners, judge
 from utils.data.scan_cache import Entry, Stamp
 from utils.data.spec import DataSpec, label_name, label_path
 from utils.images.pixels import Pixels
-from utils.images.read import SUFFIXES, Form, examine
-from utils.images.tiff import ImageError
+from utils.images.read import SUFFIXES, Form, examine, read_bytes, scale_fault
+from utils.images.tiff import ImageError, Scale
 from utils.system.errors import UserError
 from utils.system.signals import start_worker
 
@@ -50,6 +50,7 @@ class Scan:
     cls_names: tuple[str, ...] = ()  # of whole images; empty: the data set has none
     cls_others: int = 0  # rows of its CSV about images of no split
     partners: Partners | None = None  # of the usable images, where the data set has pairs
+    scale: Scale | None = None  # values that are black and full, where the images are in floating point numbers
 
 
 def scan_split(
@@ -89,8 +90,10 @@ def scan_split(
         contents.append((path, picture, entry.sha256, named))
         if entry.size == (0, 0) or (found and on_missing_pair == "skip" and found.files[path] is None):
             continue
-        if entry.form.gives(spec.channels):
-            bits = max(bits, entry.form.bits)
+        if entry.form.real != (spec.scale is not None):
+            problems.append(Problem(str(path), 0, f"the image {scale_fault(entry.form)}"))
+        elif entry.form.gives(spec.channels):
+            bits = max(bits, min(entry.form.bits, 16))
             files.append(path)
             classes.append(kind)
             labels.append(_one_class(kept) if single_cls else kept)
@@ -121,6 +124,7 @@ def scan_split(
         spec.cls_names,
         table.others if table else 0,
         found,
+        spec.scale,
     )
 
 
@@ -162,6 +166,8 @@ def fingerprint(spec: DataSpec, scans: Sequence[Scan] = ()) -> str:
         digest.update("\0".join(["", *spec.cls_names]).encode())
     if (spec.channels, spec.colour) != (3, True):
         digest.update(f"\0{spec.channels} channels, {'rgb' if spec.colour else 'no'} colour".encode())
+    if spec.scale:
+        digest.update(f"\0scale {spec.scale}".encode())
     for scan in splits:
         digest.update(scan.sha256.encode())
     return digest.hexdigest()
@@ -249,11 +255,9 @@ def _read(image: str, label: str, stamps: tuple[Stamp, Stamp]) -> Entry:
         problems.append(Problem(image_name, 0, "the image does not exist"))
     else:
         try:
-            data = np.fromfile(image, np.uint8)
+            data = read_bytes(Path(image))
             image_sha = hashlib.sha256(data.data).hexdigest()  # in memory now; quick beside decoding
             size, form = examine(data)
-        except OSError as error:
-            problems.append(Problem(image_name, 0, f"cannot be read: {error.strerror}"))
         except ImageError as error:
             problems.append(Problem(image_name, 0, f"the image {error}"))
     labels, sha = EMPTY, ""

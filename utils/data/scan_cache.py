@@ -23,7 +23,7 @@ from utils.images.read import Form
 from utils.system.errors import UserError
 from utils.system.files import write_whole
 
-VERSION = 5  # raise it when parsing or the layout of the cache changes
+VERSION = 6  # raise it when parsing or the layout of the cache changes
 Stamp = tuple[int, int]  # size in bytes, modification time in ns; (-1, -1) for a file that is not there
 
 

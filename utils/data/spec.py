@@ -7,6 +7,7 @@ r"""A data YAML read into a `DataSpec`: which images, which classes.
     names: [cat, dog, cow]      # or {0: cat, 1: dog, 2: cow}
     channels: 3                 # optional: of every image, 1 to 8
     color: rgb                  # optional; none: the three channels are no colours
+    scale: [0, 1]               # of TIFFs in floating point: the values that are black and white
     generator: shapes           # optional: the folder is rendered on first use, see utils/data/shapes/scenes.py
     cls_names: [day, night]     # optional: classes of whole images, see utils/data/image_classes.py
     group_pattern: '^(\d+)-'    # optional: what names an image's group, see utils/data/prepare/split.py
@@ -30,6 +31,7 @@ from utils.data.shapes import pairs as shapes_pairs
 from utils.data.shapes import scenes as shapes
 from utils.images.pixels import CHANNELS
 from utils.images.read import SUFFIXES
+from utils.images.tiff import Scale
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.system.yaml_file import located, read_yaml
@@ -37,7 +39,20 @@ from utils.system.yaml_file import located, read_yaml
 SHOWN = 5  # groups named in a message
 SPLITS = ("train", "val", "test")
 KEYS = (
-    *("path", *SPLITS, "nc", "names", "channels", "color", "generator", "images", "seed", "bits", "group_pattern"),
+    *(
+        "path",
+        *SPLITS,
+        "nc",
+        "names",
+        "channels",
+        "color",
+        "scale",
+        "generator",
+        "images",
+        "seed",
+        "bits",
+        "group_pattern",
+    ),
     "pairs",
     *image_classes.KEYS,
 )
@@ -65,6 +80,7 @@ class DataSpec:
     colour: bool = True  # they are red, green and blue
     group_pattern: str = ""
     pairs: PairRule | None = None  # how infrared partners are found
+    scale: Scale | None = None  # values that are black and full, of images in floating point numbers
 
     @property
     def cls_names(self) -> tuple[str, ...]:
@@ -143,6 +159,7 @@ def read_data(path: str | Path) -> DataSpec:
         root, found["train"], found["val"], found["test"], nc, names, source, absent, cls, channels, colour,
         pattern,
         pairs.read_rule(source, content.get("pairs"), root),
+        _scale(source, content.get("scale")),
     )  # fmt: skip
 
 
@@ -157,6 +174,16 @@ def _channels(source: Path, content: dict[str, Any]) -> tuple[int, bool]:
     if colour == "rgb" and channels != 3:
         raise UserError(f"{source}: color: rgb needs three channels, and channels is {channels}")
     return channels, colour == "rgb"
+
+
+def _scale(source: Path, scale: Any) -> Scale | None:
+    """`scale: [lo, hi]`, finite and rising."""
+    if scale is None:
+        return None
+    numbers = isinstance(scale, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in scale)
+    if not numbers or len(scale) != 2 or not -1e300 < scale[0] < scale[1] < 1e300:
+        raise UserError(f"{source}: scale: expected [lowest, highest] value, e.g. [0, 1], found {scale!r:.60}")
+    return float(scale[0]), float(scale[1])
 
 
 def _names(source: Path, names: Any) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def fit(
     r = min(height / size[0], width / size[1])
     if not scaleup:
         r = min(r, 1.0)
-    ratio, inner = (r, r), (round(size[0] * r), round(size[1] * r))
+    ratio, inner = (r, r), (max(round(size[0] * r), 1), max(round(size[1] * r), 1))
     margin_y, margin_x = height - inner[0], width - inner[1]
     if auto:
         margin_y, margin_x = margin_y % stride, margin_x % stride

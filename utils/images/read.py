@@ -9,6 +9,9 @@ channels, any kind of colour or grey picture is turned into RGB (grey repeated, 
 number, a file must hold that many. docs/images.md has the rules.
 """
 
+import os
+import stat
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +19,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from utils.images.pixels import CHANNELS, Image
-from utils.images.tiff import BROKEN, ImageError, decode_tiff, is_tiff, layout
+from utils.images.pixels import Image
+from utils.images.tiff import BROKEN, REAL, ImageError, Scale, check_size, decode_tiff, is_tiff, layout
 
 SLACK = 0.3  # pixels of the picture that is wanted
 FLAGS = {
@@ -32,6 +35,7 @@ GREY_FLAGS = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+PNG = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type; a palette holds colours
 Bytes = npt.NDArray[np.uint8]
 
@@ -40,8 +44,13 @@ class Form(NamedTuple):
     """Of what a file's picture is made."""
 
     channels: int  # alpha included
-    bits: int  # 8 or 16
+    bits: int  # 8 or 16; REAL for floating point numbers of any length
     alpha: bool  # the last channel is one
+
+    @property
+    def real(self) -> bool:
+        """Floating point numbers."""
+        return self.bits == REAL
 
     def gives(self, channels: int) -> bool:
         """Whether a picture of so many channels can be made of it."""
@@ -74,72 +83,125 @@ def reduced(native: tuple[int, int], factor: int) -> tuple[int, int]:
     return -(-native[0] // factor), -(-native[1] // factor)
 
 
-def read_image(path: Path, factor: int = 1, channels: int = 3) -> Image | None:
+def read_image(path: Path, factor: int = 1, channels: int = 3, scale: Scale | None = None) -> Image | None:
     """EXIF rotation applied to grey and RGB; None when it cannot be read or decoded, or has not so many channels. A
-    JPEG comes `reduced` by `factor`, any other format whole."""
+    JPEG comes `reduced` by `factor`, any other format whole. scale: see decode_tiff."""
     try:
-        data = np.fromfile(path, np.uint8)
-    except OSError:
+        return picture(read_bytes(path), factor, channels, scale)
+    except ImageError:
         return None
-    return decode(data, factor, channels)
 
 
 def read_any(path: Path) -> Image | None:
     """As RGB where it gives that, else with the channels that the file has; None as `read_image`."""
     try:
-        data = np.fromfile(path, np.uint8)
+        data = read_bytes(path)
         found = form(data)
-    except (OSError, ImageError):
+        return picture(data, 1, 3 if found.gives(3) else found.channels)
+    except ImageError:
         return None
-    return decode(data, 1, 3 if found.gives(3) else found.channels)
 
 
-def fault(path: Path, channels: int) -> str:
+def read_bytes(path: Path) -> Bytes:
+    """Of a file; anything else under its name (a FIFO, a device, a folder) is not waited for. Errors: ImageError."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError("is no file (a folder, a pipe or a device)")
+        return np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from None
+
+
+def fault(path: Path, channels: int, scale: Scale | None = None) -> str:
     """Why `read_image` gives nothing, in words that go on after `the image`."""
     try:
-        found = examine(np.fromfile(path, np.uint8))[1]
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        data = read_bytes(path)
+        examine(data)
+        picture(data, 1, channels, scale)
     except ImageError as error:
         return str(error)
-    return BROKEN if found.gives(channels) else f"has {found.said}; {channels} are wanted"
+    return BROKEN
 
 
-def decode(data: Bytes, factor: int = 1, channels: int = 3) -> Image | None:
+def decode(data: Bytes, factor: int = 1, channels: int = 3, scale: Scale | None = None) -> Image | None:
     """As `read_image`, from the bytes of a file."""
-    if not data.size:
+    try:
+        return picture(data, factor, channels, scale)
+    except ImageError:
         return None
-    jpeg = is_jpeg(data)
+
+
+def picture(
+    data: Bytes, factor: int = 1, channels: int = 3, scale: Scale | None = None, thorough: bool = False
+) -> Image:
+    """As `decode`; thorough: see decode_tiff. Errors: ImageError, which says why there is no picture."""
+    if is_tiff(data):
+        tiff = layout(data)
+        found = Form(tiff.channels, tiff.bits, tiff.alpha)
+        check_form(found, channels, scale)
+        return _of_channels(decode_tiff(tiff, scale, thorough), found, channels)
+    check_declared(data)
+    jpeg, deep = is_jpeg(data), 0
     if not jpeg or channels != 3:  # any JPEG gives colour, whatever its header says
-        try:
-            found = form(data)
-            tiff = layout(data) if is_tiff(data) else None
-        except ImageError:
-            return None
-        if not found.gives(channels):
-            return None
-        if tiff is not None and not (tiff.plain and channels in (1, 3)):
-            return _of_channels(decode_tiff(data, tiff), found, channels)
+        found = form(data)
+        check_form(found, channels, scale)
         deep = cv2.IMREAD_ANYDEPTH if found.bits > 8 else 0
-    else:
-        deep = 0
     if channels in (2, 4):  # PNG: grey or colour, and alpha
-        every = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        return None if every is None else _as_read(every[..., [0, 3] if channels == 2 else [2, 1, 0, 3]])
+        every = _imdecode(data, cv2.IMREAD_UNCHANGED)
+        return _as_read(every[..., [0, 3] if channels == 2 else [2, 1, 0, 3]])
     flags = FLAGS if channels == 3 else GREY_FLAGS
-    image = cv2.imdecode(data, flags[factor if jpeg else 1] | deep)
-    if image is None:
-        return None
+    image = _imdecode(data, flags[factor if jpeg else 1] | deep)
     return _as_read(cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., None])
+
+
+def check_form(found: Form, channels: int, scale: Scale | None) -> None:
+    """ImageError where a file has not the channels that are wanted, or other numbers than are declared."""
+    if found.real != (scale is not None):
+        raise ImageError(scale_fault(found))
+    if not found.gives(channels):
+        raise ImageError(f"has {found.said}; {channels} are wanted")
+
+
+def scale_fault(found: Form) -> str:
+    """What is wrong where floating point numbers come without `scale`, or others with it."""
+    if found.real:
+        return "holds floating point numbers; say in the data YAML which are black and white, e.g. scale: [0, 1]"
+    return f"holds whole numbers of {found.bits} bits, and the data YAML has a `scale`, which is for floating point"
+
+
+def check_declared(data: Bytes) -> None:
+    """ImageError where a header speaks of more pixels than are read; a few bytes can do so."""
+    head = data[:32].tobytes()
+    if head[:8] == PNG and len(head) > 24:
+        width, height = struct.unpack(">II", head[16:24])
+        channels = PNG_CHANNELS.get(head[25], 4) * (2 if head[24] == 16 else 1)
+        check_size(height, width, max(channels, 3))
+    elif head[:2] == b"BM" and len(head) > 26:
+        old = struct.unpack("<I", head[14:18])[0] == 12
+        width, height = struct.unpack("<HH", head[18:22]) if old else struct.unpack("<ii", head[18:26])
+        check_size(abs(height), abs(width), 3)
+    elif (frame := jpeg_frame(data.tobytes())) is not None:
+        check_size(frame[0], frame[1], 3)
+
+
+def _imdecode(data: Bytes, flags: int) -> npt.NDArray[Any]:
+    """Errors: ImageError where OpenCV makes nothing of the bytes, or raises."""
+    try:
+        image = cv2.imdecode(data, flags) if data.size else None
+    except Exception:  # a parser of foreign bytes: whatever it raises
+        image = None
+    if image is None:
+        raise ImageError(BROKEN)
+    return image
 
 
 def _as_read(image: npt.NDArray[Any]) -> Image:
     return np.ascontiguousarray(image, np.uint16 if image.dtype == np.uint16 else np.uint8)
 
 
-def _of_channels(image: Image | None, found: Form, channels: int) -> Image | None:
+def _of_channels(image: Image, found: Form, channels: int) -> Image:
     """All channels, or RGB without alpha, grey repeated."""
-    if image is None or image.shape[2] == channels:
+    if image.shape[2] == channels:
         return image
     image = image[..., : image.shape[2] - found.alpha]
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], channels)))
@@ -149,10 +211,8 @@ def form(data: Bytes) -> Form:
     """What the header says. Errors: ImageError for what is never read."""
     if is_tiff(data):
         found = layout(data)
-        if found.channels > CHANNELS:
-            raise ImageError(f"has {found.channels} channels; 1 to {CHANNELS} are read")
         return Form(found.channels, found.bits, found.alpha)
-    if data[:8].tobytes() == b"\x89PNG\r\n\x1a\n" and len(data) > 25:
+    if data[:8].tobytes() == PNG and len(data) > 25:
         kind = int(data[25])
         return Form(PNG_CHANNELS.get(kind, 3), 16 if data[24] == 16 else 8, kind in (4, 6))
     if is_jpeg(data) and (frame := jpeg_frame(data.tobytes())) is not None and frame[2] == 1:
@@ -162,35 +222,35 @@ def form(data: Bytes) -> Form:
 
 def examine(data: Bytes) -> tuple[tuple[int, int], Form]:
     """(h, w), EXIF rotation applied, and form of the picture in a file's bytes, which can be decoded to its end.
-    Errors: ImageError."""
-    found, size = form(data), image_size(data)
-    if size is None:
-        raise ImageError(BROKEN)
-    return size, found
+    Errors: ImageError.
+
+    A JPEG is decoded at an eighth of its size: this reads all of its data, as nothing less finds a file that was cut
+    off, in half the time."""
+    if is_tiff(data):
+        tiff = layout(data)
+        image = decode_tiff(tiff, thorough=True)
+        return (image.shape[0], image.shape[1]), Form(tiff.channels, tiff.bits, tiff.alpha)
+    check_declared(data)
+    found = form(data)
+    if (frame := jpeg_frame(data.tobytes())) is not None:
+        stored, small = frame[:2], _imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+        fitting = {size for size in (stored, stored[::-1]) if reduced(size, 8) == small.shape}
+        if len(fitting) == 1:  # else upright and turned look alike at this size
+            return fitting.pop(), found
+    image = picture(data, 1, 3 if found.gives(3) else found.channels)
+    return (image.shape[0], image.shape[1]), found
+
+
+def image_size(data: Bytes) -> tuple[int, int] | None:
+    """The size that `examine` finds; None for what is not read."""
+    try:
+        return examine(data)[0]
+    except ImageError:
+        return None
 
 
 def is_jpeg(data: Bytes) -> bool:
     return data[:3].tobytes() == b"\xff\xd8\xff"
-
-
-def image_size(data: Bytes) -> tuple[int, int] | None:
-    """(h, w) of the picture in a file's bytes, EXIF rotation applied; None when it cannot be decoded to its end.
-
-    A JPEG is decoded at an eighth of its size: this reads all of its data, as nothing less finds a file that was cut
-    off, in half the time."""
-    if (frame := jpeg_frame(data.tobytes())) is not None:
-        stored, small = frame[:2], cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
-        if small is None:
-            return None
-        fitting = {size for size in (stored, stored[::-1]) if reduced(size, 8) == small.shape}
-        if len(fitting) == 1:  # else upright and turned look alike at this size
-            return fitting.pop()
-    try:
-        found = form(data)
-    except ImageError:
-        return None
-    image = decode(data, 1, 3 if found.gives(3) else found.channels)
-    return None if image is None else (image.shape[0], image.shape[1])
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int, int] | None:

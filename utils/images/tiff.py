@@ -1,37 +1,38 @@
-"""TIFF pictures of 1 to 8 channels in 8 or 16 bits: what their directories say, and their samples (TIFF 6.0, 1992;
-BigTIFF).
+"""TIFF pictures of 1 to 8 channels in 8 or 16 bits, or of floating point numbers whose scale is declared.
 
-OpenCV's decoder takes 1, 3 and 4 channels. What lies in strips and tiles are compressed rows of numbers, whatever a
-number means. So the file is handed to it under another description, a directory that is appended here: of one channel
-and width W*C where the channels of a pixel lie together, of one page for each channel where they lie apart. Several
-pages of one channel each are channels, too.
+tifffile reads the directories and puts strips and tiles together, imagecodecs unpacks them (docs/dependencies.md says
+why these). Here stands what is taken for a picture, and what is refused by name before anything is unpacked: a kind of
+number, compression or colour that is not read, parts that are absent, more pixels than fit. Nothing is filled in:
+where a strip or tile is absent or does not unpack to its size, there is no picture.
 """
 
+import io
+import logging
 import struct
+from itertools import islice
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from utils.images.pixels import CHANNELS, Image
 
-SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-STRIPS, TURNED, SAMPLES, ROWS, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
-PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILES, TILE_BYTES, EXTRA, FORMAT = 317, 322, 323, 324, 325, 338, 339
-USED = frozenset((
-    SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, TURNED, SAMPLES, ROWS, STRIP_BYTES, PLANAR,
-    PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILES, TILE_BYTES, EXTRA, FORMAT,
-))  # fmt: skip
-TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the values that are used
-KINDS = {2: "signed whole numbers", 3: "floating point numbers"}  # sample formats
-JPEG = (6, 7)  # compressions that know what a channel is
-BLACK_IS_ZERO, RGB, PALETTE, SEPARATED = 1, 2, 3, 5
 Bytes = npt.NDArray[np.uint8]
-Tags = dict[int, tuple[int, ...]]
+Scale = tuple[float, float]  # the values that are black and full, of files in floating point numbers
 
-
+COMPRESSIONS = {
+    1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old JPEG", 7: "JPEG",
+    8: "deflate", 32773: "PackBits", 32946: "deflate", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP",
+}  # fmt: skip
+COLOURS = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 5: "separated", 6: "YCbCr in JPEG"}
+WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE, YCBCR = 0, 1, 3, 6
+MADE_RGB = (6, 7, 50001)  # compressions whose decoder turns YCbCr into RGB
+UNCHECKED = {5: "lzw_decode", 32773: "packbits_decode"}  # stop at the wanted size, whatever is left over
+USED = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347}
+SIGNED, FLOAT = 2, 3  # sample formats
+REAL = 32  # stands for the bits of floating point numbers
 BROKEN = "is corrupt or cut off (it cannot be decoded)"
+LARGEST = 1 << 30  # bytes of a decoded picture
 
 
 class ImageError(ValueError):
@@ -41,174 +42,199 @@ class ImageError(ValueError):
 class Layout(NamedTuple):
     """What the directories say of the picture."""
 
-    size: tuple[int, int]  # (h, w) as stored
     channels: int
-    bits: int
+    bits: int  # 8 or 16, as it is given out; REAL for floating point numbers, which come as 16
     alpha: bool  # the last channel is declared to be one
-    plain: bool  # up to 8 bits, grey or colour of some kind: OpenCV makes red, green and blue of it
-    pages: list[Tags]  # one; or one for each channel
-    order: str  # of bytes, as in `struct`
+    pages: list[Any]  # tifffile.TiffPage: one; or one for each channel
 
 
 def is_tiff(data: Bytes) -> bool:
     return data[:4].tobytes() in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def layout(data: Bytes) -> Layout:
-    """Errors: ImageError where the file is cut off, or its samples are of a kind that is not read."""
-    order, pages = directories(data.tobytes())
-    first = pages[0]
-    samples, bits, kind = first.get(SAMPLES, (1,))[0], first.get(BITS, (1,)), first.get(FORMAT, (1,))
-    if any(k in KINDS for k in kind):
-        raise ImageError(f"holds {KINDS[next(k for k in kind if k in KINDS)]}; whole numbers from 0 on are read")
-    if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 16):
-        raise ImageError(f"has {' and '.join(map(str, sorted(set(bits))))} bits per channel; 8 and 16 are read")
-    same = [p for p in pages if all(p.get(t) == first.get(t) for t in (WIDTH, LENGTH, BITS, SAMPLES))]
-    stacked = samples == 1 and len(pages) > 1
-    if stacked and len(same) != len(pages):
-        raise ImageError("has pages of different sizes; pages are read as channels and must be alike")
-    channels = len(pages) if stacked else samples
-    used = pages if stacked else [first]
-    check_ends(used, len(data))
-    extra = first.get(EXTRA, ())
-    alpha = bool(extra) and extra[-1] in (1, 2)
-    light = first.get(PHOTOMETRIC, (BLACK_IS_ZERO,))[0]
-    coloured = samples - alpha == 3 and light not in (0, BLACK_IS_ZERO)
-    plain = bits[0] <= 8 and not stacked and (samples == 1 or coloured)
-    if bits[0] == 16 or not plain or alpha:
-        for page in used:
-            check_readable(page)
-    elif light == PALETTE:
-        channels = 3
-    return Layout((first[LENGTH][0], first[WIDTH][0]), channels, max(bits[0], 8), alpha, plain, used, order)
-
-
-def check_readable(tags: Tags) -> None:
-    """ImageError where more than OpenCV can be told would have to be known of the numbers."""
-    if (light := tags.get(PHOTOMETRIC, (BLACK_IS_ZERO,))[0]) not in (BLACK_IS_ZERO, RGB, SEPARATED):
-        raise ImageError(f"has photometric interpretation {light}; 1 (black is zero) and 2 (RGB) are read")
-    if tags.get(COMPRESSION, (1,))[0] in JPEG:
-        raise ImageError("is compressed as JPEG; in 16 bits or with several channels other methods are read")
-    if tags.get(TURNED, (1,))[0] != 1:
-        raise ImageError(f"has orientation {tags[TURNED][0]}; save it upright")
-    if tags.get(PREDICTOR, (1,))[0] not in (1, 2):
-        raise ImageError(f"has predictor {tags[PREDICTOR][0]}; 1 and 2 are read")
-
-
-def check_ends(pages: list[Tags], length: int) -> None:
-    """ImageError where strips or tiles lie outside of the file."""
-    for tags in pages:
-        starts = tags.get(STRIPS) or tags.get(TILES, ())
-        counts = tags.get(STRIP_BYTES) or tags.get(TILE_BYTES) or (0,) * len(starts)
-        known = starts and len(starts) == len(counts) and {WIDTH, LENGTH} <= tags.keys()
-        if not known or max(map(sum, zip(starts, counts, strict=True))) > length:
-            raise ImageError(BROKEN)
-
-
-def directories(data: bytes) -> tuple[str, list[Tags]]:
-    """(byte order, the tags that are used of each page; no reduced copies and masks)."""
-    order, big = "<" if data[:2] == b"II" else ">", data[2:4] in (b"+\0", b"\0+")
-    word, count, entry, step = ("Q", "Q", "HHQ", 20) if big else ("I", "H", "HHI", 12)
-    pages: list[Tags] = []
-    seen: set[int] = set()
-    try:
-        at = struct.unpack_from(order + word, data, 8 if big else 4)[0]
-        while at and at not in seen and len(seen) <= 4 * CHANNELS:
-            seen.add(at)
-            entries = struct.unpack_from(order + count, data, at)[0]
-            first = at + struct.calcsize(order + count)
-            tags: Tags = {}
-            for spot in range(first, first + step * entries, step):
-                tag, kind, number = struct.unpack_from(order + entry, data, spot)
-                if tag in USED and kind in TYPES:
-                    form = f"{order}{number}{TYPES[kind]}"
-                    inside = spot + step - struct.calcsize(order + word)
-                    fits = struct.calcsize(form) <= struct.calcsize(order + word)
-                    tags[tag] = struct.unpack_from(
-                        form, data, inside if fits else struct.unpack_from(order + word, data, inside)[0]
-                    )
-            if not tags.get(SUBFILE, (0,))[0] & 5:
-                pages.append(tags)
-            at = struct.unpack_from(order + word, data, first + step * entries)[0]
-    except (struct.error, MemoryError):
-        raise ImageError(BROKEN) from None
-    if not pages:
+def check_size(height: int, width: int, sample_bytes: int) -> None:
+    """ImageError for a picture of [height, width, sample_bytes] bytes that is larger than LARGEST, or has no pixels;
+    called before anything of it is decoded."""
+    if min(height, width, sample_bytes) < 1:
         raise ImageError(BROKEN)
-    return order, pages
+    if height * width * sample_bytes > LARGEST:
+        raise ImageError(f"says it has {width}x{height} pixels; decoded, {LARGEST >> 30} GiB is the most that is read")
 
 
-def decode_tiff(data: Bytes, found: Layout) -> Image | None:
-    """All channels as stored, [H,W,C]; None where the samples cannot be decoded."""
-    (height, width), channels, tags = found.size, found.channels, found.pages[0]
-    planes = [singled(page, found.bits) for page in found.pages]
-    together = len(planes) == 1 and channels > 1 and tags.get(PLANAR, (1,))[0] == 1
-    if together:
-        planes[0][WIDTH] = (width * channels,)
-        planes[0].pop(PREDICTOR, None)
-        if TILE_WIDTH in tags:
-            planes[0][TILE_WIDTH] = (tags[TILE_WIDTH][0] * channels,)
-    elif len(planes) < channels:
-        planes = apart(planes[0], channels)
+def layout(data: Bytes) -> Layout:
+    """Errors: ImageError where the file is cut off, or of a kind that is not read."""
     try:
-        file = np.frombuffer(described(data.tobytes(), planes, found.order), np.uint8)
-        good, mats = cv2.imdecodemulti(file, cv2.IMREAD_UNCHANGED)
-    except (struct.error, cv2.error):  # a size that no picture has, or a place beyond 4 GiB
-        return None
-    want = (height, width * channels if together else width)
-    if not good or [m.shape for m in mats] != [want] * len(planes):
-        return None
-    image: Image = np.asarray(np.stack(mats, 2), np.uint16 if found.bits == 16 else np.uint8)
-    if not together:
-        return image
-    image = image.reshape(height, width, channels)
-    if tags.get(PREDICTOR, (1,))[0] == 2:  # differences to the pixel on the left, from the start of each strip or tile
-        step = tags.get(TILE_WIDTH, (width,))[0]
-        for x in range(0, width, step):
-            part = image[:, x : x + step]
-            np.add.accumulate(part, 1, image.dtype, out=part)
-    return image
+        import tifffile  # imported on first use: few data sets are of TIFFs
+
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong is raised here, by file
+        opened = tifffile.TiffFile(io.BytesIO(data))  # type: ignore[arg-type]  # any buffer will do
+        found = islice(opened.pages, 4 * CHANNELS + 1)
+        pages: list[Any] = [page for page in found if not int(getattr(page, "subfiletype", 0)) & 5]  # no copies, masks
+        return _judged(pages)
+    except ImageError:
+        raise
+    except Exception:  # a parser of foreign bytes: whatever it raises
+        raise ImageError(BROKEN) from None
 
 
-def singled(tags: Tags, bits: int) -> Tags:
-    """The tags of a page of one channel with the same strips or tiles."""
-    kept = {t: v for t, v in tags.items() if t not in (SUBFILE, EXTRA, PLANAR, TURNED)}
-    return kept | {SAMPLES: (1,), BITS: (bits,), FORMAT: (1,), PHOTOMETRIC: (BLACK_IS_ZERO,)}
+def _judged(pages: list[Any]) -> Layout:
+    first = pages[0]
+    stacked = first.samplesperpixel == 1 and len(pages) > 1
+    if stacked and len({(p.imagewidth, p.imagelength, p.bitspersample, p.samplesperpixel) for p in pages}) > 1:
+        raise ImageError("has pages of different sizes; pages are read as channels and must be alike")
+    channels = len(pages) if stacked else int(first.samplesperpixel)
+    used = pages if stacked else [first]
+    bits, kind = set(_all(first.tags.get(258), 1)), set(_all(first.tags.get(339), 1))
+    real = kind == {FLOAT} and bits <= {16, 32, 64}
+    if SIGNED in kind:
+        raise ImageError("holds signed whole numbers; whole numbers from 0 on are read")
+    if FLOAT in kind and not real:
+        raise ImageError("mixes floating point and other numbers; one kind is read")
+    if not real and (len(bits) > 1 or not bits <= {1, 2, 4, 8, 16}):
+        raise ImageError(f"has {' and '.join(map(str, sorted(bits)))} bits per channel; 8 and 16 are read")
+    if channels > CHANNELS:
+        raise ImageError(f"has {channels} channels; 1 to {CHANNELS} are read")
+    for page in used:
+        _check(page, channels)
+    extra = first.extrasamples
+    if first.photometric == PALETTE:
+        channels = 3
+    alpha = bool(extra) and int(extra[-1]) in (1, 2)
+    return Layout(channels, REAL if real else max(8, *bits), alpha, used)
 
 
-def apart(tags: Tags, channels: int) -> list[Tags]:
-    """A page for each channel, where the strips or tiles of one follow those of another."""
-    lists = [t for t in (STRIPS, STRIP_BYTES, TILES, TILE_BYTES) if t in tags]
-    each = len(tags[lists[0]]) // channels
-    return [tags | {t: tags[t][c * each : (c + 1) * each] for t in lists} for c in range(channels)]
+def _all(tag: Any, default: int) -> tuple[int, ...]:
+    """The values of a tag."""
+    value = default if tag is None else tag.value
+    return tuple(map(int, value)) if isinstance(value, tuple) else (int(value),)
 
 
-def described(data: bytes, pages: list[Tags], order: str) -> bytes:
-    """The bytes of a file with directories for these pages, in place of its own."""
-    start = len(data) + len(data) % 2
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
-    out = bytearray(head + data[8:] + b"\0" * (start - len(data)))
-    for i, tags in enumerate(pages):
-        after = len(out) + 2 + 12 * len(tags) + 4
-        entries, beyond = b"", b""
-        for tag in sorted(tags):
-            values = struct.pack(f"{order}{len(tags[tag])}I", *tags[tag])
-            spot = values if len(values) == 4 else struct.pack(order + "I", after + len(beyond))
-            beyond += values if len(values) > 4 else b""
-            entries += struct.pack(order + "HHI", tag, 4, len(tags[tag])) + spot
-        following = after + len(beyond) if i + 1 < len(pages) else 0
-        out += struct.pack(order + "H", len(tags)) + entries + struct.pack(order + "I", following) + beyond
-    return bytes(out)
+def _check(page: Any, channels: int) -> None:
+    """ImageError for a page that is not read, by its directory alone."""
+    check_size(int(page.imagelength), int(page.imagewidth), channels * max(int(page.bitspersample) // 8, 1))
+    _check_directory(page)
+    packing, light = int(page.compression), int(page.photometric)
+    if packing not in COMPRESSIONS:
+        name = getattr(page.compression, "name", "unknown")
+        read = ", ".join(dict.fromkeys(COMPRESSIONS.values()))
+        raise ImageError(f"is compressed by a method that is not read: {name} ({packing}); read are: {read}")
+    if light not in COLOURS or (light == YCBCR and packing not in MADE_RGB):
+        name = getattr(page.photometric, "name", "unknown")
+        raise ImageError(f"has photometric interpretation {light} ({name}); read are: {', '.join(COLOURS.values())}")
+    if int(page.predictor) not in (1, 2, 3):
+        raise ImageError(f"has predictor {int(page.predictor)}; 1, 2 and 3 are read")
+    tile = (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (1, 1)
+    if max(tile) > 1:
+        check_size(*tile, channels * max(int(page.bitspersample) // 8, 1))
+    parts, starts, counts = int(np.prod(page.chunked)), page.dataoffsets, page.databytecounts
+    kind = "tiles" if page.is_tiled else "strips"
+    if (known := min(len(starts), len(counts))) < parts:
+        raise ImageError(f"lists {known} of its {parts} {kind}; it is corrupt or cut off")
+    absent = sum(not (at and size) for at, size in zip(starts[:parts], counts[:parts], strict=True))
+    if absent:
+        raise ImageError(f"is sparse: {absent} of its {parts} {kind} are absent; write it whole")
+    if max(at + size for at, size in zip(starts[:parts], counts[:parts], strict=True)) > page.parent.filehandle.size:
+        raise ImageError(BROKEN)
+
+
+def _check_directory(page: Any) -> None:
+    """ImageError where an entry that says what the numbers are lies beyond the file: tifffile goes on without it."""
+    form, handle = page.parent.tiff, page.parent.filehandle
+    handle.seek(page.offset)
+    count = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
+    entries = handle.read(count * form.tagsize)
+    codes = {struct.unpack_from(form.byteorder + "H", entries, i * form.tagsize)[0] for i in range(count)}
+    if lost := codes & USED - set(page.tags.keys()):
+        raise ImageError(f"is corrupt or cut off: entries {sorted(lost)} of its directory cannot be read")
+
+
+def decode_tiff(found: Layout, scale: Scale | None = None, thorough: bool = False) -> Image:
+    """All channels [H,W,C] upright: as stored, a palette looked up, fewer than 8 bits stretched to 8.
+
+    scale: the values (lo, hi) that become 0 and 65535 of floating point numbers, which are clipped to them. thorough:
+    also find what unpacks to more than its size, at the price of unpacking twice. Errors: ImageError.
+    """
+    try:
+        planes = [_plane(page, thorough) for page in found.pages]
+    except ImageError:
+        raise
+    except Exception as error:  # decoders of foreign bytes: whatever they raise
+        packing = COMPRESSIONS[int(found.pages[0].compression)]
+        reason = " ".join(str(error)[:120].split())
+        raise ImageError(f"is corrupt: its data ({packing}) cannot be decoded ({reason})") from None
+    image = np.concatenate(planes, 2) if len(planes) > 1 else planes[0]
+    if found.bits == REAL:
+        image = _scaled(image, scale or (0.0, 1.0))
+    return np.ascontiguousarray(_upright(image, int(_all(found.pages[0].tags.get(274), 1)[0])))
+
+
+def _plane(page: Any, thorough: bool) -> npt.NDArray[Any]:
+    """The samples of one page [H,W,C]."""
+    if thorough and (name := UNCHECKED.get(int(page.compression))):
+        _check_lengths(page, name)
+    image: npt.NDArray[Any] = page.asarray(maxworkers=1)
+    if int(page.planarconfig) == 2 and image.ndim == 3:
+        image = image.transpose(1, 2, 0)
+    image = image.reshape(int(page.imagelength), int(page.imagewidth), -1)
+    bits, light = int(page.bitspersample), int(page.photometric)
+    if light == PALETTE:
+        return _looked_up(image[..., 0], page.colormap)
+    if bits < 8:
+        image = image.astype(np.uint8) * (255 // (2**bits - 1))
+    elif image.dtype.kind != "f":
+        image = image.astype(f"u{bits // 8}", copy=False)
+    return np.invert(image) if light == WHITE_IS_ZERO and image.dtype.kind == "u" else image
+
+
+def _check_lengths(page: Any, name: str) -> None:
+    """ImageError where a strip or tile unpacks to another size than it must have."""
+    import imagecodecs
+
+    handle, decode = page.parent.filehandle, getattr(imagecodecs, name)
+    rows, columns = (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (int(page.rowsperstrip), 0)
+    samples = 1 if int(page.planarconfig) == 2 else int(page.samplesperpixel)
+    stride = -(-(columns or int(page.imagewidth)) * samples * int(page.bitspersample) // 8)
+    strips = -(-int(page.imagelength) // rows)
+    for i, (at, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+        last = int(page.imagelength) - rows * (strips - 1)
+        wanted = stride * (rows if page.is_tiled or i % strips < strips - 1 else last)
+        handle.seek(at)
+        got = len(decode(handle.read(size), out=wanted + 64))
+        if got != wanted:
+            raise ImageError(f"is corrupt: part {i + 1} of its data unpacks to {got} bytes in place of {wanted}")
+
+
+def _looked_up(index: npt.NDArray[Any], table: npt.NDArray[Any]) -> Image:
+    """Index [H,W] into a palette [3,n] of 16 bits, or of 8 where a writer took it so -> RGB [H,W,3] uint8."""
+    wide = table.astype(np.uint32)
+    colours = (wide >> 8 if wide.max() >= 256 else wide).astype(np.uint8)
+    return np.asarray(colours.T[index], np.uint8)
+
+
+def _scaled(image: npt.NDArray[Any], scale: Scale) -> Image:
+    low, high = scale
+    if not np.isfinite(image).all():
+        raise ImageError("holds values that are no numbers (NaN or infinity): no colour can be given to them")
+    share = ((image.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    return np.asarray(np.rint(share * 65535), np.uint16)
+
+
+def _upright(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """As the tag Orientation (1 to 8) says that the rows and columns lie."""
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1] if orientation in (2, 3) else image[::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1] if orientation in (3, 4) else image[:, ::-1]
+    return image.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else image
 
 
 def encode_tiff(image: npt.NDArray[Any]) -> bytes:
     """uint8 or uint16 [H,W,C] -> a TIFF without compression, the channels of a pixel side by side."""
-    height, width, channels = image.shape
-    samples = np.ascontiguousarray(image, image.dtype.newbyteorder("<")).tobytes()
-    tags: Tags = {
-        WIDTH: (width,), LENGTH: (height,), BITS: (8 * image.itemsize,) * channels, COMPRESSION: (1,),
-        PHOTOMETRIC: (BLACK_IS_ZERO,), STRIPS: (8,), SAMPLES: (channels,), ROWS: (height,),
-        STRIP_BYTES: (len(samples),), PLANAR: (1,), FORMAT: (1,) * channels,
-    }  # fmt: skip
-    if channels > 1:
-        tags[EXTRA] = (0,) * (channels - 1)
-    return described(b"II*\0\0\0\0\0" + samples, [tags], "<")
+    import tifffile
+
+    out = io.BytesIO()
+    tifffile.imwrite(
+        out, image if image.shape[2] > 1 else image[..., 0], photometric="minisblack", planarconfig="contig",
+        metadata=None, software=False,
+    )  # fmt: skip
+    return out.getvalue()

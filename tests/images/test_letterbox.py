@@ -52,3 +52,11 @@ def test_by_hand(
 ) -> None:
     placed = fit(size, 320, **options)
     assert (placed.inner, placed.outer, (placed.left, placed.top)) == (inner, outer, offset)
+
+
+@pytest.mark.parametrize("size", [(5000, 2), (1, 3000), (3000, 1)])
+def test_a_very_narrow_picture_keeps_a_pixel(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 7, np.uint8)
+    placed = fit(size, 128)
+    assert min(placed.inner) == 1 and max(placed.outer) == 128
+    assert (letterbox(image, 128)[0] == 7).all(2).sum() == placed.inner[0] * placed.inner[1]

@@ -208,7 +208,7 @@ def test_a_cut_off_file(channels: int) -> None:
     again = decode(as_data(file), channels=channels)
     assert again is not None and np.array_equal(again, image)
     for cut in (file[:-1], file[:-100], file[:4100], file[:60], file[:10], whole[:-1], whole[:-20]):
-        with pytest.raises(ImageError, match="corrupt or cut off|lists"):
+        with pytest.raises(ImageError, match=r"corrupt or cut off|lists"):
             examine(as_data(cut))
         assert decode(as_data(cut), channels=channels) is None
 

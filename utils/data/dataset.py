@@ -232,7 +232,6 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         bright = replace(params, hsv_h=0.0, hsv_s=0.0)
         own = rng(self.seed, "colour/infrared", epoch, index)
         infrared = augment.hsv(own, np.ascontiguousarray(image[..., count:]), bright, False)
-        visible = self._read(self.files[index], index, self.visible.channels, self.scale)
         return np.concatenate([visible, infrared], 2)
 
     def _mosaic(self, draw: np.random.Generator, index: int, params: AugmentParams) -> tuple[Image, Objects, list[int]]:
@@ -291,6 +290,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         file = self._partner(index)
         grey = Pixels(self.infrared.channels, self.pixels.bits)
         infrared = self._read(file, index, grey.channels, None) if file else empty(self._loaded_size(index), grey)
+        visible = self._read(self.files[index], index, self.visible.channels, self.scale)
         return np.concatenate([visible, infrared], 2)
 
     def _read(self, file: Path, index: int, channels: int, scale: Scale | None) -> Image:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.images.pixels import Image
-from utils.images.tiff import BROKEN, REAL, ImageError, Scale, check_size, decode_tiff, is_tiff, layout
+from utils.images.tiff import BROKEN, REAL, ImageError, Scale, check_size, decode_tiff, decoding, is_tiff, layout
 
 SLACK = 0.3  # pixels of the picture that is wanted
 FLAGS = {
@@ -186,10 +186,8 @@ def check_declared(data: Bytes) -> None:
 
 def _imdecode(data: Bytes, flags: int) -> npt.NDArray[Any]:
     """Errors: ImageError where OpenCV makes nothing of the bytes, or raises."""
-    try:
+    with decoding(BROKEN):
         image = cv2.imdecode(data, flags) if data.size else None
-    except Exception:  # a parser of foreign bytes: whatever it raises
-        image = None
     if image is None:
         raise ImageError(BROKEN)
     return image

@@ -9,6 +9,8 @@ where a strip or tile is absent or does not unpack to its size, there is no pict
 import io
 import logging
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.images.pixels import CHANNELS, Image
+from utils.system.errors import UserError, parsing
 
 Bytes = npt.NDArray[np.uint8]
 Scale = tuple[float, float]  # the values that are black and full, of files in floating point numbers
@@ -35,8 +38,20 @@ BROKEN = "is corrupt or cut off (it cannot be decoded)"
 LARGEST = 1 << 30  # bytes of a decoded picture
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture that is not read: what is wrong with it, in words that go on after `the image`."""
+
+
+@contextmanager
+def decoding(reason: str) -> Iterator[None]:
+    """Whatever a library raises on foreign bytes becomes an ImageError with this reason and what the library says."""
+    try:
+        with parsing(reason):
+            yield
+    except ImageError:
+        raise
+    except UserError as error:
+        raise ImageError(str(error)) from None
 
 
 class Layout(NamedTuple):
@@ -63,7 +78,7 @@ def check_size(height: int, width: int, sample_bytes: int) -> None:
 
 def layout(data: Bytes) -> Layout:
     """Errors: ImageError where the file is cut off, or of a kind that is not read."""
-    try:
+    with decoding(BROKEN):
         import tifffile  # imported on first use: few data sets are of TIFFs
 
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong is raised here, by file
@@ -71,10 +86,6 @@ def layout(data: Bytes) -> Layout:
         found = islice(opened.pages, 4 * CHANNELS + 1)
         pages: list[Any] = [page for page in found if not int(getattr(page, "subfiletype", 0)) & 5]  # no copies, masks
         return _judged(pages)
-    except ImageError:
-        raise
-    except Exception:  # a parser of foreign bytes: whatever it raises
-        raise ImageError(BROKEN) from None
 
 
 def _judged(pages: list[Any]) -> Layout:
@@ -154,14 +165,9 @@ def decode_tiff(found: Layout, scale: Scale | None = None, thorough: bool = Fals
     scale: the values (lo, hi) that become 0 and 65535 of floating point numbers, which are clipped to them. thorough:
     also find what unpacks to more than its size, at the price of unpacking twice. Errors: ImageError.
     """
-    try:
+    packing = COMPRESSIONS[int(found.pages[0].compression)]
+    with decoding(f"is corrupt: its data ({packing}) cannot be decoded"):
         planes = [_plane(page, thorough) for page in found.pages]
-    except ImageError:
-        raise
-    except Exception as error:  # decoders of foreign bytes: whatever they raise
-        packing = COMPRESSIONS[int(found.pages[0].compression)]
-        reason = " ".join(str(error)[:120].split())
-        raise ImageError(f"is corrupt: its data ({packing}) cannot be decoded ({reason})") from None
     image = np.concatenate(planes, 2) if len(planes) > 1 else planes[0]
     if found.bits == REAL:
         image = _scaled(image, scale or (0.0, 1.0))

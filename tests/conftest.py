@@ -1,9 +1,10 @@
 """Fixtures shared by the tests: a small version of the embedded data set, and a run of the command line."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,24 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
+pytest.register_assert_rewrite("tests.toy")  # whose `same` says which tensors differ
+IMAGE_CLASSES = ("dark", "bright", "other")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def at_the_root() -> Iterator[None]:
+    """Tests run where a user would run the programs."""
+    with contextlib.chdir(ROOT):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs in this process leave empty pictures, unless the module says PAINTED = True. Processes always paint."""
+    from tests.toy import unpainted
+
+    with contextlib.nullcontext() if getattr(request.module, "PAINTED", False) else unpainted():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +61,19 @@ def small_pairs(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) ->
     content = {"train": "images/train", "val": "images/val", "names": list(spec.names), "pairs": {"images": "infrared"}}
     (folder / "d.yaml").write_text(yaml.safe_dump(content))
     return folder / "d.yaml"
+
+
+@pytest.fixture(scope="session")
+def rich(small_pairs: Path) -> Path:
+    """Data YAML of the small pairs with image classes: every third picture each, every fifth unknown."""
+    rows = ["image,class"]
+    for split, count in (("train", 12), ("val", 8)):
+        rows += [f"{split}/{i:04d}.png,{IMAGE_CLASSES[i % 3]}" for i in range(count) if i % 5 != 4]
+    (small_pairs.parent / "classes.csv").write_text("\n".join(rows) + "\n")
+    content = yaml.safe_load(small_pairs.read_text())
+    content |= {"cls_names": list(IMAGE_CLASSES), "cls_csv": "classes.csv"}
+    (small_pairs.parent / "rich.yaml").write_text(yaml.safe_dump(content))
+    return small_pairs.parent / "rich.yaml"
 
 
 @pytest.fixture

@@ -16,24 +16,16 @@ import torch
 
 import patches
 import test as evaluation
-import train
 from models.graph import Detector
-from tests.toy import toy, trained
+from tests.toy import FOUR_HEADS, STEPS, cut, resumed, same, toy, trained
 from utils import seams
 from utils.config.options import opt
 from utils.data.spec import label_path
 from utils.system.errors import UserError
 from utils.train import optim
-from utils.train.run import Run
 from utils.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUR = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -59,11 +51,6 @@ def test_the_same_run_twice_is_the_same_to_the_bit(small_shapes: Path, tmp_path:
     assert digest(a.model) == digest(b.model) != digest(other.model)
 
 
-def test_an_idle_patch_moves_no_bit(small_shapes: Path, tmp_path: Path) -> None:
-    plain, idle = trained(small_shapes, tmp_path, "p"), trained(small_shapes, tmp_path, "i", "--freeze", "0")
-    assert digest(plain.model) == digest(idle.model)
-
-
 def test_checkpoint_holds_only_tensors_numbers_and_text(small_shapes: Path, tmp_path: Path) -> None:
     run = trained(small_shapes, tmp_path, "c")
     content = torch.load(run.dir / "weights/last.pt", weights_only=True)
@@ -80,26 +67,11 @@ def test_every_parameter_is_in_one_group(small_shapes: Path, tmp_path: Path) -> 
         optim.check_partition(groups, run.loss_step)
 
 
-def test_resume_is_bit_identical(small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three epochs at once, and one epoch, a stop, and two more: same weights, average, rows."""
-    straight = trained(small_shapes, tmp_path, "straight", "--epochs", "3", "--freeze", "10")
-    save = train.saving.save
-
-    def save_and_stop(run: Run, result: object) -> None:
-        save(run, result)  # type: ignore[arg-type]
-        if run.epoch == 0:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.saving, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained(small_shapes, tmp_path, "cut", "--epochs", "3", "--freeze", "10")
-    monkeypatch.setattr(train.saving, "save", save)
-    resumed = train.main(["--resume", str(tmp_path / "cut")])
-    assert resumed is not None
-    assert digest(straight.model) == digest(resumed.model)
-    a, b = (checkpoint.read_checkpoint(r.dir / "weights/last.pt") for r in (straight, resumed))
-    assert all(torch.equal(a["ema"][k], b["ema"][k]) for k in a["ema"])
-    assert (straight.dir / "results.csv").read_text() == (resumed.dir / "results.csv").read_text()
+def test_a_run_that_ended_between_two_epochs_goes_on_to_the_bit(small_shapes: Path, tmp_path: Path) -> None:
+    straight = trained(small_shapes, tmp_path, "straight", "--freeze", "10", epochs=3)
+    stopped = cut(small_shapes, tmp_path, "cut", "--freeze", "10", epochs=3, step=STEPS)
+    resumed(stopped)
+    same(straight.dir, stopped)
 
 
 def test_mismatched_weights_are_an_error_that_names_them(small_shapes: Path, tmp_path: Path) -> None:
@@ -107,7 +79,7 @@ def test_mismatched_weights_are_an_error_that_names_them(small_shapes: Path, tmp
     with pytest.raises(
         UserError, match=r"missing in the file: model\.77\.anchor|missing in the file: model\.77\.heads"
     ):
-        four = ["--cfg", "cfg/training/demo-1b4h.yaml", *FOUR, "--weights", str(base.dir / "weights/best.pt")]
+        four = [*FOUR_HEADS, "--weights", str(base.dir / "weights/best.pt")]
         trained(small_shapes, tmp_path, "b", *four)
     assert not (tmp_path / "b").exists()
 

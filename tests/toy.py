@@ -1,9 +1,21 @@
 """Toy runs: the command words of train.py for a training of seconds, and such a training in this process."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
 
 import train
 from utils.train.run import Run
+from utils.weights.checkpoint import read_checkpoint
+
+STEPS = 3  # of an epoch: the small data set's 12 pictures in batches of 4
+OWN = ("timing.csv", "notes.csv")  # what each process of a run took and said
+FOUR_HEADS = ["--cfg", "cfg/training/demo-1b4h.yaml", "--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
 
 
 def toy(data: Path | str, project: Path, name: str, *, epochs: int = 1, batch: int = 4) -> list[str]:
@@ -18,3 +30,65 @@ def trained(data: Path, project: Path, name: str, *flags: str, epochs: int = 1) 
     run = train.main([*toy(data, project, name, epochs=epochs), *flags])
     assert run is not None
     return run
+
+
+def cut(data: Path, project: Path, name: str, *flags: str, epochs: int, step: int) -> Path:
+    """The folder of a toy run that was saved after so many steps, within an epoch or at its end, and ended there as if
+    it had been killed."""
+    pause, save = train.saving.pause, train.saving.save
+
+    def end(run: Run) -> None:
+        if run.step >= step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.saving, "pause", lambda run: (pause(run), end(run) if run.batch < STEPS else None))
+        patch.setattr(train.saving, "save", lambda run, result: (save(run, result), end(run)))
+        trained(data, project, name, *flags, "--save-steps", "1", epochs=epochs)
+    return project / name
+
+
+def resumed(folder: Path, *flags: str) -> Run:
+    run = train.main(["--resume", str(folder), *flags])
+    assert run is not None
+    return run
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """What a run ended in: every tensor and number of last.pt and best.pt by its name, and the tables' text."""
+    found: dict[str, Any] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                add(f"{name}.{key}", value[key])
+        else:
+            found[name] = value
+
+    for file in ("last.pt", "best.pt"):
+        content = read_checkpoint(run / "weights" / file)
+        settings = ("config", "data")  # where a run lies may differ
+        add(file, {**content, "meta": {k: v for k, v in content["meta"].items() if k not in settings}})
+    tables = [p for p in run.iterdir() if p.suffix in (".csv", ".txt", ".json") and p.name not in OWN]
+    return found | {p.name: p.read_text() for p in tables}
+
+
+def equal(a: Any, b: Any) -> bool:
+    """To the bit, for tensors."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def same(a: Path, b: Path) -> None:
+    """Both runs ended in the same state, to the bit."""
+    one, two = contents(a), contents(b)
+    assert [n for n in one.keys() | two.keys() if n not in one or n not in two or not equal(one[n], two[n])] == []
+
+
+@contextlib.contextmanager
+def unpainted() -> Iterator[None]:
+    """Runs in this process write empty pictures: drawing them takes more than half of a toy run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, out, **_: Path(out).write_bytes(b""))
+        yield

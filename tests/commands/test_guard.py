@@ -19,9 +19,8 @@ import yaml
 
 import train
 from tests.commands.test_ranks import TORCHRUN
-from tests.commands.test_resume import same
 from tests.conftest import ROOT
-from tests.toy import toy
+from tests.toy import same, toy
 from utils.runs.fingerprint import tensors_in
 from utils.runs.record import read_rows
 from utils.system.errors import UserError

@@ -15,10 +15,10 @@ import pytest
 import torch
 import yaml
 
-from tests.commands.test_resume import same, start
+from tests.commands.test_resume import start
 from tests.conftest import ROOT, CommandLine
 from tests.runs.test_resumable import flip
-from tests.toy import toy
+from tests.toy import same, toy
 from utils.data.spec import read_data
 from utils.runs.record import read_rows
 from utils.weights.checkpoint import read_checkpoint

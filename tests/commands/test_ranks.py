@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.commands.test_resume import flags, same
+from tests.commands.test_resume import flags
 from tests.conftest import ROOT, CommandLine
-from tests.system.test_dist import on_ranks
+from tests.ranks import on_ranks
+from tests.toy import same
 from utils import seams
 from utils.weights.checkpoint import read_checkpoint
 

@@ -1,6 +1,5 @@
 """A run that is stopped or killed anywhere and resumed is the run that was not: weights, average, optimizer, rows."""
 
-import hashlib
 import signal
 import subprocess
 import sys
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.conftest import ROOT
-from tests.toy import toy
+from tests.toy import FOUR_HEADS, same, toy
 from utils.weights.checkpoint import read_checkpoint
 
 Process = "subprocess.Popen[str]"
@@ -26,53 +24,9 @@ def start(*words: str) -> "subprocess.Popen[str]":
 
 
 def flags(data: Path, project: Path, name: str) -> list[str]:
-    heads = ["--cfg", "cfg/training/demo-1b4h.yaml", "--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
     common = toy(data, project, name, epochs=3, batch=2)
     learning = ["--freeze", "10", "--unfreeze", "0:40-77", "1:10-39@0.5"]
-    return [*common, *heads, *learning, "--image-weights", "--audit", "--save-steps", "2"]
-
-
-def digest(run: Path) -> str:
-    """SHA-256 over every tensor, by name, and every number of last.pt and best.pt, and the rows of the results."""
-    found = hashlib.sha256()
-
-    def add(name: str, value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            found.update(f"{name} {value.dtype} {list(value.shape)}".encode() + value.contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in sorted(value, key=str):
-                add(f"{name}.{key}", value[key])
-        else:
-            found.update(f"{name} {value}".encode())
-
-    for name in ("last.pt", "best.pt"):
-        content = read_checkpoint(run / "weights" / name)
-        settings = ("config", "data")  # where a run lies may differ
-        content["meta"] = {k: v for k, v in content["meta"].items() if k not in settings}
-        add(name, content)
-    for name in ("results.csv", "results.txt"):
-        found.update((run / name).read_bytes())
-    return found.hexdigest()
-
-
-def same(a: Path, b: Path) -> None:
-    """Both runs ended in the same state, to the bit."""
-    for name in ("last.pt", "best.pt"):
-        x, y = (read_checkpoint(run / "weights" / name) for run in (a, b))
-        for part in ("ema", "model", "patches"):
-            if part in x:
-                assert all(torch.equal(x[part][k], y[part][k]) for k in x[part]), (name, part)
-        if "optimizer" in x:
-            states = (c["optimizer"]["state"] for c in (x, y))
-            one, two = ({(i, k): v for i, s in state.items() for k, v in s.items()} for state in states)
-            assert one.keys() == two.keys()
-            assert all(torch.equal(v, two[k]) if isinstance(v, torch.Tensor) else v == two[k] for k, v in one.items())
-        assert {k: x["meta"].get(k) for k in ("epoch", "step", "best", "map")} == {
-            k: y["meta"].get(k) for k in ("epoch", "step", "best", "map")
-        }
-    for name in ("results.csv", "results.txt"):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    assert digest(a) == digest(b)
+    return [*common, *FOUR_HEADS, *learning, "--image-weights", "--audit", "--save-steps", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from utils.data.labels import Labels
 from utils.evaluation.evaluate import Result, evaluate
 from utils.runs import plots
 
+PAINTED = True
+
 
 @pytest.fixture
 def caught(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:

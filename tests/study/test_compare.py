@@ -15,6 +15,8 @@ from utils.study import compare, compared
 from utils.study.measure import Measured, by_size, measure
 from utils.system.errors import UserError
 
+PAINTED = True
+
 COLUMNS = ["epoch", "box", "obj/head_0", "lr_bias", "P", "R", "mAP50", "mAP", "val_box", "val_obj/head_0", "match"]
 COLUMNS += ["mAP50/head_0", "mAP/head_0"]
 

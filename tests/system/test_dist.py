@@ -2,9 +2,6 @@
 
 import itertools
 import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,34 +12,11 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from tests.ranks import free_port, on_ranks, work
 from utils.data.loader import Order
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.sync_bn import SyncBatchNorm2d, synchronise_norms
-
-
-@contextmanager
-def joined(rank: int, ranks: int, port: int) -> Iterator[None]:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.join(torch.device("cpu"))
-    yield
-    dist.leave()
-
-
-def work(rank: int, ranks: int, port: int, out: Path, case: Callable[[int], Any]) -> None:
-    torch.set_num_threads(1)
-    with joined(rank, ranks, port):
-        torch.save(case(rank), out / f"{rank}.pt")
-    os._exit(0)  # see utils.errors.run_main
-
-
-def on_ranks(case: Callable[[int], Any], out: Path, ranks: int = 2) -> list[Any]:
-    """case(rank) in as many processes; what each returned."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (ranks, port, out, case), nprocs=ranks)  # type: ignore[no-untyped-call]
-    return [torch.load(out / f"{i}.pt", weights_only=True) for i in range(ranks)]
 
 
 def exchange(rank: int) -> Any:
@@ -129,10 +103,7 @@ def lost_case(out: Path, rank: int) -> None:
 
 
 def test_a_lost_rank_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (2, port, tmp_path, partial(lost_case, tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(work, (2, free_port(), tmp_path, partial(lost_case, tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     assert (tmp_path / "said").read_text().startswith("rank 0 lost another rank")
 
 

@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from models import assign, ota
 from models.graph import Detector
 from models.loss import LossSettings
 from tests.conftest import ROOT
 from tests.models.test_zoo import spec
-from tests.toy import trained
+from tests.toy import STEPS, cut, resumed, same, trained
 from utils.config.train import Config
 from utils.seams import Patches
 from utils.system.errors import UserError
@@ -55,26 +54,11 @@ def test_checkpoints_hold_the_usual_order(straight: Run) -> None:
     assert torch.equal(best["ema"]["model.0.conv.weight"], straight.ema.model.state_dict()["model.0.conv.weight"])
 
 
-def test_a_resume_keeps_the_order_and_every_bit(
-    straight: Run, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    save = train.saving.save
-
-    def save_and_stop(run: Run, result: object) -> None:
-        save(run, result)  # type: ignore[arg-type]
-        if run.epoch == 0:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.saving, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained(small_shapes, tmp_path, "cut", "--channels-last", epochs=2)
-    monkeypatch.setattr(train.saving, "save", save)
-    resumed = train.main(["--resume", str(tmp_path / "cut")])
-    assert resumed is not None and resumed.cfg.channels_last
-    one, two = straight.loss_step.state_dict(), resumed.loss_step.state_dict()
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    for p, state in resumed.optimizer.state.items():
+def test_a_resume_keeps_the_order_and_every_bit(straight: Run, small_shapes: Path, tmp_path: Path) -> None:
+    again = resumed(cut(small_shapes, tmp_path, "cut", "--channels-last", epochs=2, step=STEPS))
+    assert again.cfg.channels_last
+    same(straight.dir, again.dir)
+    for p, state in again.optimizer.state.items():
         assert state["momentum_buffer"].stride() == p.stride()
 
 

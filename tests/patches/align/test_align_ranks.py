@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.graph import LAYERS, Detector
 from patches.align import Align, Flags
-from tests.system.test_dist import on_ranks
+from tests.ranks import on_ranks
 from utils import seams
 
 SPEC = {

@@ -8,6 +8,8 @@ import pytest
 
 from patches.align.measure import measure_alignment, plot_map
 
+PAINTED = True
+
 
 def units(n: int, d: int, seed: int) -> npt.NDArray[np.float64]:
     x = np.random.default_rng(seed).normal(size=(n, d))

@@ -13,7 +13,7 @@ from models.graph import Detector
 from patches.image_class.dual_backbone import DualBackbone, Flags, cost
 from patches.image_class.head import ImageHead
 from tests.models.test_zoo import spec
-from tests.patches.image_class.test_joint import NAMES, at_root, batch_of, classed, detector_part, same, stage, weights
+from tests.patches.image_class.test_joint import NAMES, batch_of, classed, detector_part, same, stage, weights
 from tests.shared import ROOT
 from tests.toy import trained
 from utils import seams
@@ -23,7 +23,7 @@ from utils.train.run import Run
 from utils.weights import checkpoint
 from utils.weights.convert import convert
 
-__all__ = ["at_root", "classed"]
+__all__ = ["classed"]
 FLAGS = ("--dual-lr-scale", "2", "--dual-weight-decay", "0.01", "--dual-dropout", ".5", "--audit")
 
 

@@ -15,14 +15,13 @@ from torch import Tensor
 
 import detect
 import test as evaluation
-import train
 from models.graph import Detector
 from models.head import image_heads
 from patches.image_class.joint import Flags, Joint, node_number
 from patches.image_class.training import draw
 from tests.models.test_zoo import spec
+from tests.ranks import on_ranks
 from tests.shared import ROOT
-from tests.system.test_dist import on_ranks
 from tests.toy import trained
 from utils import seams
 from utils.config.train import parse as parse_flags
@@ -34,13 +33,8 @@ from utils.weights import checkpoint
 
 NAMES = ("dark", "bright", "other")
 BRANCH = "branches.image_class."
-TRAINING = ("--cls-weights", "balanced", "--cls-dropout", ".5", "--mosaic", "0", "--audit", "--save-steps", "1")
-FLAGS = {"plain": (), "idle": ("--classify", "--cls-gain", "0"), "joint": ("--classify", *TRAINING)}
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+TRAINING = ("--cls-weights", "balanced", "--cls-dropout", ".5", "--mosaic", "0", "--audit")
+FLAGS = {"plain": (), "joint": ("--classify", *TRAINING)}
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +51,7 @@ def classed(small_shapes: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(classed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
-    """Without classes, with gain 0, and two epochs with classes and the audit."""
+    """Without classes, and two epochs with classes and the audit."""
     project = tmp_path_factory.mktemp("joint")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -76,12 +70,6 @@ def detector_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_gain_zero_moves_no_bit_of_the_detector(runs: dict[str, Run]) -> None:
-    for which in ("model", "ema"):
-        plain, idle = (torch.load(weights(runs[k], "last"), weights_only=True)[which] for k in ("plain", "idle"))
-        assert same(plain, detector_part(idle)) and len(idle) == len(plain) + 4
 
 
 def test_with_a_gain_it_does(runs: dict[str, Run]) -> None:
@@ -207,29 +195,6 @@ def test_linear_probe(runs: dict[str, Run], classed: Path, tmp_path: Path, capsy
     assert moved.any()
     with pytest.raises(UserError, match="nothing would train"):
         trained(classed, tmp_path, "q", "--freeze", "0-77", "--weights", plain)
-
-
-def test_resumed_within_an_epoch_it_is_the_same(
-    runs: dict[str, Run], classed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Dropout, counters and class weights go on where they were, with other workers."""
-    pause = train.saving.pause
-
-    def stop(run: Run) -> None:
-        pause(run)
-        if run.step == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.saving, "pause", stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained(classed, tmp_path, "cut", *FLAGS["joint"], epochs=2)
-    monkeypatch.setattr(train.saving, "pause", pause)
-    resumed = train.main(["--resume", str(tmp_path / "cut"), "--workers", "1"])
-    assert resumed is not None
-    straight = runs["joint"]
-    assert (straight.dir / "results.csv").read_text() == (resumed.dir / "results.csv").read_text()
-    one, two = (torch.load(weights(r, "last"), weights_only=True) for r in (straight, resumed))
-    assert same(one["model"], two["model"]) and same(one["ema"], two["ema"])
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ import yaml
 import detect
 import export
 import test as evaluation
-import train
-from patches.modality import Flags, Modality
 from patches.modality.missing import report, without
 from patches.modality.stems import SecondStem
 from tests.conftest import ROOT
@@ -27,16 +25,10 @@ from utils.data.dataset import DetectionDataset, Sample
 from utils.data.scan import scan_split
 from utils.data.spec import read_data
 from utils.system.errors import UserError
-from utils.train.run import Run
 from utils.weights import checkpoint
 
 HARD = AugmentParams(mosaic=0.7, mixup=0.3, translate=0.2, scale=0.6, degrees=25, fliplr=0.5, hsv_v=0.4)
 FLAGS = ["--modality", "both", "--freeze", "5", "--audit"]
-
-
-@pytest.fixture(autouse=True)
-def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +82,6 @@ def test_a_missing_partner_is_grey(small_pairs: Path, tmp_path: Path) -> None:
     items = [both[Sample(0, i)] for i in range(4)]
     assert [bool((x["image"][3:] == 114).all()) for x in items] == [False, False, False, True]
     assert not (items[3]["image"][:3] == 114).all()
-
-
-def test_visible_changes_nothing() -> None:
-    patch = Modality(Flags())
-    marker = object()
-    assert patch.wrap_dataset(marker, "train") is marker
 
 
 def test_two_stems_from_one_checkpoint_detect_as_it_did(runs: Path) -> None:
@@ -222,27 +208,6 @@ def test_detect_finds_the_partner(runs: Path, small_pairs: Path, tmp_path: Path)
         detected(weights, file, tmp_path, "d")
     drawn = np.asarray(cv2.imread(str(tmp_path / "a/0000.png")))
     assert drawn.shape[:2] == size
-
-
-def test_resumed_to_the_bit(runs: Path, small_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped within the second epoch."""
-    done = train.saving.pause
-    with monkeypatch.context() as patch:
-        patch.setattr(train.saving, "pause", lambda run: (done(run), stop(run)))
-        with pytest.raises(KeyboardInterrupt):
-            more = ["--weights", best(runs, "base"), "--save-steps", "1"]
-            trained(small_pairs, tmp_path, "both", *FLAGS, *more, epochs=2)
-    assert train.main(["--resume", str(tmp_path / "both")]) is not None
-    old, new = (checkpoint.read_checkpoint(p / "both/weights/last.pt") for p in (runs, tmp_path))
-    for part in ("model", "ema"):
-        assert old[part].keys() == new[part].keys()
-        assert all(torch.equal(v, new[part][k]) for k, v in old[part].items())
-    assert figures(runs / "both/modality.csv") == figures(tmp_path / "both/modality.csv")
-
-
-def stop(run: Run) -> None:
-    if run.step == 4:
-        raise KeyboardInterrupt
 
 
 def test_bad_use_says_what_would_be_right(runs: Path, small_pairs: Path, small_shapes: Path, tmp_path: Path) -> None:

@@ -14,16 +14,13 @@ from models.graph import Detector
 from patches import freeze, layer_decay, unfreeze
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
-from tests.test_seams import FOUR
-from tests.toy import toy, trained
+from tests.toy import FOUR_HEADS, STEPS, cut, resumed, same, toy, trained
 from utils import seams
 from utils.config.train import Config
 from utils.system.errors import UserError
 from utils.train import optim
 from utils.train.run import Run
-from utils.weights import checkpoint
 
-STEPS = 3  # per epoch of the toy data, 12 images in batches of 4
 PLAN = ("--unfreeze", "0:77,", "1:31-76@0.1,", "2:0-30@0.05", "--unfreeze-ramp", "1.5", "--audit")
 STAGES = {"1": (0, 1.0, 0.0), "2": (1, 0.1, 1.5), "3": (2, 0.05, 1.5)}  # opens, scale, ramp
 
@@ -127,43 +124,11 @@ def test_frozen_until_they_open(straight: tuple[Run, Log]) -> None:
     optim.check_partition(run.optimizer.param_groups, run.loss_step)
 
 
-def test_resumed_across_an_opening_to_the_bit(
-    straight: tuple[Run, Log], small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run is cut after each of its first three epochs, one of them within the ramp."""
-    save = train.saving.save
-
-    def save_and_stop(run: Run, result: object) -> None:
-        save(run, result)  # type: ignore[arg-type]
-        if run.epoch < 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.saving, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained(small_shapes, tmp_path, "cut", *PLAN, epochs=5)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train.main(["--resume", str(tmp_path / "cut")])
-    resumed = train.main(["--resume", str(tmp_path / "cut")])
-    assert resumed is not None
-    a, b = (checkpoint.read_checkpoint(r.dir / "weights/last.pt") for r in (straight[0], resumed))
-    for part in ("model", "ema"):
-        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
-    for number, slots in a["optimizer"]["state"].items():
-        assert torch.equal(slots["momentum_buffer"], b["optimizer"]["state"][number]["momentum_buffer"])
-    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
-    assert (straight[0].dir / "results.csv").read_text() == (resumed.dir / "results.csv").read_text()
-
-
-def test_all_open_from_the_start_is_a_plain_run(
-    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    plain = trained(small_shapes, tmp_path, "p")
-    both = trained(small_shapes, tmp_path, "u", "--unfreeze", "0:backbone+neck+head", "--layer-decay", "1")
-    assert len(plain.optimizer.param_groups) == 3 < len(both.optimizer.param_groups)
-    one, two = plain.model.state_dict(), both.model.state_dict()
-    assert all(torch.equal(one[k], two[k]) for k in one)
+def test_an_opening_in_a_resumed_run(straight: tuple[Run, Log], small_shapes: Path, tmp_path: Path) -> None:
+    """Ended just before the first opening; the next one and the ramps come after it, too."""
+    stopped = cut(small_shapes, tmp_path, "cut", *PLAN, epochs=5, step=STEPS)
+    resumed(stopped)
+    same(straight[0].dir, stopped)
 
 
 def test_four_heads_after_a_transfer(
@@ -174,7 +139,7 @@ def test_four_heads_after_a_transfer(
     (tmp_path / "plan.yaml").write_text(
         "stages:\n- {epoch: 0, open: neck+head}\n- {epoch: 1, open: 10-28, ramp: 1, hyp: {lr0: 0.001, mosaic: 0}}\n"
     )
-    four = ["--cfg", "cfg/training/demo-1b4h.yaml", *FOUR, "--audit", "--freeze", "10"]
+    four = [*FOUR_HEADS, "--audit", "--freeze", "10"]
     start = ["--weights", str(straight[0].dir / "weights/best.pt"), "--transfer-weights"]
     run = trained(
         small_shapes, tmp_path, "f", *four, *start, "--unfreeze", str(tmp_path / "plan.yaml"), "--adam", epochs=3

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from patches.weighting import history
 
+PAINTED = True
+
 RESULTS = """\
 epoch,step,lr_weight,box/head_0,image_class,mAP,match,val_box,image_acc,weight/a,weight/b,grad_norm/a,cosine/a:b
 0,3,0.01,0.5,1.1,,,,,1.0,1.0,nan,nan

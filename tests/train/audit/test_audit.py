@@ -15,8 +15,8 @@ from models.graph import Detector
 from models.loss import scale_gains
 from patches.freeze import Flags, Freeze
 from tests.models.test_zoo import spec
+from tests.ranks import on_ranks
 from tests.shared import ROOT
-from tests.system.test_dist import on_ranks
 from utils import seams
 from utils.config.train import Config
 from utils.system.errors import UserError, run_main

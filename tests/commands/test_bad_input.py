@@ -1,5 +1,5 @@
-"""Bad input through the command line: exit code 2, a message that says what, where and what would be right, no
-traceback, nothing lost."""
+"""Bad input: one error that says what, where and what would be right, before anything is written; and, by processes,
+that such an error is exit code 2 without a traceback."""
 
 import json
 import shutil
@@ -10,30 +10,59 @@ import pytest
 import torch
 import yaml
 
+import train as program
 from tests.conftest import ROOT, CommandLine
 from tests.shared import shared
-from tests.toy import toy
+from tests.toy import toy, trained
+from utils.system.errors import UserError
 
 HEADS = ROOT / "data/shapes_1b4h.yaml"
 
 
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What train.py says against these words, in this process."""
+    with pytest.raises((UserError, SystemExit)) as found:
+        program.main(argv)
+    if isinstance(found.value, SystemExit):
+        assert found.value.code == 2
+        return capsys.readouterr().err
+    return str(found.value)
+
+
 @pytest.fixture
-def train(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> Callable[..., str]:
-    """Runs train.py with a good base, the given flags on top; returns stderr after checking that it was refused as it
-    should be."""
+def train(small_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Gives train.py a good base and the given flags on top; returns its error after checking that nothing is there."""
 
     def run(*flags: str, data: str = "") -> str:
-        out = command_line("train.py", *toy(data or small_shapes, tmp_path / "runs", "bad"), *flags)
-        assert out.returncode == 2, out.stdout[-2000:] + out.stderr
-        assert "Traceback" not in out.stderr, out.stderr
-        assert not (tmp_path / "runs/bad/weights/last.pt").exists()
-        return out.stderr
+        project = tmp_path / "runs"
+        before = sorted(project.rglob("*"))
+        message = refused([*toy(data or small_shapes, project, "bad"), *flags], capsys)
+        assert sorted(project.rglob("*")) == before
+        return message
 
     return run
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--frezee", "5"], "--frezee"),
+        (["--data", "nowhere.yaml"], "nowhere.yaml"),
+        (["--lr0", "-1"], "lr0"),
+        (["--freeze", "78"], "whole model"),
+    ],
+)
+def test_a_process_ends_with_code_2_and_no_traceback(
+    command_line: CommandLine, small_shapes: Path, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    """Refused by the parser, by a file, by a value, by the model that was built: nothing is written."""
+    out = command_line("train.py", *toy(small_shapes, tmp_path / "runs", "bad"), *flags)
+    assert out.returncode == 2 and said in out.stderr and "Traceback" not in out.stderr, out.stderr
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
 @pytest.fixture
-def copied(small_shapes: Path, tmp_path: Path, command_line: CommandLine) -> Path:
+def copied(small_shapes: Path, tmp_path: Path) -> Path:
     """A data set of our own to damage: data.yaml with images and labels beside it."""
     from utils.data.spec import read_data
 
@@ -95,8 +124,8 @@ def test_flags(train: Callable[..., str], flags: list[str], said: list[str]) -> 
     assert all(w in message for w in said), message
 
 
-def test_resume_takes_no_other_settings(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> None:
-    assert command_line("train.py", *toy(small_shapes, tmp_path, "r")).returncode == 0
+def test_resume_takes_no_other_settings(small_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(small_shapes, tmp_path, "r")
     old = tmp_path / "old/weights/last.pt"
     old.parent.mkdir(parents=True)
     content = torch.load(tmp_path / "r/weights/last.pt", weights_only=True)
@@ -108,8 +137,8 @@ def test_resume_takes_no_other_settings(command_line: CommandLine, small_shapes:
         (["--resume", str(tmp_path / "r/weights/best.pt")], "weights only"),
         (["--resume", str(old)], "an earlier version wrote it, it does not say data, arithmetic"),
     ):
-        out = command_line("train.py", *flags)
-        assert out.returncode == 2 and said in out.stderr and "Traceback" not in out.stderr, out.stderr
+        message = refused(flags, capsys)
+        assert said in message, message
 
 
 def test_device_that_is_not_there(train: Callable[..., str]) -> None:
@@ -177,13 +206,11 @@ def test_corrupt_image(train: Callable[..., str], copied: Path) -> None:
     assert image.name in train(data=str(copied / "data.yaml"))
 
 
-def test_bad_data_can_be_skipped(command_line: CommandLine, copied: Path, tmp_path: Path) -> None:
+def test_bad_data_can_be_skipped(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     label = first(copied, "shapes/labels/train/*.txt")
     label.write_text("99 0.5 0.5 0.1 0.1\n")
-    flags = toy(copied / "data.yaml", tmp_path / "runs", "skipping")
-    out = command_line("train.py", *flags, "--on-bad-data", "skip")
-    assert out.returncode == 0, out.stderr
-    assert label.name in out.stdout
+    trained(copied / "data.yaml", tmp_path / "runs", "skipping", "--on-bad-data", "skip")
+    assert label.name in capsys.readouterr().out
 
 
 def test_names_and_nc_disagree(train: Callable[..., str], copied: Path) -> None:
@@ -198,7 +225,7 @@ def test_empty_folder(train: Callable[..., str], copied: Path) -> None:
     assert "val" in train(data=str(copied / "data.yaml"))
 
 
-def test_existing_run_is_not_touched(command_line: CommandLine, train: Callable[..., str], tmp_path: Path) -> None:
+def test_existing_run_is_not_touched(train: Callable[..., str], tmp_path: Path) -> None:
     run = tmp_path / "runs/bad"
     run.mkdir(parents=True)
     (run / "results.csv").write_text("precious")

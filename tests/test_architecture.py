@@ -1,6 +1,7 @@
 """The house's rules that a machine can test: who imports whom, what no file may hold, how long files are."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,88 @@ def test_no_machine_paths_or_large_files_are_committed() -> None:
         if path.suffix in (".py", ".md", ".yaml", ".sh", ".toml", ".txt"):
             text = path.read_text(errors="ignore")
             assert not any(h in text for h in homes), f"{name} holds a path of one machine"
+
+
+# Modules of utils that have no test of their name, and the file that tests them instead. May only shrink.
+TESTED_IN = {
+    "bench.page": "commands/test_bench.py",
+    "bench.parts": "commands/test_bench.py",
+    "bench.sections": "commands/test_bench.py",
+    "config.options": "commands/test_bad_input.py",
+    "config.train": "commands/test_bad_input.py",
+    "data.build": "data/test_loader.py",
+    "data.scan_cache": "data/test_scan.py",
+    "images.cache": "images/test_pixels.py",
+    "images.read": "images/test_pixels.py",
+    "report.compare_page": "study/test_compare.py",
+    "report.folder": "report/test_report.py",
+    "report.frozen": "report/test_report.py",
+    "report.next_commands": "report/test_report.py",
+    "report.page": "report/test_report.py",
+    "report.rules": "report/test_report.py",
+    "report.sections": "report/test_report.py",
+    "runs.chain": "commands/test_train.py",
+    "runs.folder": "report/test_report.py",
+    "runs.manifest": "commands/test_lost.py",
+    "runs.record": "commands/test_train.py",
+    "study.ablate": "commands/test_ablate.py",
+    "study.compared": "study/test_compare.py",
+    "study.figures": "study/test_compare.py",
+    "study.measure": "study/test_compare.py",
+    "system.sync_bn": "system/test_dist.py",
+    "train.announce": "commands/test_train.py",
+    "train.audit.plan": "train/audit/test_audit.py",
+    "train.outputs": "commands/test_train.py",
+    "train.run": "test_seams.py",
+    "train.saving": "commands/test_resume.py",
+    "train.start": "commands/test_resume.py",
+    "weights.archive": "weights/test_foreign_attacks.py",
+    "weights.opcodes": "weights/test_foreign_attacks.py",
+    "weights.torch_file": "weights/test_foreign_attacks.py",
+}
+SHORT = 60  # lines; what is shorter and has one user is a part of it
+# Short files with one user or none that stay, and why. May only shrink.
+STAY_APART = {
+    "patches": "the table of flags",
+    "utils.__main__": "the front door of the tools",
+    "patches.freeze": "a patch",
+    "patches.layer_decay": "a patch",
+    "patches.image_class.joint": "a patch, beside the other of its package",
+    "patches.modality.stems": "a network; the patch is what trains it",
+    "patches.weighting.shared_layer": "finds a module; the patch is at its limit of length",
+    "patches.weighting.tasks": "parses and checks what tasks are named; the patch is at its limit of length",
+    "utils.study.ablate": "a command of its own",
+}
+DOCS = ROOT / "docs/architecture.md"
+
+
+def test_every_module_has_a_test_of_its_name() -> None:
+    modules = [module_of(p).removeprefix("utils.") for p in CODE if p.is_relative_to(ROOT / "utils")]
+    without = set()
+    for name in (m for m in modules if not place(f"utils.{m}").is_dir() and m not in ("utils", "__main__")):
+        *folders, last = name.split(".")
+        if not (ROOT / "tests").joinpath(*folders, f"test_{last}.py").is_file():
+            without.add(name)
+    assert without <= TESTED_IN.keys(), f"no tests/<package>/test_<module>.py for {sorted(without - TESTED_IN.keys())}"
+    assert without >= TESTED_IN.keys(), f"strike from the list: {sorted(TESTED_IN.keys() - without)}"
+    assert not [test for test in TESTED_IN.values() if not (ROOT / "tests" / test).is_file()]
+
+
+def test_a_short_file_with_one_user_is_a_part_of_it() -> None:
+    users: dict[str, set[Path]] = {}
+    for path in [*CODE, *ENTRIES]:
+        for name in imported(path):
+            users.setdefault(name, set()).add(path)
+    short = {module_of(p) for p in CODE if 1 < len(p.read_text().splitlines()) < SHORT}
+    alone = {name for name in short if len(users.get(name, ())) < 2}
+    assert alone <= STAY_APART.keys(), f"merge with their one user: {sorted(alone - STAY_APART.keys())}"
+    assert alone >= STAY_APART.keys(), f"strike from the list: {sorted(STAY_APART.keys() - alone)}"
+
+
+def test_what_the_architecture_page_names_exists() -> None:
+    named = re.findall(r"`([\w./-]+(?:/|\.(?:py|md|yaml|sh)))`", DOCS.read_text())
+    named = [n for n in named if "NAME" not in n and ("/" in n or n in TOP_LEVEL)]
+    assert len(named) > 60
+    assert not [n for n in named if not (ROOT / n).exists()]
+    rooms = [p.relative_to(ROOT).as_posix() for p in (ROOT / "utils").iterdir() if (p / "__init__.py").exists()]
+    assert not [r for r in rooms if f"{r}/" not in named], "a package that the page leaves out"

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import bench
 from tests.conftest import ROOT
 from utils.bench import page as bench_page
 from utils.bench.sections import SECTIONS
 from utils.system.errors import UserError
-from utils.system.timing import interleaved, peak_bytes, ratios
 
 STEP = {"data", "forward", "loss", "backward", "optimizer", "EMA", "step", "CPU time"}
 EVALUATION = {"inference", "nms", "matching", "whole", "CPU time"}
@@ -94,26 +92,3 @@ def test_an_earlier_state_is_set_beside_this_one(quick: Path) -> None:
 def test_unknown_sections_are_named() -> None:
     with pytest.raises(UserError, match="no section steps; there are: step, freeze"):
         bench.main(["steps"])
-
-
-def test_rounds_go_back_and_forth() -> None:
-    seen: list[str] = []
-
-    def work(name: str) -> dict[str, float]:
-        seen.append(name)
-        return {"whole": float(len(seen))}
-
-    found = interleaved({n: lambda n=n: work(n) for n in "abc"}, 2, warmup=1)  # type: ignore[misc]
-    assert "".join(seen) == "abccbaabc"
-    assert {k: [r["whole"] for r in v] for k, v in found.items()} == {"a": [6, 7], "b": [5, 8], "c": [4, 9]}
-    assert ratios([2, 9, 4], [1, 3, 4]) == {"median": 2, "min": 1, "max": 3}, "round by round"
-
-
-def test_peak_counts_what_lives_at_once() -> None:
-    def work() -> None:
-        first = torch.zeros(1000)
-        second = first + 1
-        del first, second
-        torch.zeros(500)
-
-    assert peak_bytes(work, torch.device("cpu")) == pytest.approx(8000, abs=500)

@@ -1,0 +1,43 @@
+"""Do the anchors fit the boxes? By hand, and where new ones are better."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.graph import Detector
+from tests.models.test_zoo import spec
+from utils.data.labels import parse
+from utils.train.anchors import box_sizes, cluster, fit_anchors, possible_recall
+
+
+def test_sizes_are_those_in_the_networks_input() -> None:
+    labels = [parse("0 0.5 0.5 0.5 0.25", "a")[0], parse("", "b")[0]]
+    sizes = box_sizes(labels, np.array([[100, 200], [50, 50]]), 64)
+    assert sizes.tolist() == [[32, 8]], "200x100 becomes 64x32"
+    assert box_sizes(labels[1:], np.array([[50, 50]]), 64).shape == (0, 2)
+
+
+def test_a_box_is_reached_by_an_anchor_whose_sides_are_less_than_t_times_off() -> None:
+    sizes = np.array([[10.0, 10.0], [39.0, 10.0], [41.0, 10.0], [3.0, 3.0]])
+    assert possible_recall(sizes, np.array([[10.0, 10.0]]), 4.0) == 0.75
+    assert possible_recall(sizes, np.array([[10.0, 10.0], [40.0, 10.0]]), 4.0) == 1
+
+
+def test_clusters_are_the_groups_there_are_and_repeat() -> None:
+    draw = np.random.default_rng(0)
+    sizes = np.concatenate([draw.normal(at, 0.1, (50, 2)) for at in (40.0, 5.0, 15.0)])
+    found = cluster(sizes, 3, seed=0)
+    assert found.mean(1) == pytest.approx([5, 15, 40], abs=0.2)
+    assert np.array_equal(found, cluster(sizes, 3, seed=0))
+
+
+def test_anchors_are_replaced_only_where_that_helps() -> None:
+    model = Detector(spec("demo"), 12)
+    before = model.head.anchors.clone()
+    own = (before * model.head.stride.view(-1, 1, 1)).view(-1, 2).numpy().astype(np.float64)
+    fitting = np.repeat(own, 10, 0)
+    assert "anchors fit: best possible recall 1.0000" in fit_anchors(model, fitting, 4.0, 0)
+    assert "too few" in fit_anchors(model, fitting[:20], 4.0, 0)
+    assert torch.equal(model.head.anchors, before)
+    assert "anchors replaced: best possible recall" in fit_anchors(model, fitting * [30.0, 0.4], 4.0, 0)
+    assert not torch.equal(model.head.anchors, before)

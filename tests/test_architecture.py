@@ -237,6 +237,7 @@ STAY_APART = {
     "patches.freeze": "a patch",
     "patches.layer_decay": "a patch",
     "patches.image_class.joint": "a patch, beside the other of its package",
+    "patches.modality.missing": "evaluates without one of the pictures; the patch reads both",
     "patches.modality.stems": "a network; the patch is what trains it",
     "patches.weighting.shared_layer": "finds a module; the patch is at its limit of length",
     "patches.weighting.tasks": "parses and checks what tasks are named; the patch is at its limit of length",

@@ -225,8 +225,7 @@ TESTED_IN = {
     "train.run": "test_seams.py",
     "train.saving": "commands/test_resume.py",
     "train.start": "commands/test_resume.py",
-    "weights.archive": "weights/test_foreign_attacks.py",
-    "weights.opcodes": "weights/test_foreign_attacks.py",
+    "weights.limited": "weights/test_foreign_attacks.py",
     "weights.torch_file": "weights/test_foreign_attacks.py",
 }
 SHORT = 60  # lines; what is shorter and has one user is a part of it

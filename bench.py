@@ -10,42 +10,38 @@ in one process; a ratio is the median of the rounds' own ratios to the section's
 Write with `--out FILE.json`; the table is printed in any case. One OpenMP thread per idle core: set OMP_NUM_THREADS.
 """
 
-import argparse
 import json
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.bench import page as bench_page
 from utils.bench.parts import write_pictures
 from utils.bench.sections import SECTIONS, Bench
-from utils.config.options import make_parser
+from utils.config.options import Program, opt
+from utils.config.shared import Device
 from utils.system.device import select_device
-from utils.system.errors import UserError, run_main
+from utils.system.errors import run_main
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    cut = argv.index("--") if "--" in argv else len(argv)
-    p = make_parser("python -m bench", str(__doc__))
-    p.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    p.add_argument("--device", default="", help="cuda device number or cpu (default: the best there is)")
-    p.add_argument("--rounds", type=int, default=7)
-    p.add_argument("--quick", action="store_true", help="toy sizes, one round: does it run, not how fast")
-    p.add_argument("--out", default="", metavar="FILE.json", help="also write the figures")
-    p.add_argument("--markdown", nargs="+", metavar="FILE.json", help="print BENCHMARKS.md of these files and stop")
-    p.add_argument(
-        "--before", default="", metavar="FILE.json", help="with --markdown: an earlier state to compare with"
-    )
-    args = p.parse_args(argv[:cut])
-    args.extra = argv[cut + 1 :]
-    if unknown := [s for s in args.sections if s not in SECTIONS]:
-        raise UserError(f"no section {', '.join(unknown)}; there are: {', '.join(SECTIONS)}")
-    return args
+@dataclass(frozen=True, kw_only=True)
+class Options(Device):
+    sections: tuple[str, ...] = opt((), ", ".join(SECTIONS), positional=True, nargs="*", choices=tuple(SECTIONS))
+    rounds: int = opt(7, "rounds in which the rows take turns", "evaluation", low=1)
+    quick: bool = opt(False, "toy sizes, one round: does it run, not how fast", "speed")
+    out: str = opt("", "also write the figures", "saving", metavar="FILE.json")
+    markdown: tuple[str, ...] = opt((), "print BENCHMARKS.md of these files and stop", nargs="+", metavar="FILE.json")
+    before: str = opt("", "with --markdown: an earlier state to compare with", metavar="FILE.json")
+
+
+PROGRAM = Program("python -m bench", str(__doc__), Options, rest="TRAIN.PY'S FLAGS, FOR EVERY ROW")
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
-    args = parse(argv)
+    given = PROGRAM.parse(argv)
+    args = given.cfg
     if args.markdown:
         before = json.loads(Path(args.before).read_text()) if args.before else None
         print(bench_page.page([json.loads(Path(f).read_text()) for f in args.markdown], before))
@@ -60,7 +56,14 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         names = ("demo", "demo-1b4h") if args.quick else ("yolov7-tiny", "yolov7-tiny-1b4h")
         models = [f"cfg/training/{name}.yaml" for name in names]
         b = Bench(
-            base, device, 1 if args.quick else args.rounds, args.quick, models[0], models[1], args.extra, Path(folder)
+            base,
+            device,
+            1 if args.quick else args.rounds,
+            args.quick,
+            models[0],
+            models[1],
+            list(given.rest),
+            Path(folder),
         )
         for name in args.sections or [n for n in SECTIONS if n != "compile"]:
             print(f"measuring {name} ...", file=sys.stderr)

@@ -8,8 +8,13 @@ A model that also names the image's class has it on the screen and the picture w
 as a last line in the form of label files: one-hot, with --save-conf the probabilities of all classes.
 """
 
+import sys
 from pathlib import Path
-from typing import Any
+
+from utils.config.detect import PROGRAM, Options
+
+if __name__ == "__main__":
+    PROGRAM.answer_help(sys.argv[1:])  # before torch, whose import takes longer than the answer
 
 import cv2
 import numpy as np
@@ -18,7 +23,6 @@ import torch
 from models.fuse import fuse
 from models.graph import Detector
 from models.head import image_heads
-from utils.config.options import make_parser
 from utils.data.build import whole_strides
 from utils.data.pairs import PairRule, partner_rule, recorded, with_partner
 from utils.evaluation.boxes import to_native
@@ -33,57 +37,28 @@ from utils.system.device import select_device
 from utils.system.errors import UserError, run_main
 from utils.weights.checkpoint import load_detector
 
-
-def parse(argv: list[str]) -> Any:
-    p = make_parser("detect.py", "Draw detections.")
-    p.add_argument("--weights", required=True, help="checkpoint, ours or YOLOv5's or YOLOv7's")
-    p.add_argument("--cfg", default="", help="model YAML, for weights that carry none")
-    p.add_argument("--source", required=True, help="image, folder, glob, video, or a camera's number")
-    p.add_argument("--img-size", "--img", "--imgsz", type=int, default=640, help="pixels")
-    p.add_argument("--conf-thres", "--conf", type=float, default=0.25, help="lowest confidence")
-    p.add_argument("--iou-thres", "--iou", type=float, default=0.45, help="IoU of NMS")
-    p.add_argument(
-        "--on-missing-pair",
-        default="error",
-        choices=("error", "single"),
-        help="a model that reads infrared: an image without partner is an error, or detected beside a grey one",
-    )
-    p.add_argument("--max-det", type=int, default=300, help="detections per image")
-    p.add_argument("--device", default="", help="cuda device number, cpu or mps")
-    p.add_argument("--classes", type=int, nargs="+", help="only these classes")
-    p.add_argument("--agnostic-nms", action="store_true", help="suppress across classes")
-    p.add_argument("--save-txt", action="store_true", help="write detections as label files")
-    p.add_argument("--save-conf", action="store_true", help="with --save-txt: confidence as last column")
-    p.add_argument("--nosave", action="store_true", help="write no pictures or videos")
-    p.add_argument("--no-trace", action="store_true", help="accepted for old commands; nothing is ever traced")
-    p.add_argument("--project", default="runs/detect")
-    p.add_argument("--name", default="exp")
-    p.add_argument("--exist-ok", action="store_true")
-    args = p.parse_args(argv)
-    args.named = any(a.split("=")[0] == "--name" for a in argv)
-    return args
-
-
 Shares = list[float] | None  # [C] probabilities of the image's classes, for a model that has such
 
 
 @torch.inference_mode()
-def detect(model: Detector, image: Image, size: int, device: torch.device, args: Any) -> tuple[torch.Tensor, Shares]:
+def detect(
+    model: Detector, image: Image, size: int, device: torch.device, args: Options
+) -> tuple[torch.Tensor, Shares]:
     """Image [H,W,C] -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class; and what the image shows as a whole."""
     fitted, ratio, pad = letterbox(image, size, stride=int(model.stride.max()))
     tensor = fractions(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1))).to(device)[None])
     out = model(tensor)
     parts = model.decode(out["det"])
     found = nms(
-        parts, args.conf_thres, args.iou_thres, multi_label=False, classes=args.classes, agnostic=args.agnostic_nms,
-        max_det=args.max_det,
+        parts, args.conf_thres, args.nms_iou, multi_label=False, classes=list(args.classes) or None,
+        agnostic=args.agnostic_nms, max_det=args.max_det,
     )[0].cpu()  # fmt: skip
     native = to_native(found[:, :4], [*ratio, *pad], (image.shape[0], image.shape[1]))
     shares = [out[name][0].float().softmax(0).tolist() for name in image_heads(model)]
     return torch.cat((native, found[:, 4:]), 1), shares[0] if shares else None
 
 
-def paired(frame: Frame, rule: PairRule, reads: str, args: Any) -> Image:
+def paired(frame: Frame, rule: PairRule, reads: str, args: Options) -> Image:
     """The picture as the model reads it, with its infrared partner or that one alone."""
     if frame.number is not None:
         raise UserError(f"--source {frame.source}: {args.weights} reads {reads}, and a video has no infrared partner")
@@ -93,7 +68,7 @@ def paired(frame: Frame, rule: PairRule, reads: str, args: Any) -> Image:
 class Output:
     """Writes drawn pictures, videos frame by frame, and label files; never two results to one name."""
 
-    def __init__(self, folder: Path, args: Any) -> None:
+    def __init__(self, folder: Path, args: Options) -> None:
         self.folder, self.args = folder, args
         self.writers: dict[str, cv2.VideoWriter] = {}
         self.taken: set[str] = set()
@@ -131,18 +106,19 @@ class Output:
 
 
 def main(argv: list[str]) -> None:
-    args = parse(argv)
+    given = PROGRAM.parse(argv)
+    args = given.cfg
     device = select_device(args.device)
-    with lock.new_run(args.project, args.name, named=args.named, exist_ok=args.exist_ok) as held:
+    with lock.new_run(args.project, args.name, named="name" in given.names, exist_ok=args.exist_ok) as held:
         run(args, device, held.folder)
 
 
-def run(args: Any, device: torch.device, folder: Path) -> None:
+def run(args: Options, device: torch.device, folder: Path) -> None:
     """Every picture of the source, and what was found, into `folder`."""
     if not args.source.isdigit():
         find_files(args.source)
     model, meta = load_detector(args.weights, args.cfg)
-    names, size = meta["names"], whole_strides(args.img_size, int(model.stride.max()))
+    names, size = meta["names"], whole_strides(args.img_size or 640, int(model.stride.max()))
     if args.classes and max(args.classes) >= model.nc:
         raise UserError(f"--classes {max(args.classes)}: the model has classes 0..{model.nc - 1}")
     model = fuse(model).to(device)

@@ -17,9 +17,15 @@ from the unfused model by more than 3e-5 of the scale (image size for box column
 
 import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+
+from utils.config.export import PROGRAM, Options
+
+if __name__ == "__main__":
+    PROGRAM.answer_help(sys.argv[1:])  # before torch, whose import takes longer than the answer
 
 import numpy as np
 import torch
@@ -28,7 +34,6 @@ from torch import Tensor, nn
 from models.fuse import fuse
 from models.graph import Detector
 from models.head import image_heads
-from utils.config.options import make_parser
 from utils.data.build import whole_strides
 from utils.data.scan import scan_split
 from utils.data.spec import read_data
@@ -60,27 +65,16 @@ class Exported(nn.Module):
         return (*(part.pred for part in self.model.decode(out["det"])), *(out[name] for name in self.branches))
 
 
-def parse(argv: list[str]) -> Any:
-    p = make_parser("export.py", "Write a checkpoint as an ONNX file.")
-    p.add_argument("--weights", required=True, help="checkpoint, ours or YOLOv5's or YOLOv7's")
-    p.add_argument("--cfg", default="", help="model YAML, for weights that carry none")
-    p.add_argument("--img-size", "--img", "--imgsz", type=int, default=0, help="pixels (default: as in training)")
-    p.add_argument("--batch", default="1", help="images at a time: a number, or dynamic")
-    p.add_argument("--out", default="", help="file to write (default: the weights' name with .onnx)")
-    p.add_argument("--only-det", action="store_true", help="the detector without its branches")
-    p.add_argument("--data", default="", help="data YAML of the real images (default: that of the training)")
-    p.add_argument("--exist-ok", action="store_true", help="replace the file")
-    args = p.parse_args(argv)
-    if args.batch != "dynamic" and not (args.batch.isdigit() and int(args.batch)):
-        raise UserError(f"--batch {args.batch}: expected a number of images, or dynamic")
-    args.out = Path(args.out or Path(args.weights).with_suffix(".onnx"))
-    if args.out.exists() and not args.exist_ok:
-        raise UserError(f"--out {args.out} exists: choose another name, or replace it with --exist-ok")
-    if not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
+def target(args: Options) -> Path:
+    """The file to write. Errors: UserError where it cannot be, or a package is missing."""
+    out = Path(args.out or Path(args.weights).with_suffix(".onnx"))
+    if out.exists() and not args.exist_ok:
+        raise UserError(f"--out {out} exists: choose another name, or replace it with --exist-ok")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"export needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")
-    return args
+    return out
 
 
 def to_onnx(module: Exported, channels: int, size: int, batch: str) -> Any:
@@ -169,7 +163,8 @@ def verify(content: bytes, module: Exported, image: Tensor, kind: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    args = parse(argv)
+    args = PROGRAM.parse(argv).cfg
+    out = target(args)
     model, meta = load_detector(args.weights, args.cfg)
     size = whole_strides(args.img_size or int(meta.get("img_size") or 640), int(model.stride.max()))
     if args.only_det:
@@ -177,13 +172,13 @@ def main(argv: list[str]) -> None:
     if model.stem:
         raise UserError(f"{args.weights} reads two pictures; --only-det exports the detector of the visible one")
     plain, fused = Exported(model).eval(), Exported(fuse(model)).eval()
-    proto = to_onnx(fused, model.in_channels, size, args.batch)
+    proto = to_onnx(fused, model.in_channels, size, args.batch_size)
     strip(proto)
     for key, value in describe(fused, meta, size, args.weights).items():
         proto.metadata_props.add(key=key, value=value)
     content = proto.SerializeToString()
     path = args.data or (meta.get("config") or {}).get("data", "the weights name none")
-    counts, real = (1, 3) if args.batch == "dynamic" else (int(args.batch),), None
+    counts, real = (1, 3) if args.batch_size == "dynamic" else (int(args.batch_size),), None
     try:
         real = real_images(path, meta, args.weights, size, max(counts))
     except UserError as error:
@@ -195,8 +190,8 @@ def main(argv: list[str]) -> None:
         verify(content, plain, noise[:count], "random images")
         if real is not None:
             verify(content, plain, real[:count], f"images of {path}")
-    write_whole(args.out, lambda file: file.write(content))
-    print(f"{args.out}: {len(content) / 1e6:.1f} MB, opset {proto.opset_import[0].version}; outputs {fused.names}")
+    write_whole(out, lambda file: file.write(content))
+    print(f"{out}: {len(content) / 1e6:.1f} MB, opset {proto.opset_import[0].version}; outputs {fused.names}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from dataclasses import replace
 from functools import partial
 
 from utils.config.help import help_alone
+from utils.config.options import help_topic
 
-if __name__ == "__main__" and help_alone(sys.argv[1:]):  # before torch, whose import takes longer than the answer
-    sys.exit()
+if __name__ == "__main__":
+    help_alone(sys.argv[1:])  # before torch, whose import takes longer than the answer
 
 import torch
 from tqdm import tqdm
@@ -183,7 +184,7 @@ def validate(run: Run, model: Detector, sink: Sink | None = None) -> Result:
 
 @notes.collecting()
 def main(argv: list[str]) -> Run | None:
-    if any(a in ("-h", "--help") for a in argv):
+    if help_topic(argv) is not None:
         announce.print_help(argv)
         return None
     begun = start.begin(argv)

@@ -38,19 +38,25 @@ from utils.weights.class_rows import compare
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    teacher: str = opt("", "checkpoint of the teacher, ours or YOLOv5's or YOLOv7's")
-    teacher_cfg: str = opt("", "model YAML of the teacher, for files that carry none")
-    distill_gain: float = opt(1.0, "gain of all three terms; 0: plain training, to the bit", low=0)
-    distill_cls_gain: float = opt(0.5, "gain of the class term, for 80 classes", low=0)
-    distill_box_gain: float = opt(0.05, "gain of the box term", low=0)
-    distill_feat_gain: float = opt(0.05, "gain of the feature term", low=0)
+    teacher: str = opt("", "checkpoint of the teacher, ours or YOLOv5's or YOLOv7's", "distillation")
+    teacher_cfg: str = opt("", "model YAML of the teacher, for files that carry none", "distillation")
+    distill_gain: float = opt(1.0, "gain of all three terms; 0: plain training, to the bit", "distillation", low=0)
+    distill_cls_gain: float = opt(0.5, "gain of the class term, for 80 classes", "distillation", low=0)
+    distill_box_gain: float = opt(0.05, "gain of the box term", "distillation", low=0)
+    distill_feat_gain: float = opt(0.05, "gain of the feature term", "distillation", low=0)
     distill_temperature: tuple[float, ...] = opt(
-        (1.0,), "temperature of the class term; two values: from the first to the second by a cosine", nargs="+"
+        (1.0,),
+        "temperature of the class term; two values: from the first to the second by a cosine",
+        "distillation",
+        nargs="+",
     )
     distill_nodes: tuple[str, ...] = opt(
-        (), "modules whose features are matched, STUDENT:TEACHER numbers (default: the detectors' inputs)", nargs="+"
+        (),
+        "modules whose features are matched, STUDENT:TEACHER numbers (default: the detectors' inputs)",
+        "distillation",
+        nargs="+",
     )
-    teacher_sha256: str = opt("", "fingerprint of the teacher's tensors, as recorded", hidden=True)
+    teacher_sha256: str = opt("", "fingerprint of the teacher's tensors, as recorded", "distillation", hidden=True)
 
     def __post_init__(self) -> None:
         if not self.teacher:

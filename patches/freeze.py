@@ -21,9 +21,12 @@ class Flags:
     freeze: tuple[str, ...] = opt(
         ("0",),
         "modules that do not learn: N = the first N; several numbers, ranges 0-10, or backbone, neck, head",
+        "freezing",
         nargs="+",
     )
-    trainable_first: int = opt(-1, "only the first N modules learn, the opposite of --freeze N (-1: not used)")
+    trainable_first: int = opt(
+        -1, "only the first N modules learn, the opposite of --freeze N (-1: not used)", "freezing"
+    )
 
 
 class Freeze(Patch[Flags]):

@@ -16,7 +16,7 @@ from utils.train.modules import depth_groups, spans
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    layer_decay: float = opt(1.0, "factor of the rate from one depth group to the next (ULMFiT: 0.385)")
+    layer_decay: float = opt(1.0, "factor of the rate from one depth group to the next (ULMFiT: 0.385)", "freezing")
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:

@@ -26,8 +26,12 @@ from utils.system.notes import note
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    transfer_weights: bool = opt(False, "start from all tensors of --weights that fit (new optimizer, epoch 0)")
-    transfer_heads: str = opt("sliced", "heads from a plain detector's rows, or fresh", choices=("sliced", "fresh"))
+    transfer_weights: bool = opt(
+        False, "start from all tensors of --weights that fit (new optimizer, epoch 0)", "model"
+    )
+    transfer_heads: str = opt(
+        "sliced", "heads from a plain detector's rows, or fresh", "model", choices=("sliced", "fresh")
+    )
 
 
 def detector_number(state: State) -> str:

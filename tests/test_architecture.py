@@ -15,7 +15,8 @@ OURS = {"models", "utils", "patches", "train", "test", "detect", "export", "benc
 # A package imports only packages of lower levels, or of its own. utils/__main__.py loads by name.
 LEVELS = (
     ("models", "utils.system"),
-    ("utils.config", "utils.images", "utils.seams"),
+    ("utils.config", "utils.images"),
+    ("utils.seams",),
     ("utils.data",),
     ("utils.evaluation", "utils.weights"),
     ("utils.runs",),

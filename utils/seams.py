@@ -8,7 +8,6 @@ Evaluation, in train.py and test.py:    [observe] -> figures -> after_evaluation
 
 import dataclasses
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from models.class_names import Columns
 from models.graph import Build, Detector
+from utils.config.help import patch_table, record_name
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -229,39 +229,19 @@ class Patches(nn.ModuleDict):
         return "\n".join(f"  {seam:15} {self.users(seam)}" for seam in SEAMS if self.users(seam))
 
 
-def table() -> dict[str, str]:
-    """{flag: patch file}. Empty where patches/ is absent: the base runs alone."""
-    if importlib.util.find_spec("patches") is None:
-        return {}
-    return dict(importlib.import_module("patches").TABLE)
-
-
-def record_name(place: str) -> str:
-    """What run.yaml and checkpoints call a patch: the last part of its place, `image_class.joint` -> `joint`."""
-    return place.rpartition(".")[2]
-
-
 def kinds(names: Iterable[str]) -> dict[str, ModuleType]:
     """The modules of these patch files, in TABLE order."""
     wanted = set(names)
-    known = {record_name(place): place for place in table().values()}
+    known = {record_name(place): place for place in patch_table().values()}
     if missing := wanted - known.keys():
         raise UserError(f"this run needs the patches {sorted(missing)}, which are not in patches/")
     return {name: importlib.import_module(f"patches.{place}") for name, place in known.items() if name in wanted}
 
 
-def active(given: Iterable[str]) -> dict[str, ModuleType]:
-    """Patches switched on by a flag on the command line."""
-    flags = {g.split("=")[0].removeprefix("--").replace("_", "-") for g in given if g.startswith("--")}
-    return kinds(record_name(place) for flag, place in table().items() if flag in flags)
-
-
-def with_test_flags() -> dict[str, ModuleType]:
-    """Patches that add flags to test.py: their modules define `TestFlags`, and `under_test`, which by them changes the
-    records from which a checkpoint's patches are made."""
-    if importlib.util.find_spec("patches") is None:
-        return {}
-    return kinds(importlib.import_module("patches").IN_TEST)
+def switched_on(flags: Mapping[str, Mapping[str, Any]]) -> Patches:
+    """The patches of a command line, {name: the flags it gives}. Their random numbers do not shift the base's."""
+    with torch.random.fork_rng(devices=[]):
+        return Patches({name: kind.patch(kind.Flags(**flags[name])) for name, kind in kinds(flags).items()})
 
 
 def revive(records: Records) -> Patches:

@@ -46,17 +46,19 @@ COUNTS = ("align_pairs", "align_boxes", "align_missing", "align_alone")
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    align: bool = opt(False, "pull visible and infrared features of one scene together; needs `pairs` in the data YAML")
-    align_weight: float = opt(0.005, "lambda: weight of the alignment terms", low=0)
-    align_start: int = opt(0, "epoch at which alignment begins", low=0)
-    align_ramp: int = opt(1, "epochs over which lambda rises to its value, the first one included", low=1)
-    align_node: tuple[int, ...] = opt(
-        (), "module(s) whose features are aligned (default: the last one of the backbone)", nargs="+"
+    align: bool = opt(
+        False, "pull visible and infrared features of one scene together; needs `pairs` in the data YAML", "pairs"
     )
-    align_dim: int = opt(128, "length of the embeddings", low=2)
-    align_bank: int = opt(0, "memory of hard negatives: so many pictures (0: none; 8192 is usual)", low=0)
-    align_every: int = opt(1, "measure alignment on the validation set every so many epochs", low=1)
-    align_subset: int = opt(512, "validation pairs that are measured: the first ones", low=2)
+    align_weight: float = opt(0.005, "lambda: weight of the alignment terms", "pairs", low=0)
+    align_start: int = opt(0, "epoch at which alignment begins", "pairs", low=0)
+    align_ramp: int = opt(1, "epochs over which lambda rises to its value, the first one included", "pairs", low=1)
+    align_node: tuple[int, ...] = opt(
+        (), "module(s) whose features are aligned (default: the last one of the backbone)", "pairs", nargs="+"
+    )
+    align_dim: int = opt(128, "length of the embeddings", "pairs", low=2)
+    align_bank: int = opt(0, "memory of hard negatives: so many pictures (0: none; 8192 is usual)", "pairs", low=0)
+    align_every: int = opt(1, "measure alignment on the validation set every so many epochs", "pairs", low=1)
+    align_subset: int = opt(512, "validation pairs that are measured: the first ones", "pairs", low=2)
 
     def __post_init__(self) -> None:
         check_ranges(self)

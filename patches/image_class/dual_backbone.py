@@ -35,15 +35,21 @@ SAME = "same"
 @dataclass(frozen=True, kw_only=True)
 class Flags:
     dual_backbone: str = opt(
-        "", "name the image's class by a network of its own; with the backbone of this YAML", nargs="?", const="same"
+        "",
+        "name the image's class by a network of its own; with the backbone of this YAML",
+        "tasks",
+        nargs="?",
+        const="same",
     )
-    dual_gain: float = opt(1.0, "gain of its loss term", low=0)
-    dual_dropout: float = opt(0.2, "dropout before its last layer", low=0, high=0.99)
-    dual_weights: tuple[str, ...] = opt(("none",), "class weights: none, balanced, or one number per class", nargs="+")
-    dual_lr_scale: float = opt(1.0, "its learning rate over the detector's", low=0)
-    dual_weight_decay: float = opt(-1.0, "its weight decay (default: the detector's)", low=-1)
-    cls_names: tuple[str, ...] = opt((), "the classes, as stored in checkpoints", hidden=True)
-    dual_spec: dict[str, Any] | None = opt(None, "the YAML's content, as stored in checkpoints", hidden=True)
+    dual_gain: float = opt(1.0, "gain of its loss term", "tasks", low=0)
+    dual_dropout: float = opt(0.2, "dropout before its last layer", "tasks", low=0, high=0.99)
+    dual_weights: tuple[str, ...] = opt(
+        ("none",), "class weights: none, balanced, or one number per class", "tasks", nargs="+"
+    )
+    dual_lr_scale: float = opt(1.0, "its learning rate over the detector's", "tasks", low=0)
+    dual_weight_decay: float = opt(-1.0, "its weight decay (default: the detector's)", "tasks", low=-1)
+    cls_names: tuple[str, ...] = opt((), "the classes, as stored in checkpoints", "tasks", hidden=True)
+    dual_spec: dict[str, Any] | None = opt(None, "the YAML's content, as stored in checkpoints", "tasks", hidden=True)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -21,12 +21,16 @@ from utils.system.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    classify: bool = opt(False, "also name the class of the image (cls_names of the data YAML)")
-    cls_node: str = opt("backbone", "row whose features are read: its number, or the last one of backbone or neck")
-    cls_gain: float = opt(1.0, "gain of the image class term", low=0)
-    cls_dropout: float = opt(0.2, "dropout before the last layer", low=0, high=0.99)
-    cls_weights: tuple[str, ...] = opt(("none",), "class weights: none, balanced, or one number per class", nargs="+")
-    cls_names: tuple[str, ...] = opt((), "the classes, as stored in checkpoints", hidden=True)
+    classify: bool = opt(False, "also name the class of the image (cls_names of the data YAML)", "tasks")
+    cls_node: str = opt(
+        "backbone", "row whose features are read: its number, or the last one of backbone or neck", "tasks"
+    )
+    cls_gain: float = opt(1.0, "gain of the image class term", "tasks", low=0)
+    cls_dropout: float = opt(0.2, "dropout before the last layer", "tasks", low=0, high=0.99)
+    cls_weights: tuple[str, ...] = opt(
+        ("none",), "class weights: none, balanced, or one number per class", "tasks", nargs="+"
+    )
+    cls_names: tuple[str, ...] = opt((), "the classes, as stored in checkpoints", "tasks", hidden=True)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -36,13 +36,13 @@ MISSING = (*MODALITIES, "each")
 @dataclass(frozen=True, kw_only=True)
 class Flags:
     modality: str = opt(
-        "visible", "what detection reads of the data YAML's pairs", choices=("visible", "infrared", "both")
+        "visible", "what detection reads of the data YAML's pairs", "pairs", choices=("visible", "infrared", "both")
     )
     join_node: int = opt(
-        -1, "both: the module at which the infrared stem joins (-1: the last possible one at stride 4)", low=-1
+        -1, "both: the module at which the infrared stem joins (-1: the last possible one at stride 4)", "pairs", low=-1
     )
-    pair_words: tuple[str, ...] = opt((), "how partners are found, as stored in checkpoints", hidden=True)
-    missing: str = opt("", "the picture that is taken away in test.py", choices=("", *MISSING), hidden=True)
+    pair_words: tuple[str, ...] = opt((), "how partners are found, as stored in checkpoints", "pairs", hidden=True)
+    missing: str = opt("", "the picture that is taken away in test.py", "pairs", choices=("", *MISSING), hidden=True)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -54,9 +54,14 @@ class Flags:
 class TestFlags:
     """Flags of test.py."""
 
-    modality: str = opt("", "read this picture of a pair (default: as trained)", choices=MODALITIES)
+    modality: str = opt(
+        "", "read this picture of a pair (default: as trained)", "pairs", choices=("visible", "infrared")
+    )
     missing: str = opt(
-        "", "of a model of two pictures: detect without this one; each: a table of all three", choices=MISSING
+        "",
+        "of a model of two pictures: detect without this one; each: a table of all three",
+        "pairs",
+        choices=("visible", "infrared", "each"),
     )
 
 

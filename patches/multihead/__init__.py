@@ -26,14 +26,17 @@ from utils.system.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    heads: int = opt(0, "number of heads; must agree with the head file", low=0)
-    head_config: str = opt("", "head file: which head owns which classes")
+    heads: int = opt(0, "number of heads; must agree with the head file", "heads", low=0)
+    head_config: str = opt("", "head file: which head owns which classes", "heads")
     head_loss: str = opt(
         "mean",
         "combination of the heads' losses: mean = on the scale of one head; sum = the original",
+        "heads",
         choices=("mean", "sum"),
     )
-    head_table: dict[str, Any] | None = opt(None, "the head file's content, as stored in checkpoints", hidden=True)
+    head_table: dict[str, Any] | None = opt(
+        None, "the head file's content, as stored in checkpoints", "heads", hidden=True
+    )
 
 
 class MultiHead(Patch[Flags]):

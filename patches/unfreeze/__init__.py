@@ -31,21 +31,31 @@ from utils.train.modules import depth_groups, parse_modules, spans
 @dataclass(frozen=True, kw_only=True)
 class Flags:
     unfreeze: tuple[str, ...] = opt(
-        (), "when what begins to learn: EPOCH:MODULES[@SCALE], ... (0:77, 100:31-76@0.1), or a YAML file", nargs="+"
+        (),
+        "when what begins to learn: EPOCH:MODULES[@SCALE], ... (0:77, 100:31-76@0.1), or a YAML file",
+        "freezing",
+        nargs="+",
     )
-    progressive_unfreeze: bool = opt(False, "the head from the start, then group by group, the deepest first")
+    progressive_unfreeze: bool = opt(
+        False, "the head from the start, then group by group, the deepest first", "freezing"
+    )
     unfreeze_preset: str = opt(
         "medium",
         "start, rate and scale of --progressive-unfreeze: small 20 10 .01, medium 10 5 .1, large 5 3 .3; auto = by the "
         "number of training images (under 1,000; to 10,000; above)",
+        "freezing",
         choices=("small", "medium", "large", "auto"),
     )
-    unfreeze_start: int = opt(-1, "epoch of its first opening (-1: the preset's)", low=-1)
-    unfreeze_rate: int = opt(-1, "epochs from one opening to the next (-1: the preset's)", low=-1)
-    unfreeze_lr_scale: float = opt(-1.0, "scale of the opened groups' rate (-1: the preset's)", low=-1)
-    unfreeze_ramp: float = opt(1.0, "epochs in which the rate of what opens rises from 0 (YAML: `ramp`)", low=0)
-    unfreeze_plan: bool = opt(False, "print the table of epochs and groups, and end before training")
-    unfreeze_table: dict[str, Any] | None = opt(None, "the schedule as read, as stored in checkpoints", hidden=True)
+    unfreeze_start: int = opt(-1, "epoch of its first opening (-1: the preset's)", "freezing", low=-1)
+    unfreeze_rate: int = opt(-1, "epochs from one opening to the next (-1: the preset's)", "freezing", low=-1)
+    unfreeze_lr_scale: float = opt(-1.0, "scale of the opened groups' rate (-1: the preset's)", "freezing", low=-1)
+    unfreeze_ramp: float = opt(
+        1.0, "epochs in which the rate of what opens rises from 0 (YAML: `ramp`)", "freezing", low=0
+    )
+    unfreeze_plan: bool = opt(False, "print the table of epochs and groups, and end before training", "freezing")
+    unfreeze_table: dict[str, Any] | None = opt(
+        None, "the schedule as read, as stored in checkpoints", "freezing", hidden=True
+    )
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -35,25 +35,30 @@ class Flags:
     mtl: str = opt(
         "gradnorm",
         "how tasks are weighed: fixed weights, by their uncertainty, by the pace of their losses (dwa), gradnorm",
+        "tasks",
         choices=("fixed", "uncertainty", "dwa", "gradnorm"),
     )
     mtl_tasks: tuple[str, ...] = opt(
         (),
         "the tasks: detection, box, obj, cls, heads, head names, terms, box+obj; else detection image_class",
+        "tasks",
         nargs="+",
     )
-    mtl_weights: tuple[float, ...] = opt((), "with fixed: the weight of each task (else 1)", nargs="+")
-    uncertainty_lr: float = opt(0.025, "rate of the log variances", low=0)
-    gradnorm_alpha: float = opt(1.5, "pull towards equal pace, 0: equal gradient norms", low=0)
-    gradnorm_lr: float = opt(0.025, "rate of the weights", low=0)
-    gradnorm_momentum: float = opt(0.9, "momentum of the weights", low=0, high=0.999)
-    gradnorm_min: float = opt(0.001, "smallest weight", low=1e-6, high=1)
-    gradnorm_max: float = opt(10.0, "largest weight", low=1)
+    mtl_weights: tuple[float, ...] = opt((), "with fixed: the weight of each task (else 1)", "tasks", nargs="+")
+    uncertainty_lr: float = opt(0.025, "rate of the log variances", "tasks", low=0)
+    gradnorm_alpha: float = opt(1.5, "pull towards equal pace, 0: equal gradient norms", "tasks", low=0)
+    gradnorm_lr: float = opt(0.025, "rate of the weights", "tasks", low=0)
+    gradnorm_momentum: float = opt(0.9, "momentum of the weights", "tasks", low=0, high=0.999)
+    gradnorm_min: float = opt(0.001, "smallest weight", "tasks", low=1e-6, high=1)
+    gradnorm_max: float = opt(10.0, "largest weight", "tasks", low=1)
     gradnorm_every: int = opt(
-        0, "measure gradients at every N-th optimizer step (0: at each with gradnorm, else at every tenth)", low=0
+        0,
+        "measure gradients at every N-th optimizer step (0: at each with gradnorm, else at every tenth)",
+        "tasks",
+        low=0,
     )
     gradnorm_node: tuple[int, ...] = opt(
-        (), "module(s) where gradients are measured (else the last that all tasks share)", nargs="+"
+        (), "module(s) where gradients are measured (else the last that all tasks share)", "tasks", nargs="+"
     )
 
     def __post_init__(self) -> None:

@@ -23,7 +23,6 @@ from utils.report.report import main, report
 from utils.report.rules import RULES, findings, levels
 from utils.runs.fingerprint import of_tensors
 from utils.runs.folder import Trend, read_facts, trend
-from utils.seams import kinds
 from utils.system.errors import UserError
 from utils.weights.checkpoint import read_checkpoint
 
@@ -334,15 +333,17 @@ def test_the_next_stage_keeps_every_other_setting(toy: Path) -> None:
     purpose, command = next_commands(run)[0]
     words = shlex.split(command)
     assert words[:2] == ["python", "train.py"] and "--freeze 30" in purpose
-    modules = kinds(("multihead", "freeze"))
-    cfg, flags = parse(words[2:], {name: m.Flags for name, m in modules.items()})
+    given = parse(words[2:])
+    cfg, flags = given.cfg, given.flags
     own = settings(toy)["config"]
     now = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items()}
     differ = {k for k in own if own[k] != now[k]}
     assert differ - {"lr0", "warmup_bias_lr", "warmup_epochs"} <= {"weights", "name", "hyp"}
     assert cfg.weights == str(toy / "weights/best.pt") and cfg.name == "a_stage2_freeze30"
     assert (
-        cfg.hyp == "data/hyp.demo.stage2.yaml" and flags["freeze"].freeze == ("30",) and flags["multihead"].heads == 4
+        cfg.hyp == "data/hyp.demo.stage2.yaml"
+        and flags["freeze"]["freeze"] == ("30",)
+        and flags["multihead"]["heads"] == 4
     )
 
 

@@ -137,7 +137,7 @@ def test_flags_that_do_not_go_together() -> None:
     with pytest.raises(UserError, match="take out --notest"):
         Config(patience=3, notest=True)
     with pytest.raises(UserError, match="belong to --guard-drop"):
-        parse(["--guard-action", "stop"], {})
+        parse(["--guard-action", "stop"])
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -1,60 +1,80 @@
-"""What `python train.py --help` prints, without torch: its import alone takes longer than the whole answer should.
+"""What the patches offer on the command line, without importing them: torch alone takes longer than --help should.
 
-The flags of the patches stand in files that import torch, so their `Flags` are read from the text: each field is a
-call `opt(...)` of literals.
+Their `Flags` are read from the text: each field is a call `opt(...)` of literals.
 """
 
 import ast
 import dataclasses
+import importlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
 
-from utils.config.options import opt
-from utils.config.train import train_parser
+from utils.config.options import help_topic, opt
 
 TYPES: tuple[type, ...] = (str, int, float, bool)
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in TYPES}
 KINDS |= {f"tuple[{kind.__name__}, ...]": GenericAlias(tuple, (kind, ...)) for kind in TYPES}
 
 
-def help_alone(argv: Sequence[str]) -> bool:
-    """Print the help and say so, where it is asked for without a model (whose table needs torch)."""
-    words = {word.split("=")[0] for word in argv}
-    if not words & {"-h", "--help"} or "--cfg" in words:
-        return False
-    print(help_text())
-    return True
+def help_alone(argv: Sequence[str]) -> None:
+    """Answer --help and end, where it is asked for without a model (whose table needs torch)."""
+    if help_topic(argv) is not None and not {word.split("=")[0] for word in argv} & {"--cfg"}:
+        from utils.config.train import program
+
+        program().answer_help(argv)
 
 
-def help_text() -> str:
-    """The flags of the base and of every patch."""
-    flags = {f.parent.name if f.stem == "__init__" else f.stem: read_flags(f) for f in patch_files()}
-    return train_parser(flags).format_help()
+def patch_table() -> dict[str, str]:
+    """{flag that switches a patch on: its place}. Empty where patches/ is absent: the base runs alone."""
+    if importlib.util.find_spec("patches") is None:
+        return {}
+    return dict(importlib.import_module("patches").TABLE)
 
 
-def patch_files() -> list[Path]:
-    """The patches' files, in the order of patches.TABLE."""
+def record_name(place: str) -> str:
+    """What run.yaml and checkpoints call a patch: the last part of its place, `image_class.joint` -> `joint`."""
+    return place.rpartition(".")[2]
+
+
+def patch_schemas() -> dict[str, type]:
+    """{patch: its Flags, as far as they are flags}, in the order of patches.TABLE."""
+    return {record_name(place): schema(place, "Flags") for place in dict.fromkeys(patch_table().values())}
+
+
+def test_schemas() -> dict[str, type]:
+    """{patch: the TestFlags that it adds to test.py}."""
+    in_test = importlib.import_module("patches").IN_TEST if patch_table() else ()
+    places = dict.fromkeys(patch_table().values())
+    return {record_name(place): schema(place, "TestFlags") for place in places if record_name(place) in in_test}
+
+
+def schema(place: str, name: str) -> Any:
+    """A dataclass of options of a patch: from its text, as long as the patch is not imported."""
+    module = sys.modules.get(f"patches.{place}")
+    return getattr(module, name) if module else read_flags(patch_file(place), name)
+
+
+def patch_file(place: str) -> Path:
     spec = importlib.util.find_spec("patches")
-    if spec is None or not spec.submodule_search_locations:
-        return []
-    names = dict.fromkeys(importlib.import_module("patches").TABLE.values())
-    folder = Path(spec.submodule_search_locations[0])
-    places = [folder / place.replace(".", "/") for place in names]
-    return [p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in places]
+    assert spec is not None and spec.submodule_search_locations, "patch_table has looked"
+    path = Path(spec.submodule_search_locations[0], *place.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def read_flags(file: Path) -> type:
+def read_flags(file: Path, name: str = "Flags") -> type:
     """A patch's `Flags` as far as the help shows them."""
     body = ast.parse(file.read_text(encoding="utf-8")).body
-    flags = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == "Flags")
+    flags = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
     fields = []
     for line in flags.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(line.value, ast.Call):
+            if any(word.arg == "hidden" for word in line.value.keywords):
+                continue
             values = [ast.literal_eval(value) for value in line.value.args]
             meta = {str(word.arg): ast.literal_eval(word.value) for word in line.value.keywords}
-            if not meta.get("hidden"):
-                fields.append((line.target.id, KINDS[ast.unparse(line.annotation)], opt(*values, **meta)))
-    return dataclasses.make_dataclass("Flags", fields, frozen=True)
+            fields.append((line.target.id, KINDS[ast.unparse(line.annotation)], opt(*values, **meta)))
+    return dataclasses.make_dataclass(name, fields, frozen=True)

@@ -5,153 +5,181 @@ Nothing downstream edits it; derived numbers are properties. A field marked `hyp
 name the key.
 """
 
-import argparse
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from utils.config.options import add_flags, check_range, check_ranges, given_flags, hyper, make_parser, only_flags, opt
+from utils.config.help import patch_schemas, patch_table, record_name
+from utils.config.hyp import fill_in, keys_of, read_hyp
+from utils.config.options import Given, Program, again, check_ranges, flag, hyper, opt, say
+from utils.config.shared import MATCHES, Device, Place
 from utils.system.errors import UserError
-from utils.system.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from models.loss import LossSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Place, Device):
     """Flags of train.py."""
 
-    # what to train
-    weights: str = opt("", "start a new stage from this checkpoint (empty: from scratch)")
-    cfg: str = opt("", "model YAML (default: the one stored in --weights)")
-    data: str = opt("data/coco.yaml", "data YAML")
-    hyp: str = opt("data/hyp.scratch.p5.yaml", "hyper-parameter YAML; single keys can be overridden by flags")
+    weights: str = opt("", "start a new stage from this checkpoint (empty: from scratch)", "model", place=True)
+    cfg: str = opt("", "model YAML (default: the one stored in --weights)", "model")
+    data: str = opt("data/coco.yaml", "data YAML", "data")
+    hyp: str = opt("data/hyp.scratch.p5.yaml", "hyper-parameter YAML; single keys can be overridden by flags", "start")
     resume: str = opt(
-        "", "continue a run: its last.pt or folder; without a value the newest run", nargs="?", const="auto"
+        "",
+        "continue a run: its last.pt or folder; without a value the newest run",
+        "start",
+        place=True,
+        nargs="?",
+        const="auto",
     )
-    replay: str = opt("", "repeat a recorded run (its run.yaml or folder) into a new folder, and compare")
-    allow_changed_data: bool = opt(False, "with --resume: go on though the data set is another one now")
-    # budget
-    epochs: int = opt(300, "epochs", low=1)
-    batch_size: int = opt(16, "images per step, all devices together", low=1, alias="--batch")
+    replay: str = opt(
+        "", "repeat a recorded run (its run.yaml or folder) into a new folder, and compare", "start", place=True
+    )
+    allow_changed_data: bool = opt(
+        False, "with --resume: go on though the data set is another one now", "start", place=True
+    )
+    epochs: int = opt(300, "epochs", "schedule", low=1)
+    batch_size: int = opt(16, "images per step, all devices together", "schedule", low=1)
     nominal_batch: int = opt(
-        64, "images per optimizer step that rates and decay are meant for; smaller batches are gathered", low=1
+        64,
+        "images per optimizer step that rates and decay are meant for; smaller batches are gathered",
+        "schedule",
+        low=1,
     )
-    test_batch_size: int = opt(0, "batch of the validation passes (default: twice the batch size)", low=0)
+    test_batch_size: int = opt(0, "batch of the validation passes (default: twice the batch size)", "evaluation", low=0)
     img_size: tuple[int, ...] = opt(
-        (640, 640), "training and validation size, pixels (one value: both)", nargs="+", alias="--img"
+        (640, 640), "training and validation size, pixels (one value: both)", "data", nargs="+", low=32
     )
-    patience: int = opt(0, "end the run when the fitness has not risen for so many evaluated epochs (0: never)", low=0)
+    patience: int = opt(
+        0, "end the run when the fitness has not risen for so many evaluated epochs (0: never)", "schedule", low=0
+    )
     guard_drop: float = opt(
         0.0,
         "take an opening (--unfreeze) back when mAP@0.5 stays more than this below the best before it (0: no guard)",
+        "freezing",
         low=0,
         high=1,
     )
-    guard_patience: int = opt(3, "for so many evaluated epochs in a row", low=1)
+    guard_patience: int = opt(3, "for so many evaluated epochs in a row", "freezing", low=1)
     guard_action: str = opt(
         "halve",
         "then: halve the rates of what was opened, postpone the opening by guard-patience epochs, or stop the run",
+        "freezing",
         choices=("halve", "postpone", "stop"),
     )
-    # data
-    rect: bool = opt(False, "rectangular training batches (no mosaic)")
-    cache_images: bool = opt(False, "keep the images in RAM, shared by the workers", alias="--cache")
-    image_weights: bool = opt(False, "draw training images by how badly their classes are found")
-    multi_scale: bool = opt(False, "vary the training size by +-50 %%")
-    single_cls: bool = opt(False, "treat all classes as one")
-    quad: bool = opt(False, "collate four images into one of twice the size, now and then")
-    close_mosaic: int = opt(0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", low=0)
-    workers: int = opt(8, "data loader processes", low=0)
-    on_bad_data: str = opt("error", "broken images and labels: stop, or skip and count them", choices=("error", "skip"))
+    rect: bool = opt(False, "rectangular training batches (no mosaic)", "data")
+    cache_images: bool = opt(False, "keep the images in RAM, shared by the workers", "speed", place=True)
+    image_weights: bool = opt(False, "draw training images by how badly their classes are found", "data")
+    multi_scale: bool = opt(False, "vary the training size by +-50 %%", "augmentation")
+    single_cls: bool = opt(False, "treat all classes as one", "data")
+    quad: bool = opt(False, "collate four images into one of twice the size, now and then", "augmentation")
+    close_mosaic: int = opt(
+        0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", "augmentation", low=0
+    )
+    workers: int = opt(8, "data loader processes", "speed", place=True, low=0)
+    on_bad_data: str = opt(
+        "error", "broken images and labels: stop, or skip and count them", "data", choices=("error", "skip")
+    )
     on_missing_pair: str = opt(
         "error",
         "an image without its infrared partner (data YAML: pairs): stop, leave it out, or keep it alone",
+        "pairs",
         choices=("error", "skip", "single"),
     )
-    force_hsv: bool = opt(False, "hue and saturation jitter even where the data YAML says color: none")
-    strict_split: bool = opt(False, "stop where splits share groups (the data YAML's group_pattern)")
-    noautoanchor: bool = opt(False, "do not adapt the anchors to the data")
-    # optimisation
-    adam: bool = opt(False, "Adam instead of SGD")
-    linear_lr: bool = opt(False, "linear instead of cosine decay")
-    auto_lr: bool = opt(False, "lr0 *= sqrt(batch / 64) above 64; warm-up of 5 epochs from batch 128 on")
-    sync_bn: bool = opt(False, "BatchNorm statistics over all ranks (with torchrun)")
-    label_smoothing: float = opt(0.0, "share of the class target spread over the classes", low=0, high=1)
-    warmup_share: float = opt(0.1, "largest share of the run that warm-up may take", low=0, high=1)
+    force_hsv: bool = opt(False, "hue and saturation jitter even where the data YAML says color: none", "augmentation")
+    strict_split: bool = opt(
+        False, "stop where splits share groups (the data YAML's group_pattern)", "data", place=True
+    )
+    noautoanchor: bool = opt(False, "do not adapt the anchors to the data", "data")
+    adam: bool = opt(False, "Adam instead of SGD", "schedule")
+    linear_lr: bool = opt(False, "linear instead of cosine decay", "schedule")
+    auto_lr: bool = opt(False, "lr0 *= sqrt(batch / 64) above 64; warm-up of 5 epochs from batch 128 on", "schedule")
+    sync_bn: bool = opt(False, "BatchNorm statistics over all ranks (with torchrun)", "speed")
+    label_smoothing: float = hyper(0.0, "share of the class target spread over the classes", "loss", high=1)
+    warmup_share: float = opt(0.1, "largest share of the run that warm-up may take", "schedule", low=0, high=1)
     freeze_bn: str = opt(
         "eval",
         "BatchNorm of frozen modules: eval = nothing moves; train = statistics drift (YOLOv5/YOLOv7)",
+        "freezing",
         choices=("eval", "train"),
     )
     fold_frozen: bool = opt(
-        True, "fold BatchNorm into the convolutions of the leading frozen modules while training", negatable=True
+        True,
+        "fold BatchNorm into the convolutions of the leading frozen modules while training",
+        "freezing",
+        negatable=True,
     )
     compat: str = opt(
         "none",
         "repeat the originals' quirks: warm-up of at least 1,000 (v7) or 100 (v5) steps with uncapped bias rate, "
         "rates one epoch late, OTA's square boxes",
+        "schedule",
         choices=("none", "v5", "v7"),
     )
-    amp: bool = opt(True, "mixed precision on CUDA; a CPU always computes in float32", negatable=True)
+    amp: bool = opt(True, "mixed precision on CUDA; a CPU always computes in float32", "speed", negatable=True)
     amp_dtype: str = opt(
         "fp16",
         "type of mixed precision: fp16 with loss scaling, or bf16 without (coarser; Ampere or later)",
+        "speed",
         choices=("fp16", "bf16"),
     )
-    channels_last: bool = opt(False, "weights and features in NHWC order: faster, other last digits", negatable=True)
-    compile: bool = opt(False, "compile the model (torch.compile): minutes at the start, then faster")
-    # evaluation and outputs
-    notest: bool = opt(False, "evaluate after the last epoch only")
-    nosave: bool = opt(False, "write checkpoints after the last epoch only")
-    save_steps: int = opt(0, "also write last.pt every so many steps within an epoch", low=0)
-    save_minutes: float = opt(0.0, "also write last.pt every so many minutes within an epoch", low=0)
-    save_period: int = opt(-1, "also keep a checkpoint every so many epochs", low=-1)
-    audit: bool = opt(False, "check that what trains, moves and stands still is what was declared; else stop")
-    v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP")
-    match: str = opt("coco", "rule that matches detections to boxes", choices=("coco", "v7", "v5"))
-    project: str = opt("runs/train", "parent folder of runs")
-    name: str = opt("exp", "run name")
-    exist_ok: bool = opt(False, "write into an existing run folder (its files are replaced)")
-    device: str = opt("", "cuda device number(s), cpu or mps (default: the best there is)")
-    seed: int = opt(0, "random seed", low=0)
-    deterministic: bool = opt(False, "only deterministic operations on CUDA as well (a CPU always does so)")
-    # hyper-parameters
-    lr0: float = hyper(0.01, "peak learning rate", low=1e-12)
-    lrf: float = hyper(0.1, "final learning rate = lr0 * lrf")
-    momentum: float = hyper(0.937, "SGD momentum or Adam beta1", high=1)
-    weight_decay: float = hyper(0.0005, "L2 on weights, at 64 images per step")
-    warmup_epochs: float = hyper(3.0, "warm-up, epochs")
-    warmup_momentum: float = hyper(0.8, "momentum at the start of warm-up", high=1)
-    warmup_bias_lr: float = hyper(0.1, "learning rate of biases at the start of warm-up")
-    box: float = hyper(0.05, "box loss gain, for 3 levels")
-    cls: float = hyper(0.3, "class loss gain, for 80 classes and 3 levels")
-    cls_pw: float = hyper(1.0, "weight of positive class targets")
-    obj: float = hyper(0.7, "objectness loss gain, for 640 px and 3 levels")
-    obj_pw: float = hyper(1.0, "weight of positive objectness targets")
-    iou_t: float = hyper(
-        0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", high=1
+    channels_last: bool = opt(
+        False, "weights and features in NHWC order: faster, other last digits", "speed", negatable=True
     )
-    anchor_t: float = hyper(4.0, "largest side ratio between a box and its anchor", low=1)
-    fl_gamma: float = hyper(0.0, "focal loss exponent")
-    hsv_h: float = hyper(0.015, "hue jitter, share", high=1)
-    hsv_s: float = hyper(0.7, "saturation jitter, share", high=1)
-    hsv_v: float = hyper(0.4, "value jitter, share", high=1)
-    degrees: float = hyper(0.0, "rotation, +- degrees", high=180)
-    translate: float = hyper(0.2, "translation, +- share", high=1)
-    scale: float = hyper(0.9, "scaling, +- share", high=1)
-    shear: float = hyper(0.0, "shear, +- degrees", high=90)
-    perspective: float = hyper(0.0, "perspective, +- share", high=0.001)
-    flipud: float = hyper(0.0, "probability of flipping up and down", high=1)
-    fliplr: float = hyper(0.5, "probability of flipping left and right", high=1)
-    mosaic: float = hyper(1.0, "probability of mosaic", high=1)
-    mixup: float = hyper(0.15, "probability of mixup", high=1)
-    copy_paste: float = hyper(0.0, "probability of copy-paste (needs polygons)", high=1)
-    paste_in: float = hyper(0.15, "probability of pasting in cut-out objects", high=1)
-    loss_ota: float = hyper(1.0, "1: OTA assignment, 0: plain", high=1)
+    compile: bool = opt(False, "compile the model (torch.compile): minutes at the start, then faster", "speed")
+    notest: bool = opt(False, "evaluate after the last epoch only", "evaluation", place=True)
+    nosave: bool = opt(False, "write checkpoints after the last epoch only", "saving", place=True)
+    save_steps: int = opt(0, "also write last.pt every so many steps within an epoch", "saving", low=0)
+    save_minutes: float = opt(0.0, "also write last.pt every so many minutes within an epoch", "saving", low=0)
+    save_period: int = opt(-1, "also keep a checkpoint every so many epochs", "saving", place=True, low=-1)
+    audit: bool = opt(
+        False, "check that what trains, moves and stands still is what was declared; else stop", "freezing", place=True
+    )
+    v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP", "evaluation")
+    match: str = opt("coco", "rule that matches detections to boxes", "evaluation", choices=MATCHES)
+    project: str = again(Place, "project", "runs/train")
+    seed: int = opt(0, "random seed", "start", low=0)
+    deterministic: bool = opt(False, "only deterministic operations on CUDA as well (a CPU always does so)", "speed")
+    lr0: float = hyper(0.01, "peak learning rate", "schedule", low=1e-12)
+    lrf: float = hyper(0.1, "final learning rate = lr0 * lrf", "schedule")
+    momentum: float = hyper(0.937, "SGD momentum or Adam beta1", "schedule", high=1)
+    weight_decay: float = hyper(0.0005, "L2 on weights, at 64 images per step", "schedule")
+    warmup_epochs: float = hyper(3.0, "warm-up, epochs", "schedule")
+    warmup_momentum: float = hyper(0.8, "momentum at the start of warm-up", "schedule", high=1)
+    warmup_bias_lr: float = hyper(0.1, "learning rate of biases at the start of warm-up", "schedule")
+    box: float = hyper(0.05, "box loss gain, for 3 levels", "loss")
+    cls: float = hyper(0.3, "class loss gain, for 80 classes and 3 levels", "loss")
+    cls_pw: float = hyper(1.0, "weight of positive class targets", "loss")
+    obj: float = hyper(0.7, "objectness loss gain, for 640 px and 3 levels", "loss")
+    obj_pw: float = hyper(1.0, "weight of positive objectness targets", "loss")
+    iou_t: float = hyper(
+        0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", "loss", high=1
+    )
+    anchor_t: float = hyper(4.0, "largest side ratio between a box and its anchor", "loss", low=1)
+    fl_gamma: float = hyper(0.0, "focal loss exponent", "loss")
+    hsv_h: float = hyper(0.015, "hue jitter, share", "augmentation", high=1)
+    hsv_s: float = hyper(0.7, "saturation jitter, share", "augmentation", high=1)
+    hsv_v: float = hyper(0.4, "value jitter, share", "augmentation", high=1)
+    degrees: float = hyper(0.0, "rotation, +- degrees", "augmentation", high=180)
+    translate: float = hyper(0.2, "translation, +- share", "augmentation", high=1)
+    scale: float = hyper(0.9, "scaling, +- share", "augmentation", high=1)
+    shear: float = hyper(0.0, "shear, +- degrees", "augmentation", high=90)
+    perspective: float = hyper(0.0, "perspective, +- share", "augmentation", high=0.001)
+    flipud: float = hyper(0.0, "probability of flipping up and down", "augmentation", high=1)
+    fliplr: float = hyper(0.5, "probability of flipping left and right", "augmentation", high=1)
+    mosaic: float = hyper(1.0, "probability of mosaic", "augmentation", high=1)
+    mixup: float = hyper(0.15, "probability of mixup", "augmentation", high=1)
+    copy_paste: float = hyper(0.0, "probability of copy-paste (needs polygons)", "augmentation", high=1)
+    paste_in: float = hyper(0.15, "probability of pasting in cut-out objects", "augmentation", high=1)
+    anchors: float = hyper(
+        0.0, "anchors per level that autoanchor is to find, rounded (0: as many as the model has)", "model", high=20
+    )
+    loss_ota: float = hyper(1.0, "1: OTA assignment, 0: plain", "loss", high=1)
 
     def __post_init__(self) -> None:
         if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
@@ -213,73 +241,34 @@ class Config:
         )
 
 
-HYP_KEYS = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("hyp"))
+HYP_KEYS = keys_of(Config)
+PLACES = {f.name for f in dataclasses.fields(Config) if f.metadata.get("place")}
 
 
-def read_hyp(path: str) -> dict[str, float]:
-    """Hyper-parameters of a YAML file, checked: every key known, every value a number."""
-    values = read_yaml(path, "--hyp")
-    for key, value in values.items():
-        if key not in HYP_KEYS:
-            raise UserError(f"{path}: unknown hyper-parameter {key!r}; known: {', '.join(HYP_KEYS)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{path}: {key} must be a number, got {value!r}")
-    for f in dataclasses.fields(Config):
-        if f.name in values:
-            try:
-                check_range(f, values[f.name])
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from None
-    return {key: float(value) for key, value in values.items()}
+def program() -> Program[Config]:
+    """The command line of train.py: the base and every patch."""
+    return Program("train.py", "Train a detector.", Config, patch_schemas())
 
 
-def train_parser(patches: Mapping[str, type]) -> argparse.ArgumentParser:
-    """The parser of train.py with the flags of these patches, {name: Flags class}."""
-    parser = make_parser("train.py", "Train a detector.", "With --cfg, --help also prints the model's module table.")
-    add_flags(parser, Config, "base")
-    for name, schema in patches.items():
-        add_flags(parser, schema, f"patches/{name}.py (active when one of the flags that switch it on is given)")
-    return parser
-
-
-def resume_flags(argv: Sequence[str], cfg: Config) -> dict[str, Any]:
-    """What --resume takes from the command line beside itself: --device, --workers, --allow-changed-data. Any other
-    flag is an error: a changed setting is a new stage (--weights), not the same one."""
-    allowed = {"resume", "project", "device", "workers", "allow_changed_data"}
-    only_flags(argv, allowed, "--resume goes on with the run's own settings")
-    own: dict[str, Any] = {name: getattr(cfg, name) for name in ("device", "workers") if name in given_flags(argv)}
-    return {**own, "allow_changed_data": cfg.allow_changed_data}  # never the stored one: it is allowed once
-
-
-def parse(argv: Sequence[str], patches: Mapping[str, type]) -> tuple[Config, dict[str, Any]]:
-    """argv -> (base configuration, {patch: its flags}). patches: {name: Flags class} of the active ones."""
-    parser = train_parser(patches)
-    given = vars(parser.parse_args(list(argv)))
-    if not given.get("guard_drop") and {"guard_patience", "guard_action"} & given.keys():
+def parse(argv: Sequence[str]) -> Given[Config]:
+    """argv -> the options of the base, and of each patch that one of its switches (patches.TABLE) turns on. The --hyp
+    file is read unless the run has its settings from elsewhere (--resume, --replay)."""
+    train = program()
+    own, _ = train.cut(argv)
+    given = train.values(own)
+    on = {record_name(place) for switch, place in patch_table().items() if switch.replace("-", "_") in given}
+    names, flags = frozenset(given), train.parted(given)
+    for name in [name for name in flags if name not in on]:
+        if off := flags.pop(name):
+            switches = [f"--{s}" for s, place in patch_table().items() if record_name(place) == name]
+            raise UserError(f"{flag(next(iter(off)))} is of no use without {' or '.join(switches)}")
+    if not given.get("guard_drop") and {"guard_patience", "guard_action"} & names:
         raise UserError("--guard-patience and --guard-action belong to --guard-drop: give that too, e.g. 0.01")
-    values = {**read_hyp(given.get("hyp", Config.hyp)), **given}
-
-    def fill(schema: type) -> Any:
-        own = {f.name: values[f.name] for f in dataclasses.fields(schema) if f.name in values}
-        return schema(**{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()})
-
-    return fill(Config), {name: fill(schema) for name, schema in patches.items()}
-
-
-PLACES = {
-    "weights",
-    "resume",
-    "replay",
-    "project",
-    "name",
-    "exist_ok",
-    "allow_changed_data",
-    "device",
-    "workers",
-    "nosave",
-    "notest",
-    "save_period",
-    "cache_images",
-    "strict_split",
-    "audit",
-}
+    if not {"resume", "replay"} & names:
+        path = given.get("hyp", Config.hyp)
+        recipe = read_hyp(path, Config)
+        filled, said = fill_in(recipe, Config, names)
+        given = {**recipe, **filled, **given}
+        if said:
+            say(f"{path}: {said}")
+    return Given(Config(**given), names, flags)

@@ -9,9 +9,10 @@ something counts as wrong stand in the report (utils/report/rules.py, docs/repor
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.options import make_parser
+from utils.config.options import Program, opt
 from utils.report import sections
 from utils.report.folder import study_parts
 from utils.report.next_commands import Command, next_commands
@@ -122,11 +123,17 @@ def report(folder: Path, out: Path | None = None) -> list[str]:
     return summary
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    run: str = opt("", "run folder, or a folder of runs", positional=True)
+    out: str = opt("", "folder for report.html and report.md (default: RUN)", "saving")
+
+
+PROGRAM = Program("python -m utils report", "One page on a run, or on all runs of a folder.", Options)
+
+
 def main(argv: list[str]) -> None:
-    parser = make_parser("python -m utils report", "One page on a run, or on all runs of a folder.")
-    parser.add_argument("run", metavar="RUN", help="run folder, or a folder of runs")
-    parser.add_argument("--out", default="", help="folder for report.html and report.md (default: RUN)")
-    args = parser.parse_args(argv)
+    args = PROGRAM.parse(argv).cfg
     out = Path(args.out) if args.out else Path(args.run)
     print("\n".join(report(Path(args.run), out)))
     print(f"report in {out / 'report.html'}")

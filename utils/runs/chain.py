@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config.options import make_parser
+from utils.config.options import Program, chosen, opt
 from utils.evaluation.ap import fitness
 from utils.evaluation.tables import markdown
 from utils.runs.record import read_rows, sums_by_kind
@@ -125,22 +125,31 @@ def faults(
     return said, compared
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    runs: tuple[str, ...] = opt((), "run folders of the stages, in their order", positional=True, nargs="+")
+    out: str = opt("", "also write the table to this file", "saving")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    weights: str = opt("", "checkpoint the stage started from", positional=True)
+    run: str = opt("", "run folder of the stage", positional=True)
+    max_drop: float = opt(0.01, "largest fall of mAP@0.5", "evaluation", low=0, high=1)
+    max_loss_jump: float = opt(1.5, "largest ratio of the first loss to the last one before", "loss", low=0)
+    max_head_drop: float = opt(0.1, "largest fall of one head's mAP@0.5", "heads", low=0, high=1)
+
+
+COMMANDS: dict[str, Program[Any]] = {
+    "table": Program("python -m utils stages table", "Table of a chain of runs.", Table),
+    "check": Program("python -m utils stages check", "Compare a stage with what it started from.", Check),
+}
+
+
 def main(argv: list[str]) -> None:
-    parser = make_parser("python -m utils stages", "Table of a chain of runs, and the checks between stages.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("table", allow_abbrev=False)
-    show.add_argument("runs", nargs="+", metavar="RUN")
-    show.add_argument("--out", default="", help="also write the table to this file")
-    check = commands.add_parser("check", allow_abbrev=False)
-    check.add_argument("weights", help="checkpoint the stage started from")
-    check.add_argument("run", help="run folder of the stage")
-    check.add_argument("--max-drop", type=float, default=0.01, help="largest fall of mAP@0.5")
-    check.add_argument(
-        "--max-loss-jump", type=float, default=1.5, help="largest ratio of the first loss to the last one before"
-    )
-    check.add_argument("--max-head-drop", type=float, default=0.1, help="largest fall of one head's mAP@0.5")
-    args = parser.parse_args(argv)
-    if args.command == "table":
+    about = "Table of a chain of runs, and the checks between stages."
+    command, args = chosen("python -m utils stages", about, COMMANDS, argv)
+    if command == "table":
         text = table([read_stage(Path(r)) for r in args.runs])
         print(text)
         if args.out:

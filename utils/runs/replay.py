@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import seams
-from utils.config.options import make_parser, restored
+from utils.config.options import Program, chosen, opt, restored
 from utils.config.train import Config
 from utils.runs import fingerprint, record
 from utils.system import dist
@@ -234,17 +234,27 @@ def table(stages: Sequence[Recorded], project: Path) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    run: str = opt("", "run folder of the last stage", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Chain):
+    project: str = opt("", "folder of the replays", positional=True)
+
+
+COMMANDS: dict[str, Program[Any]] = {
+    "chain": Program("python -m utils replay chain", "The stages that led to a run: run.yaml, weights, name.", Chain),
+    "table": Program("python -m utils replay table", "How the replays of these stages ended.", Table),
+}
+
+
 def main(argv: list[str]) -> None:
-    parser = make_parser("python -m utils replay", "The stages that led to a run, and how their replays ended.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("chain", allow_abbrev=False, help="run.yaml, weights, new name")
-    show.add_argument("run", help="run folder of the last stage")
-    end = commands.add_parser("table", allow_abbrev=False)
-    end.add_argument("run", help="run folder of the last stage")
-    end.add_argument("project", help="folder of the replays")
-    args = parser.parse_args(argv)
+    about = "The stages that led to a run, and how their replays ended."
+    command, args = chosen("python -m utils replay", about, COMMANDS, argv)
     stages = chain(args.run)
-    if args.command == "table":
+    if command == "table":
         print(table(stages, Path(args.project)))
         return
     for i, (stage, name) in enumerate(zip(stages, names(stages), strict=True)):

@@ -7,20 +7,29 @@ After `--` come train.py's flags, the same for every run, so that all have equal
 the freeze points: the command goes on where it was stopped, and a run that fails leaves the others alone.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.options import make_parser
+from utils.config.options import Program, opt
 from utils.study import compare
-from utils.study.study import OWN, Job, carry_out, conclude, cut_words, numbers
+from utils.study.study import OWN, TRAINING, Job, carry_out, common_words, conclude, numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    freeze_list: str = opt("", "numbers of leading modules that do not learn, as 0,3,4", "freezing", required=True)
+    seeds: str = opt("0", "seeds, as 0,1,2")
+    project: str = opt("runs/ablate", "folder of the runs and of the comparison", "saving")
+
+
+PROGRAM = Program(
+    "python -m utils ablate", "Train with several freeze points and seeds, then compare.", Options, rest=TRAINING
+)
 
 
 def main(argv: list[str]) -> None:
-    own, words = cut_words(argv, "python -m utils ablate --freeze-list 0,3", OWN | {"--freeze"})
-    parser = make_parser("python -m utils ablate", "Train with several freeze points and seeds, then compare.")
-    parser.add_argument("--freeze-list", required=True, help="numbers of leading modules that do not learn, as 0,3,4")
-    parser.add_argument("--seeds", default="0", help="seeds, as 0,1,2")
-    parser.add_argument("--project", default="runs/ablate", help="folder of the runs and of the comparison")
-    args = parser.parse_args(own)
+    given = PROGRAM.parse(argv)
+    args, words = given.cfg, common_words(given, OWN | {"--freeze"})
     freezes, seeds = numbers(args.freeze_list, "--freeze-list"), numbers(args.seeds, "--seeds")
     project, jobs = Path(args.project), []
     for seed in seeds:

@@ -11,9 +11,11 @@ one file).
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.options import make_parser
+from utils.config.options import Program, opt
+from utils.config.shared import Device
 from utils.report.compare_page import write_page
 from utils.study.compared import Entry, Value, conflicts, means, read_entries, repetitions, spread
 from utils.study.figures import plot_all
@@ -106,10 +108,15 @@ def compare(runs: Sequence[Path], out: Path, device: str = "") -> list[Entry]:
     return entries
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(Device):
+    runs: tuple[str, ...] = opt((), "run folders", positional=True, nargs="+")
+    out: str = opt("", "folder for the comparison", "saving", required=True)
+
+
+PROGRAM = Program("python -m utils compare", "Runs side by side: tables, curves, pictures, one HTML page.", Options)
+
+
 def main(argv: list[str]) -> None:
-    parser = make_parser("python -m utils compare", "Runs side by side: tables, curves, pictures, one HTML page.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", required=True, help="folder for the comparison")
-    parser.add_argument("--device", default="", help="where best.pt is evaluated")
-    args = parser.parse_args(argv)
+    args = PROGRAM.parse(argv).cfg
     compare([Path(r) for r in args.runs], Path(args.out), args.device)

@@ -29,8 +29,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from utils.config.options import make_parser
+from utils.config.options import Given, Program, opt
 from utils.data.spec import read_data
 from utils.evaluation.tables import markdown
 from utils.runs.plots import new_figure
@@ -249,13 +250,12 @@ def numbers(text: str, flag: str) -> list[int]:
     return found
 
 
-def cut_words(argv: Sequence[str], example: str, taken: set[str]) -> tuple[list[str], list[str]]:
-    """(the study's own words, train.py's after `--`). Errors: UserError where there is no `--`, or a flag is taken."""
-    if "--" not in argv:
-        raise UserError(f"give train.py's flags after `--`: {example} -- --data ...")
-    cut = argv.index("--")
-    refuse(argv[cut + 1 :], taken, "after `--`")
-    return list(argv[:cut]), list(argv[cut + 1 :])
+def common_words(given: Given[Any], taken: set[str]) -> list[str]:
+    """train.py's words after `--`. Errors: UserError where there are none, or a flag is taken."""
+    if not given.rest:
+        raise UserError("give train.py's flags after `--`: ... -- --data DATA.yaml --cfg MODEL.yaml")
+    refuse(given.rest, taken, "after `--`")
+    return list(given.rest)
 
 
 def refuse(words: Sequence[str], taken: set[str], where: str) -> None:
@@ -280,15 +280,26 @@ def folder_name(arm: str) -> str:
     return arm.replace(",", "").replace(" ", "_")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    arm: tuple[str, ...] = opt(
+        (), "a name and its flags of train.py; once for each arm", required=True, repeated=True, metavar="'NAME: FLAGS'"
+    )
+    seeds: str = opt("0", "seeds, as 0,1,2")
+    project: str = opt("", "folder of the runs and of the tables", "saving", required=True)
+    columns: str = opt("mAP50", "columns of results.csv to compare, as mAP50,mAP", "evaluation")
+    test: bool = opt(False, "evaluate best.pt on the test split at the end", "evaluation")
+
+
+TRAINING = "TRAIN.PY'S FLAGS, THE SAME FOR EVERY RUN"
+PROGRAM = Program(
+    "python -m utils study", "Train several arms with several seeds, then compare.", Options, rest=TRAINING
+)
+
+
 def main(argv: list[str]) -> None:
-    own, common = cut_words(argv, 'python -m utils study --arm "a: --lr0 0.01"', OWN)
-    parser = make_parser("python -m utils study", "Train several arms with several seeds, then compare.")
-    parser.add_argument("--arm", action="append", required=True, metavar="'NAME: FLAGS'", help="once for each arm")
-    parser.add_argument("--seeds", default="0", help="seeds, as 0,1,2")
-    parser.add_argument("--project", required=True, help="folder of the runs and of the tables")
-    parser.add_argument("--columns", default="mAP50", help="columns of results.csv to compare, as mAP50,mAP")
-    parser.add_argument("--test", action="store_true", help="evaluate best.pt on the test split at the end")
-    args = parser.parse_args(own)
+    given = PROGRAM.parse(argv)
+    args, common = given.cfg, common_words(given, OWN)
     arms = dict(map(read_arm, args.arm))
     if len({folder_name(name) for name in arms}) != len(args.arm):
         raise UserError("--arm: two arms have the same name")

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,11 +31,24 @@ def parsing(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {said[:300]}") from None
 
 
+@contextmanager
+def quiet_pipe(code: int = 128 + signal.SIGPIPE) -> Iterator[None]:
+    """Who reads the output has gone (`| head`): the end, without a traceback. code: of the exit; default: that of a
+    program in C."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds an open file
+        raise SystemExit(code) from None
+
+
 def run_main(main: Callable[[list[str]], object]) -> None:
     """Run an entry point: a UserError is printed to stderr and becomes exit code 2."""
     code: object = 0
     try:
-        main(sys.argv[1:])
+        with quiet_pipe():
+            main(sys.argv[1:])
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

@@ -8,13 +8,14 @@ from torch import nn
 
 from models.graph import Detector
 from utils import seams
-from utils.config.help import help_text
-from utils.config.train import PLACES, parse
+from utils.config.options import help_topic
+from utils.config.train import PLACES, parse, program
+from utils.system.errors import quiet_pipe
 from utils.system.notes import note
 from utils.system.yaml_file import read_yaml
 from utils.train.optim import count_parameters
 from utils.train.run import Run
-from utils.weights.checkpoint import build_detector
+from utils.weights.checkpoint import build_detector, read_model
 
 
 def announce(run: Run, source: seams.Source | None) -> None:
@@ -52,17 +53,23 @@ def module_table(model: Detector, size: int) -> str:
 
 
 def print_help(argv: Sequence[str]) -> None:
-    """train.py --help: the flags of the base and of every patch, and with --cfg the module table of that model."""
-    print(help_text())
-    words = [w for w in argv if w not in ("-h", "--help")]
-    kinds = seams.active(words)
-    cfg, flags = parse(words, {name: kind.Flags for name, kind in kinds.items()})
-    if cfg.cfg:
-        spec = read_yaml(cfg.cfg, "--cfg")
+    """train.py --help --cfg: the help, and the module table of that model, with the classes of --data and the heads of
+    --head-config where they are given."""
+    topic, train = help_topic(argv), program()
+    at = next(i for i, word in enumerate(argv) if word.split("=")[0] in ("-h", "--help"))
+    words = [*argv[:at], *argv[at + 1 + (topic != "" and "=" not in argv[at]) :]]
+    given = parse(words)
+    cfg = given.cfg
+    with quiet_pipe(0):
+        print(train.help(topic or ""))
+        spec, nc, channels = read_model(cfg.cfg), 0, 3
+        if "data" in given.names:
+            data = read_yaml(cfg.data, "--data")
+            nc, channels = len(data.get("names") or ()), int(data.get("channels") or 3)
         patches = seams.Patches(
-            {name: kind.patch(flags[name]) for name, kind in kinds.items() if "layers" in vars(kind.patch)}
+            {name: patch for name, patch in seams.switched_on(given.flags).items() if "layers" in vars(type(patch))}
         )
-        model = build_detector(spec, int(spec.get("nc", 80)), patches, cfg.cfg)
+        model = build_detector(spec, nc or int(spec.get("nc", 80)), patches, cfg.cfg, channels)
         print(f"{cfg.cfg} at {cfg.train_size} px:\n{module_table(model, -(-cfg.train_size // 64) * 64)}")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from utils import seams
-from utils.config.options import given_flags, only_flags
-from utils.config.train import Config, parse, resume_flags
+from utils.config.options import Given
+from utils.config.train import Config, parse
 from utils.runs import lock, replay, resumable
 from utils.system import dist
 from utils.system.device import select_device
@@ -43,18 +43,17 @@ class Start:
 
 def begin(argv: Sequence[str]) -> Start:
     """argv -> where to start from. Errors: UserError for flags that are wrong or do not go together."""
-    kinds = seams.active(argv)
-    cfg, flags = parse(argv, {name: kind.Flags for name, kind in kinds.items()})
+    given = parse(argv)
+    cfg = given.cfg
     if cfg.resume:
-        return resume(argv, cfg)
+        return resume(given)
     if cfg.allow_changed_data:
         raise UserError("--allow-changed-data goes with --resume")
     if cfg.replay:
-        return repeat(argv, cfg)
-    with torch.random.fork_rng(devices=[]):
-        patches = seams.Patches({name: kind.patch(flags[name]) for name, kind in kinds.items()})
+        return repeat(given)
+    patches = seams.switched_on(given.flags)
     device = meet(cfg)
-    return Start(cfg, patches, device, *claim(cfg, "name" in given_flags(argv)))
+    return Start(cfg, patches, device, *claim(cfg, "name" in given.names))
 
 
 def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object]]:
@@ -62,8 +61,10 @@ def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object
     return lock.claim(cfg.project, cfg.name, named=named, exist_ok=cfg.exist_ok)
 
 
-def resume(argv: Sequence[str], cfg: Config) -> Start:
-    """The run's own settings; only where it runs is taken from the command line."""
+def resume(given: Given[Config]) -> Start:
+    """The run's own settings; only where it runs is taken from the command line: a changed setting is a new stage."""
+    cfg, where = given.cfg, {"device", "workers"}
+    given.only({"resume", "project", "allow_changed_data"} | where, "--resume goes on with the run's own settings")
     path = resumable.find(cfg.resume, cfg.project)
     folder = path.parent.parent
     held = lock.Lock(folder) if dist.main() else nullcontext()
@@ -76,7 +77,9 @@ def resume(argv: Sequence[str], cfg: Config) -> Start:
             f"--resume {path}: an earlier version wrote it, it does not say {', '.join(lacking)}; go on with that "
             f"version, or start a new stage with --weights {path}"
         )
-    own = Config(**{**seams.plain(meta["config"]), **resume_flags(argv, cfg)})
+    taken = {name: getattr(cfg, name) for name in where & given.names}
+    taken["allow_changed_data"] = cfg.allow_changed_data  # never the stored one: it is allowed once
+    own = Config(**{**seams.plain(meta["config"]), **taken})
     device = meet(own)
     if damage:
         print(note("damaged checkpoint", damage, epoch=meta["next_epoch"]))
@@ -86,14 +89,19 @@ def resume(argv: Sequence[str], cfg: Config) -> Start:
     return Start(own, seams.revive(meta["patches"]), device, folder, held, resumed, meta["spec"])
 
 
-def repeat(argv: Sequence[str], cfg: Config) -> Start:
+def repeat(given: Given[Config]) -> Start:
     """The recorded run from its beginning, in a folder of its own; only where it runs, and where its weights lie now,
     is taken from the command line."""
-    given = given_flags(argv) & {"project", "name", "device", "workers", "weights"}
-    only_flags(argv, given | {"replay"}, "--replay repeats a run with its own settings")
+    cfg, where = given.cfg, {"project", "name", "device", "workers", "weights"}
+    given.only(where | {"replay"}, "--replay repeats a run with its own settings")
     old = replay.read(cfg.replay)
     fresh = {"project": str(old.folder.parent), "name": f"{old.folder.resolve().name}_replay", "exist_ok": False}
-    changed = {"replay": cfg.replay, "resume": "", **fresh, **{name: getattr(cfg, name) for name in given}}
+    changed = {
+        "replay": cfg.replay,
+        "resume": "",
+        **fresh,
+        **{name: getattr(cfg, name) for name in where & given.names},
+    }
     own = dataclasses.replace(old.cfg, **changed)
     if bool(own.weights) != bool(old.cfg.weights):
         raise UserError(f"--weights: {old.folder} started from scratch, and so does its replay")
@@ -102,7 +110,7 @@ def repeat(argv: Sequence[str], cfg: Config) -> Start:
     with torch.random.fork_rng(devices=[]):
         patches = replay.make_patches(old)
     device = meet(own)
-    return Start(own, patches, device, *claim(own, "name" in given), spec=old.spec)
+    return Start(own, patches, device, *claim(own, "name" in given.names), spec=old.spec)
 
 
 def meet(cfg: Config) -> torch.device:

@@ -122,10 +122,15 @@ def read_source(path: str | Path) -> seams.Source:
     return seams.Source(str(path), found.state, foreign.as_meta(found))
 
 
+def read_model(cfg: str) -> dict[str, Any]:
+    """The model YAML of --cfg; a bare name is looked for among those of the program, too."""
+    return read_yaml(cfg, "--cfg", ["cfg/training"])
+
+
 def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, Any]:
     """The model YAML of --cfg, else the one stored with the weights."""
     if cfg:
-        return read_yaml(cfg, "--cfg")
+        return read_model(cfg)
     spec = source.meta.get("spec") if source else None
     if spec is None:
         raise UserError(
@@ -210,7 +215,7 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     """
     source = read_source(path)
     meta = dict(source.meta)
-    spec = read_yaml(cfg, "--cfg") if cfg else meta.get("spec")
+    spec = read_model(cfg) if cfg else meta.get("spec")
     if spec is None:
         raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
     patches = seams.revive(lasting(meta))

@@ -6,11 +6,11 @@ X may be a YOLOv5 or YOLOv7 `.pt` (pickled model), a plain state dict, a safeten
 Prints what was found: source, keys, parameters, classes, anchors, and which model file the tensors fit.
 """
 
-import argparse
 import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.graph import Detector, GraphError
+from utils.config.options import Program, opt
 from utils.system.errors import UserError, fail
 from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import detection_alone, save_checkpoint, try_own
@@ -151,12 +152,16 @@ def convert(source: Path, out: Path, only_det: bool = False) -> str:
     return f"{text}\nwrote {out}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    source: str = opt("", "weights to read: .pt or .safetensors", positional=True)
+    out: str = opt("", "file to write: .pt (our checkpoint) or .safetensors", positional=True)
+    only_det: bool = opt(False, "of our checkpoint with further branches the detector alone", "model")
+
+
+PROGRAM = Program("python -m utils convert", str(__doc__), Options)
+
+
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils convert", description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", type=Path, help="weights to read: .pt or .safetensors")
-    parser.add_argument("out", type=Path, help="file to write: .pt (our checkpoint) or .safetensors")
-    parser.add_argument(
-        "--only-det", action="store_true", help="of our checkpoint with further branches the detector alone"
-    )
-    options = parser.parse_args(argv)
-    print(convert(options.source, options.out, options.only_det))
+    args = PROGRAM.parse(argv).cfg
+    print(convert(Path(args.source), Path(args.out), args.only_det))

@@ -143,9 +143,7 @@ def test_detect_py_shows_the_class(runs: dict[str, Run], classed: Path, tmp_path
 def stage(path: str, *flags: str) -> Detector:
     """The model of a new stage from these weights, as train.py builds it."""
     with torch.random.fork_rng(devices=[]):
-        kinds = seams.active(flags)
-        values = parse_flags(flags, {name: kind.Flags for name, kind in kinds.items()})[1]
-        patches = seams.Patches({name: kind.patch(values[name]) for name, kind in kinds.items()})
+        patches = seams.switched_on(parse_flags(flags).flags)
         patches.each("on_data_read", SimpleNamespace(cls_names=NAMES))
         source = checkpoint.read_source(path)
         built = checkpoint.build_detector(source.meta["spec"], 12, patches, path)

@@ -12,15 +12,17 @@ The search: groups placed one by one, from the largest and in random orders, the
 exchanged while that helps; the best of these.
 """
 
-import argparse
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from utils.config.options import Program, chosen, opt
 from utils.data.scan import scan_split
 from utils.data.spec import SPLITS, DataSpec, compiled, findings, groups_of, read_data, shared
 from utils.system.errors import UserError
@@ -128,28 +130,33 @@ def make(spec: DataSpec, pattern: re.Pattern[str], out: Path, ratios: Sequence[f
     print(f"for the data YAML (relative to its path):\n  {lines}\n  group_pattern: '{pattern.pattern}'")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    data: str = opt("", "data YAML", "data", positional=True)
+    group: str = opt("", "regular expression, its parenthesis the group (default: group_pattern)", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Make(Check):
+    out: str = opt("", "folder of the lists", "saving", required=True)
+    ratios: tuple[float, ...] = opt((0.8, 0.1, 0.1), "train val [test]", "data", nargs="+", low=0, high=1)
+    seed: int = opt(0, "random seed", low=0)
+
+
+COMMANDS: dict[str, Program[Any]] = {
+    "make": Program("python -m utils split make", "Write lists of images for a new split.", Make),
+    "check": Program("python -m utils split check", "Report groups that lie in several splits.", Check),
+}
+
+
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="utils.data.prepare.split", description="Split a data set by groups.", allow_abbrev=False
-    )
-    kinds = parser.add_subparsers(dest="what", required=True)
-    for what, help in (("make", "write lists of images for a new split"), ("check", "report groups in several splits")):
-        sub = kinds.add_parser(what, help=help, allow_abbrev=False)
-        sub.add_argument("data", help="data YAML")
-        sub.add_argument(
-            "--group", default="", help="regular expression, its parenthesis the group (default: group_pattern)"
-        )
-        if what == "make":
-            sub.add_argument("--out", type=Path, required=True, help="folder of the lists")
-            sub.add_argument("--ratios", type=float, nargs="+", default=[0.8, 0.1, 0.1], help="train val [test]")
-            sub.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    what, args = chosen("python -m utils split", "Split a data set by groups.", COMMANDS, argv)
     spec = read_data(args.data)
     if not (args.group or spec.group_pattern):
         raise UserError(f"--group is missing, and {spec.source} has no group_pattern")
     pattern = compiled(args.group or spec.group_pattern, "--group" if args.group else f"{spec.source}: group_pattern")
-    if args.what == "make":
-        return make(spec, pattern, args.out, args.ratios, args.seed)
+    if what == "make":
+        return make(spec, pattern, Path(args.out), list(args.ratios), args.seed)
     found = shared(spec, pattern)
     print("\n".join(findings(found) or [f"{args.data}: no group lies in several splits"]))
     if any(found.values()):

@@ -15,10 +15,11 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.config.options import make_parser
+from utils.config.options import Program, opt
 from utils.system.errors import UserError
 from utils.system.files import write_text
 
@@ -129,14 +130,20 @@ def convert(
     return count
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    source: str = opt("", "folder of annotations, sub-folders included", positional=True)
+    out: str = opt("", "folder for the label files", "saving", required=True)
+    classes: tuple[str, ...] = opt((), "class names, in the order of ids", "data", nargs="+", required=True)
+    ignore: tuple[str, ...] = opt((), "names to leave out", "data", nargs="+")
+    size: tuple[int, ...] = opt((), "width and height of all pictures, for bbGt", "data", nargs=2, low=1)
+
+
+PROGRAM = Program("python -m utils voc2yolo", "Pascal VOC XML or bbGt text -> YOLO label files.", Options)
+
+
 def main(argv: list[str]) -> None:
-    parser = make_parser("python -m utils voc2yolo", "Pascal VOC XML or bbGt text -> YOLO label files.")
-    parser.add_argument("source", help="folder of annotations, sub-folders included")
-    parser.add_argument("--out", required=True, help="folder for the label files")
-    parser.add_argument("--classes", nargs="+", required=True, metavar="NAME", help="class names, in the order of ids")
-    parser.add_argument("--ignore", nargs="+", default=[], metavar="NAME", help="names to leave out")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="of all pictures, for bbGt")
-    args = parser.parse_args(argv)
+    args = PROGRAM.parse(argv).cfg
     if not Path(args.source).is_dir():
         raise UserError(f"{args.source} is no folder")
     size = (float(args.size[0]), float(args.size[1])) if args.size else None

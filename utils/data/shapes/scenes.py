@@ -13,7 +13,6 @@ With a class of the whole image (data/shapes_joint.yaml): the same pictures, and
 that names the hue of the background, which no box depends on; a tenth of the images, drawn singly, has no such line.
 """
 
-import argparse
 import colorsys
 import json
 import os
@@ -28,9 +27,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from utils.config.options import Program, opt
 from utils.images.pixels import Image
 from utils.images.tiff import encode_tiff
 from utils.system.errors import UserError
+from utils.system.files import ROOT
 from utils.system.rng import rng
 
 VERSION = 2  # raise it when a pixel or a label changes: existing folders are rendered anew
@@ -334,10 +335,16 @@ def _made(folder: Path, settings: dict[str, Any]) -> bool:
         return False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    out: str = opt(str(ROOT / "data" / "shapes"), "folder (default: data/shapes of the program)", "saving")
+    seed: int = opt(SETTINGS["seed"], "of the random scenes", low=0)
+
+
+PROGRAM = Program("python -m utils shapes", "Render the embedded shapes data set.", Options)
+
+
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="Render the embedded shapes data set.", allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[3] / "data" / "shapes", help="folder")
-    parser.add_argument("--seed", type=int, default=SETTINGS["seed"], help="of the random scenes")
-    args = parser.parse_args(argv)
-    ensure(args.out, {"seed": args.seed})
-    print(f"{args.out}: {sum(1 for _ in os.scandir(args.out / 'images' / 'train'))} training images")
+    args = PROGRAM.parse(argv).cfg
+    ensure(Path(args.out), {"seed": args.seed})
+    print(f"{args.out}: {sum(1 for _ in os.scandir(Path(args.out, 'images', 'train')))} training images")

@@ -1,0 +1,50 @@
+"""Options that several programs have: the same name, help and range in each."""
+
+from dataclasses import dataclass
+
+from utils.config.options import opt
+
+MATCHES = ("coco", "v7", "v5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where results go."""
+
+    project: str = opt("runs", "parent folder of runs", "saving", place=True)
+    name: str = opt("exp", "run name; the default counts up where it is taken", "saving", place=True)
+    exist_ok: bool = opt(False, "write into an existing run folder (its files are replaced)", "saving", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    device: str = opt("", "cuda device number(s), cpu or mps (default: the best there is)", "start", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model that is there already."""
+
+    weights: str = opt("", "checkpoint, ours or YOLOv5's or YOLOv7's", "model", required=True)
+    cfg: str = opt("", "model YAML, for weights that carry none", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    img_size: int | None = opt(None, "pixels (default: as in training)", "evaluation", low=32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    conf_thres: float = opt(0.25, "lowest confidence", "evaluation", low=0, high=1)
+    iou_thres: float | None = opt(None, "IoU of NMS (default: 0.45)", "evaluation", low=0, high=1)
+
+    @property
+    def nms_iou(self) -> float:
+        return 0.45 if self.iou_thres is None else self.iou_thres
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedLabels:
+    save_txt: bool = opt(False, "write detections as label files", "saving")
+    save_conf: bool = opt(False, "with --save-txt: confidence as last column", "saving")

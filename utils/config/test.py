@@ -1,0 +1,57 @@
+"""Flags of test.py."""
+
+from dataclasses import dataclass
+
+from utils.config.help import test_schemas
+from utils.config.options import Program, again, opt
+from utils.config.shared import MATCHES, Device, Place, SavedLabels, Size, Thresholds, Trained
+from utils.system.errors import UserError
+
+TASKS = ("val", "train", "test", "speed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Place, SavedLabels, Thresholds, Size, Trained, Device):
+    data: str = opt("data/coco.yaml", "data YAML", "data")
+    task: str = opt("val", "split to evaluate; speed: val, timings in front", "data", choices=TASKS)
+    on_bad_data: str = opt(
+        "error", "broken images and labels: stop, or skip and count them", "data", choices=("error", "skip")
+    )
+    batch_size: int = opt(16, "images of like shape are batched, so it moves mAP a little", "evaluation", low=1)
+    conf_thres: float = again(Thresholds, "conf_thres", 0.001)
+    iou_thres: float | None = again(
+        Thresholds, "iou_thres", None, help="IoU of NMS (default: 0.65, with --match v5 0.6)"
+    )
+    single_cls: bool = opt(False, "treat all classes as one", "evaluation")
+    match: str = opt("coco", "rule that matches detections to boxes", "evaluation", choices=MATCHES)
+    v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP", "evaluation")
+    verbose: bool = opt(False, "per class also for 50 classes and more", "evaluation")
+    on_missing_pair: str = opt(
+        "error",
+        "an image without its partner: stop, leave it out, or keep it alone",
+        "pairs",
+        choices=("error", "skip", "single"),
+    )
+    workers: int = opt(8, "data loader processes", "speed", low=0)
+    save_json: bool = opt(False, "write detections in COCO's format", "saving")
+    anno_json: str = opt(
+        "", "COCO annotations: also write the JSON, with their ids, and print COCO's 12 figures", "saving"
+    )
+    save_per_class_ap: str = opt(
+        "", "JSON file to write: map50, map, per_class {id: {ap50, ap, name}}", "saving", metavar="FILE"
+    )
+    img_size: int | None = again(Size, "img_size", 640, help="pixels")
+    project: str = again(Place, "project", "runs/test")
+
+    def __post_init__(self) -> None:
+        if self.save_conf and not self.save_txt:
+            raise UserError("--save-conf adds a column to the files of --save-txt: give that too")
+
+    @property
+    def nms_iou(self) -> float:
+        return (0.6 if self.match == "v5" else 0.65) if self.iou_thres is None else self.iou_thres
+
+
+def program() -> Program[Options]:
+    """The command line of test.py: its own, and what patches add to it."""
+    return Program("test.py", "Evaluate a checkpoint.", Options, test_schemas())

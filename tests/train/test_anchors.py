@@ -41,3 +41,42 @@ def test_anchors_are_replaced_only_where_that_helps() -> None:
     assert torch.equal(model.head.anchors, before)
     assert "anchors replaced: best possible recall" in fit_anchors(model, fitting * [30.0, 0.4], 4.0, 0)
     assert not torch.equal(model.head.anchors, before)
+
+
+def tiny() -> Detector:
+    return Detector(spec("yolov5n"), 2)
+
+
+def anchors_of(model: Detector) -> np.ndarray:
+    return (model.head.anchors * model.head.stride.view(-1, 1, 1)).reshape(-1, 2).numpy()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_boxes_that_share_a_side(side: int) -> None:
+    """Fixed-size markers and lines: 40 boxes of one height or width."""
+    sizes = np.full((40, 2), 4.0)
+    sizes[:, 1 - side] = np.linspace(30, 300, 40)
+    model = tiny()
+    before = possible_recall(sizes, anchors_of(model), 4.0)
+    said = fit_anchors(model, sizes, 4.0, 0)
+    found = anchors_of(model)
+    assert "anchors replaced" in said
+    assert np.allclose(found[:, side], 4.0) and len(np.unique(np.rint(found), axis=0)) == len(found)
+    assert possible_recall(sizes, found, 4.0) > max(before, 0.98)
+
+
+@pytest.mark.parametrize("different", [1, 2, 8])
+def test_fewer_sizes_than_anchors_are_said_and_change_nothing(different: int) -> None:
+    sizes = np.repeat(np.array([[300.0 - 10 * i, 3.0] for i in range(different)]), 50, axis=0)
+    model = tiny()
+    before = anchors_of(model)
+    said = fit_anchors(model, sizes, 4.0, 0)
+    assert f"the boxes have {different} different sizes in pixels, too few for 9 anchors" in said
+    assert np.array_equal(anchors_of(model), before)
+
+
+def test_too_few_boxes_are_said_with_the_small_ones() -> None:
+    sizes = np.array([[80.0, 1.4]] * 40 + [[30.0, 30.0]] * 3)
+    said = fit_anchors(tiny(), sizes, 4.0, 0)
+    assert "3 boxes (40 more have a side below 2 px) are too few to judge 9 anchors by" in said
+    assert "0 boxes are too few" in fit_anchors(tiny(), np.zeros((0, 2)), 4.0, 0)

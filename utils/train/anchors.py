@@ -40,7 +40,8 @@ def cluster(sizes: Floats, count: int, seed: int) -> Floats:
     """`count` anchors [count,2] in pixels by k-means on whitened sizes, smallest area first."""
     from scipy.cluster.vq import kmeans2  # imported on first use: it takes a quarter of the start beside torch's
 
-    scale = sizes.std(0)
+    spread = sizes.std(0)
+    scale = np.where(spread > 1e-6 * sizes.mean(0), spread, 1)  # a side that all boxes share tells nothing
     centres, _ = kmeans2(sizes / scale, count, minit="++", rng=rng(seed, "anchors"), iter=50)
     anchors: Floats = centres * scale
     return anchors[np.argsort(anchors.prod(1))]
@@ -50,15 +51,21 @@ def cluster(sizes: Floats, count: int, seed: int) -> Floats:
 def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> str:
     """Checks the model's anchors against box sizes [N,2] (w,h in pixels at training size), replaces them where that
     helps; says what it did."""
+    all_boxes = len(sizes)
     sizes = sizes[(sizes >= 2).all(1)]
     head = model.head
     stride = head.stride.view(-1, 1, 1)
     own = (head.anchors * stride).view(-1, 2).numpy().astype(np.float64)
     if len(sizes) < 4 * len(own):
-        return f"anchors: {len(sizes)} boxes are too few to judge them by"
+        small = f" ({all_boxes - len(sizes)} more have a side below 2 px)" if all_boxes > len(sizes) else ""
+        return f"anchors kept: {len(sizes)} boxes{small} are too few to judge {len(own)} anchors by"
     before = possible_recall(sizes, own, anchor_t)
     if before >= ENOUGH:
         return f"anchors fit: best possible recall {before:.4f}"
+    different = len(np.unique(np.rint(sizes), axis=0))
+    if different < len(own):
+        said = f"best possible recall {before:.4f}, but the boxes have {different} different sizes in pixels"
+        return note("anchors kept", f"anchors kept: {said}, too few for {len(own)} anchors: set them in the model YAML")
     new = cluster(sizes, len(own), seed)
     after = possible_recall(sizes, new, anchor_t)
     if after <= before:

@@ -20,7 +20,7 @@ from models.graph import Detector
 from tests.toy import FOUR_HEADS, STEPS, cut, resumed, same, toy, trained
 from utils import seams
 from utils.config.options import opt
-from utils.data.spec import label_path
+from utils.data.listing.label_files import label_path
 from utils.system.errors import UserError
 from utils.train import optim
 from utils.weights import checkpoint

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from utils import seams
 from utils.config.train import Config
 from utils.data.augment import AugmentParams, AugmentPlan, check_colour
@@ -11,11 +13,15 @@ from utils.data.image_classes import summary
 from utils.data.loader import (
     make_loader,
 )
+from utils.data.prepare.groups import check_groups
 from utils.data.scan import Scan, scan_split
-from utils.data.spec import DataSpec, check_groups
+from utils.data.spec import DataSpec
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.notes import note
+
+SHOWN = 12  # places of labels in a message
+SMALL = 2  # px
 
 
 def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
@@ -132,6 +138,9 @@ def make_dataset(
     )  # fmt: skip
     print(describe(scan, split))
     note_findings(scan, split)
+    check_objects(spec, split, scan, needed=augment is not None)
+    if augment is not None:
+        say_small(scan, split, img_size)
     if scan.cls_names and augment:
         print(describe_masking(augment, split, rect=rect, quad=quad))
     return DetectionDataset(
@@ -155,6 +164,8 @@ def describe(scan: Scan, split: str) -> str:
     channels, bits, _ = scan.pixels
     form = f" of {channels} channel{'s' * (channels > 1)} in {bits} bits" if (channels, bits) != (3, 8) else ""
     line = f"{split}: {len(scan.files)} images{form}, {boxes} objects, {scan.background} images without objects"
+    if scan.background:
+        line += f" ({scan.background - scan.missing} with an empty label, {scan.missing} without a label file)"
     if scan.duplicates:
         line += f", {scan.duplicates} repeated label lines removed"
     if scan.problems:
@@ -168,7 +179,37 @@ def describe(scan: Scan, split: str) -> str:
         lines += [f"  {problem}" for problem in scan.partners.problems[:3]]
     if scan.cls_others:
         lines.append(f"{split}: the CSV of image classes also names {scan.cls_others} images of no split")
+    lines += [f"{split}: {said}" for said in scan.said]
     return "\n".join(lines)
+
+
+def check_objects(spec: DataSpec, split: str, scan: Scan, *, needed: bool) -> None:
+    """A split without a single object, and one that lacks most of its label files, with the places looked at. Errors:
+    UserError, where objects are needed to train on."""
+    places = "\n  ".join(scan.tried[:SHOWN]) + ("\n  ..." if len(scan.tried) > SHOWN else "")
+    where = f"the label of {scan.files[0]} was looked for as:\n  {places}" if places else "the annotations have none"
+    if not any(map(len, scan.labels)):
+        said = f"{spec.source}: {split}: not a single object in {len(scan.files)} images"
+        counted = f"({scan.missing} have no label file); {where}"
+        if needed:
+            raise UserError(f"{said} {counted}\nwithout objects there is nothing to train on")
+        print("warning: " + note("no objects", f"{said} {counted}\nP, R and mAP are not measured on it"))
+    elif scan.missing > len(scan.files) / 2:
+        said = f"{split}: {scan.missing} of {len(scan.files)} images have no label file and count as showing nothing"
+        print("warning: " + note("labels missing", f"{said}; {where}", count=scan.missing))
+
+
+def say_small(scan: Scan, split: str, img_size: int) -> None:
+    """Boxes that shrink below 2 px at the training size: augmentation drops them."""
+    sides = [
+        (labels.boxes[:, 3:5] * size[::-1] * (img_size / size.max())).min(1)
+        for labels, size in zip(scan.labels, scan.sizes, strict=True)
+        if len(labels)
+    ]
+    small, boxes = int((np.concatenate(sides) < SMALL).sum()), sum(map(len, sides))
+    if small:
+        said = f"{split}: {small} of {boxes} boxes are under {SMALL} px on a side at --img-size {img_size}"
+        print(note("small boxes", f"{said}; augmented pictures lose them", count=small))
 
 
 def note_findings(scan: Scan, split: str) -> None:

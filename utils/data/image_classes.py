@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.data.labels import UNKNOWN, Problem
+from utils.data.listing.class_names import class_names
 from utils.system.errors import UserError
 
 KEYS = ("cls_names", "cls_csv", "cls_folder")
@@ -67,9 +68,7 @@ def read_source(yaml: Path, content: Mapping[str, Any], root: Path) -> ClassSour
         return ClassSource()
     if not isinstance(names, list) or len(names) < 2:
         raise UserError(f"{yaml}: cls_names: expected a list of at least two names, found {names!r}")
-    texts = tuple(map(str, names))
-    if doubled := sorted({n for n in texts if texts.count(n) > 1}):
-        raise UserError(f"{yaml}: cls_names: {', '.join(doubled)} given more than once")
+    texts = class_names(yaml, "cls_names", names)
     if wrong := [n for i, n in enumerate(texts) if (_is_index(n) and n != str(i)) or n != n.strip() or not n]:
         raise UserError(f"{yaml}: cls_names: {wrong[0]!r} is no name (empty, or to be mistaken for another's index)")
     if table is not None and folder is not None:

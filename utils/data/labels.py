@@ -3,7 +3,8 @@
 One object per line, coordinates as fractions of the image (0..1):
     class cx cy w h                     a box
     class x1 y1 x2 y2 ... xk yk         a polygon, k >= 3; its box is min/max, the polygon is kept
-The last line may be the one-hot line of the image's class instead, see `class_line`.
+The last line may be the one-hot line of the image's class instead, see `class_line`. A box with more behind it (key
+points, flags, its own outline) may look like a polygon: `certain` and `unclear` are about that.
 
 `parse` knows only the text. What depends on the data set is settled later: the one-hot line by `class_line`, the number
 of classes by `checked`.
@@ -19,6 +20,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 UNKNOWN = -1  # the class of an image that has none
+EDGE = 0.01  # of the picture, by which a box may leave it
+TINY = np.finfo(np.float32).tiny
 SLACK = 1e-6  # a coordinate may leave 0..1 by this much: rounding in the writer, clipped here
 
 
@@ -49,6 +52,7 @@ class Labels:
     lines: npt.NDArray[np.int32]  # [n], line number of each object in the file
     duplicates: int = 0
     tail: Tail | None = None
+    certain: int = 0  # lines of more than five values that can be nothing but polygons
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -65,7 +69,7 @@ def parse(text: str, name: str) -> tuple[Labels, list[Problem]]:
     lines: list[int] = []
     problems: list[Problem] = []
     seen: set[tuple[float, ...]] = set()
-    duplicates = 0
+    duplicates = sure = 0
     split = [(number, tokens) for number, line in enumerate(text.splitlines(), 1) if (tokens := line.split())]
     tail = Tail(split[-1][0], " ".join(split[-1][1])) if split and all(map(_is_binary, split[-1][1])) else None
     for number, tokens in split:
@@ -79,12 +83,14 @@ def parse(text: str, name: str) -> tuple[Labels, list[Problem]]:
             duplicates += 1
             continue
         seen.add(tuple(row))
+        sure += polygon is not None and certain([float(token) for token in tokens[1:]])
         rows.append(row)
         polygons.append(polygon)
         lines.append(number)
     if not rows:
         return replace(EMPTY, tail=tail) if tail else EMPTY, problems
-    return Labels(np.array(rows, np.float32), tuple(polygons), np.array(lines, np.int32), duplicates, tail), problems
+    boxes = np.array(rows, np.float32)
+    return Labels(boxes, tuple(polygons), np.array(lines, np.int32), duplicates, tail, sure), problems
 
 
 def class_line(labels: Labels, names: Sequence[str], name: str, why: str = "") -> tuple[Labels, int, list[Problem]]:
@@ -143,12 +149,61 @@ def _object(tokens: list[str]) -> tuple[list[float], Floats | None]:
         cx, cy, w, h = (min(max(v, 0.0), 1.0) for v in coordinates)
         polygon = None
     else:
+        if is_extent(coordinates[:4], coordinates[4:]):
+            raise ValueError("a box and its own outline on one line; keep one of them")
         polygon = np.array(coordinates, np.float32).reshape(-1, 2).clip(0, 1)
         (x0, y0), (x1, y1) = polygon.min(0).tolist(), polygon.max(0).tolist()
         cx, cy, w, h = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
-    if w <= 0 or h <= 0:
+    if min(np.float32(w), np.float32(h)) < TINY:
         raise ValueError(f"the box has width {w:g} and height {h:g}; both must be above 0")
     return [label, cx, cy, w, h], polygon
+
+
+def certain(values: Sequence[float]) -> bool:
+    """Whether the values behind a class can be nothing but the points of a polygon: the first four are no box in the
+    picture, or what follows is neither points about that box, with or without a visibility, nor further objects."""
+    (cx, cy, w, h), more = values[:4], values[4:]
+    if min(w, h) <= 0 or min(cx - w / 2, cy - h / 2) < -EDGE or max(cx + w / 2, cy + h / 2) > 1 + EDGE:
+        return True
+    if len(more) < 4:
+        return False
+
+    def about(points: Sequence[tuple[float, float]]) -> bool:
+        return all(abs(x - cx) <= w and abs(y - cy) <= h for x, y in points)
+
+    if about(list(zip(more[::2], more[1::2], strict=True))):
+        return False
+    triples = list(zip(more[::3], more[1::3], more[2::3], strict=False))
+    seen = [(x, y) for x, y, v in triples if v or x or y]
+    if len(more) % 3 == 0 and all(v in (0, 1) for _, _, v in triples) and about(seen):
+        return False
+    return bool(len(more) % 5 or any(value != int(value) for value in more[::5]))
+
+
+def is_extent(box: Sequence[float], values: Sequence[float]) -> bool:
+    """Whether a box (cx, cy, w, h) is that of the points x, y, x, y, ..."""
+    if len(values) < 6 or min(box[2:]) <= 0:
+        return False
+    x, y = values[::2], values[1::2]
+    extent = ((min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y))
+    return all(abs(a - b) <= max(0.01 * min(box[2:]), 1e-5) for a, b in zip(box, extent, strict=True))
+
+
+def unclear(labels: Labels, name: str, declared: str) -> tuple[Labels, list[Problem]]:
+    """Drop all polygons, each returned as a problem with its line. declared: what the data YAML says of them."""
+    plain = np.array([p is None for p in labels.polygons], bool)
+    if plain.all():
+        return labels, []
+    values = {int(line): 1 + 2 * len(p) for line, p in zip(labels.lines, labels.polygons, strict=True) if p is not None}
+    said = (
+        "values, and the data YAML says `labels: boxes`: five are expected"
+        if declared
+        else "values: a box with more behind it (key points, flags, several objects on one line), or a polygon? "
+        "If it is one, say `labels: polygons` in the data YAML"
+    )
+    problems = [Problem(name, line, f"{count} {said}") for line, count in values.items()]
+    kept = tuple(p for p in labels.polygons if p is None)
+    return replace(labels, boxes=labels.boxes[plain], polygons=kept, lines=labels.lines[plain]), problems
 
 
 def _is_binary(token: str) -> bool:

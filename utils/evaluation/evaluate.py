@@ -57,7 +57,7 @@ class Result:
     match: str  # coco | v7 | v5, see utils.matching
     v5_metric: bool
     names: list[str]
-    mp: float  # P, R and F1: mean over classes at the one confidence where the mean F1 peaks, IoU 0.5
+    mp: float  # the means are nan without objects; P, R and F1: mean over classes at the one confidence where the mean F1 peaks, IoU 0.5
     mr: float
     f1: float
     map50: float
@@ -79,6 +79,11 @@ class Result:
     detections: list[Tensor] = field(repr=False)  # per image [n,6] x1,y1,x2,y2 native pixels, confidence, class
     figures: dict[str, float] = field(default_factory=dict)  # metrics of the patches
     observed: dict[str, Tensor] = field(default_factory=dict, repr=False)  # [images,...] what they were made of
+
+    @property
+    def measured(self) -> bool:
+        """Whether there were objects to measure on."""
+        return bool(self.n_gt.sum())
 
     @property
     def fitness(self) -> float:
@@ -255,10 +260,7 @@ class _Found:
             return out
 
         ap50, ap = spread(found.ap[:, 0]), spread(found.ap.mean(1))
-        heads = {
-            k: HeadResult(_mean(ap50[ids], np.nan), _mean(ap[ids], np.nan), int(n_gt[ids].sum()))
-            for k, ids in groups.items()
-        }
+        heads = {k: HeadResult(_mean(ap50[ids]), _mean(ap[ids]), int(n_gt[ids].sum())) for k, ids in groups.items()}
         return Result(
             match=self.match, v5_metric=v5_metric, names=list(names)[: self.nc],
             mp=_mean(found.p), mr=_mean(found.r), f1=_mean(found.f1), map50=_mean(ap50), map=_mean(ap),
@@ -268,10 +270,10 @@ class _Found:
         )  # fmt: skip
 
 
-def _mean(values: Floats, empty: float = 0.0) -> float:
-    """Mean over the classes that have objects."""
+def _mean(values: Floats) -> float:
+    """Mean over the classes that have objects; nan where none has: nothing was measured."""
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else empty
+    return float(known.mean()) if len(known) else np.nan
 
 
 @contextmanager

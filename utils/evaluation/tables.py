@@ -15,9 +15,9 @@ from utils.evaluation.evaluate import Result
 from utils.system.files import write_text
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 4) -> str:
     """A share with four digits, or - where there was nothing to measure."""
-    return "-" if np.isnan(value) else f"{value:.4f}"
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def write_classes(path: Path, result: Result) -> None:
@@ -71,7 +71,8 @@ def write_per_class_ap(result: Result, path: Path) -> None:
         for c, name in enumerate(result.names)
         if result.n_gt[c]
     }
-    content = {"map50": result.map50, "map": result.map, "match": result.match, "per_class": classes}
+    means = {k: None if np.isnan(v) else v for k, v in (("map50", result.map50), ("map", result.map))}
+    content = {**means, "match": result.match, "per_class": classes}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))
 

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import reprlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,14 @@ from typing import NoReturn
 
 class UserError(ValueError):
     """Says what was wrong, where (file and line, flag, key), and what would be right."""
+
+
+def brief(value: object) -> str:
+    """A value that a user gave, for a message: cut while it is formatted, as it may be endless."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 160
+    short.maxlevel, short.maxlong = 3, 60
+    return short.repr(value)
 
 
 def fail(message: str) -> NoReturn:

@@ -1,7 +1,9 @@
 """Files that are there whole or not at all, and messages that name the one that could not be written."""
 
+import codecs
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,30 @@ from utils.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # of the project
 KEPT = "what was saved before is untouched, and --resume goes on from it"
+
+
+def decoded(content: bytes) -> str:
+    """Text as editors write it: UTF-8 with or without a byte order mark, UTF-16 with. Errors: UnicodeDecodeError."""
+    wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return content.decode("utf-16" if wide else "utf-8-sig")
+
+
+def plain_bytes(path: str | Path) -> bytes:
+    """A plain file; OSError for a pipe or a device as well, which might never end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "is a pipe or a device, not a file", str(path))
+        return file.read()
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a plain file. Errors: UserError naming it."""
+    try:
+        return decoded(plain_bytes(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # UnicodeDecodeError, or a NUL in the name
+        raise UserError(f"{path} is no text (UTF-8): {error}") from None
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.config.train import Config
 from utils.evaluation.evaluate import Result
 from utils.runs.resumable import BEFORE
@@ -79,7 +81,7 @@ class Guard:
     def judge(self, epoch: int, result: Result | None, best: float, groups: Groups) -> list[Row]:
         """After an epoch's evaluation: sets `back` or `ended` where that is due. best: fitness so far."""
         self.back = ""
-        if result is None:
+        if result is None or np.isnan(result.map50):  # nothing was measured, and so nothing is judged
             return []
         rows, now = [], float(result.map50)
         self.since = 0 if result.fitness > best else self.since + 1

@@ -10,7 +10,7 @@ from utils import seams
 from utils.data.dataset import Sample
 from utils.data.loader import Batch, collate
 from utils.evaluation.evaluate import Result, Sink, evaluate
-from utils.evaluation.tables import write_classes
+from utils.evaluation.tables import number, write_classes
 from utils.runs import fingerprint, manifest, plots, record, replay, resumable
 from utils.runs.manifest import Manifest
 from utils.system import dist
@@ -43,9 +43,12 @@ def metric_columns(run: Run) -> list[str]:
 def line(result: Result) -> str:
     """The means on one line, with the rule they were made by, and what patches measured on a second."""
     heads = (
-        "".join(f"  {name} {h.map50:.3f}" for name, h in result.per_head.items()) if len(result.per_head) > 1 else ""
+        "".join(f"  {name} {number(h.map50, 3)}" for name, h in result.per_head.items())
+        if len(result.per_head) > 1
+        else ""
     )
-    means = f"P {result.mp:.4f}  R {result.mr:.4f}  mAP@.5 {result.map50:.4f}  mAP@.5:.95 {result.map:.4f}"
+    values = {"P": result.mp, "R": result.mr, "mAP@.5": result.map50, "mAP@.5:.95": result.map}
+    means = "  ".join(f"{name} {number(value)}" for name, value in values.items())
     return f"{means}{heads}  ({result.rule})" + (f"\n  {result.said}" if result.said else "")
 
 
@@ -60,7 +63,8 @@ def write_rows(
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
     found: dict[str, Any] = result.row if result else {}
     memory = peak_memory(run.device)
-    columns = {**dict.fromkeys(metric_columns(run), ""), **found, "match": result.match if result else ""}
+    unmeasured = dict.fromkeys(("P", "R", "F1", "mAP50", "mAP"), "") if result and not result.measured else {}
+    columns = {**dict.fromkeys(metric_columns(run), ""), **found, **unmeasured, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
     timing = {
         "seconds": f"{seconds:.2f}",

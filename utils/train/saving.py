@@ -77,9 +77,9 @@ def go_back(run: Run) -> None:
 def save(run: Run, result: Result | None) -> None:
     """best.pt (weights) when this epoch is the best so far, a numbered copy every save_period epochs; then, perhaps
     taken back by the guard, resumable.pt (resumable)."""
-    better = result is not None and result.fitness > run.best
-    run.best = max(result.fitness if result else run.best, run.best)
-    run.found = {"map50": result.map50, "map": result.map, "match": result.match} if result else {}
+    better = result is not None and result.fitness > run.best  # never by nan: without objects nothing is measured
+    run.best = result.fitness if result is not None and better else run.best
+    run.found = {"map50": result.map50, "map": result.map, "match": result.match} if result and result.measured else {}
     if result is not None:
         run.class_ap = np.nan_to_num(result.ap).tolist()
     last_one = run.epoch == run.cfg.epochs - 1 or bool(run.guard.ended)

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from utils.data.prepare import split
+from utils.data.prepare.groups import check_groups, compiled, findings, group_of, groups_of, shared
 from utils.data.prepare.split import assign, cost, gather
-from utils.data.spec import check_groups, compiled, findings, group_of, groups_of, read_data, shared
+from utils.data.spec import read_data
 from utils.system.errors import UserError
 
 PATIENT = r"^(\d+)-"

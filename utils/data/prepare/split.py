@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.config.options import Program, chosen, opt
+from utils.data.prepare.groups import compiled, findings, groups_of, shared
 from utils.data.scan import scan_split
-from utils.data.spec import SPLITS, DataSpec, compiled, findings, groups_of, read_data, shared
+from utils.data.spec import SPLITS, DataSpec, read_data
 from utils.system.errors import UserError
 from utils.system.rng import rng
 

@@ -23,8 +23,10 @@ from utils.images.read import Form
 from utils.system.errors import UserError
 from utils.system.files import write_whole
 
-VERSION = 6  # raise it when parsing or the layout of the cache changes
-Stamp = tuple[int, int]  # size in bytes, modification time in ns; (-1, -1) for a file that is not there
+VERSION = 7  # raise it when parsing or the layout of the cache changes
+Stamp = tuple[int, int]  # size in bytes, modification time in ns
+ABSENT: Stamp = (-1, -1)  # a file that is not there
+BROKEN = -2  # in place of a size: there is something that cannot be read; beside it the system's number of the reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def save(folder: Path, entries: dict[str, Entry]) -> None:
         "sha256": np.array([(e.image_sha256, e.sha256) for e in rows], "S64"),  # [n,2]
         "sizes": np.array([e.size for e in rows], np.int64),  # [n,2]
         "forms": np.array([e.form for e in rows], np.int64),  # [n,3]
-        "objects": np.array([(len(e.labels), e.labels.duplicates) for e in rows], np.int64),  # [n,2]
+        "objects": np.array([(len(e.labels), e.labels.duplicates, e.labels.certain) for e in rows], np.int64),  # [n,3]
         "boxes": np.concatenate([EMPTY.boxes, *(e.labels.boxes for e in rows)]),  # of all objects, in order
         "lines": np.concatenate([EMPTY.lines, *(e.labels.lines for e in rows)]),
         "points": np.concatenate([np.zeros((0, 2), np.float32), *points]),  # of all polygons, in order
@@ -106,7 +108,7 @@ def _read(path: Path) -> dict[str, Entry]:
         _columns(arrays["objects"]),
     )
     entries, start = {}, 0
-    for name, at, size, form, (image_sha, sha), (count, duplicates) in zip(
+    for name, at, size, form, (image_sha, sha), (count, duplicates, certain) in zip(
         meta["names"], stamps, sizes, forms, hashes, objects, strict=True
     ):
         part, start = slice(start, start + count), start + count
@@ -114,7 +116,7 @@ def _read(path: Path) -> dict[str, Entry]:
         if outlined[part.stop] > outlined[part.start]:
             shapes = (points[end - k : end] for end, k in zip(ends[part], corners[part], strict=True))
             polygons = tuple(shape if len(shape) else None for shape in shapes)
-        labels = Labels(boxes[part], polygons, lines[part], duplicates)
+        labels = Labels(boxes[part], polygons, lines[part], duplicates, certain=certain)
         entries[name] = Entry((at[:2], at[2:]), image_sha, sha, size, form, labels, ())
     for index, found in meta["problems"].items():
         name = meta["names"][int(index)]

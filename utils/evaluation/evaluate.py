@@ -57,7 +57,7 @@ class Result:
     match: str  # coco | v7 | v5, see utils.matching
     v5_metric: bool
     names: list[str]
-    mp: float  # the means are nan without objects; P, R and F1: mean over classes at the one confidence where the mean F1 peaks, IoU 0.5
+    mp: float  # P, R and F1: mean over classes at the one confidence where the mean F1 peaks; all means nan: no objects
     mr: float
     f1: float
     map50: float

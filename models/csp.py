@@ -163,10 +163,13 @@ class ResCSPA(CSPA):
 
 
 class ResCSPB(CSPB):
-    """CSPB of ResNet bottlenecks."""
+    """CSPB of ResNet bottlenecks, with residuals."""
 
     inner = ResBottleneck
     inner_e = 0.5
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__(c1, c2, n, shortcut, g, e)
 
 
 class ResCSPC(CSPC):
@@ -190,7 +193,7 @@ class ResXCSPB(ResCSPB):
 
     inner_e = 1.0
 
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 32, e: float = 0.5) -> None:
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 32, e: float = 0.5) -> None:
         super().__init__(c1, c2, n, shortcut, g, e)
 
 

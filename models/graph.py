@@ -20,6 +20,8 @@ from models import csp, layers
 from models.fuse import folded
 from models.head import Detect, Head, IDetect, Part
 from models.loss import Criterion, LossSettings
+from models.rows import GraphError as GraphError
+from models.rows import check_rows, check_settings, outputs_per_level, parse_word
 
 Build = Callable[..., nn.Module]
 
@@ -35,20 +37,12 @@ LAYERS: dict[str, Build] = {
     "nn.MaxPool2d": layers.MaxPool2d,
     "nn.ZeroPad2d": layers.ZeroPad2d,
 }
-ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
-    name: getattr(nn, name)
-    for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
-}
 REFUSED = {
     "IAuxDetect": "auxiliary heads are not supported; use the same model's deploy form, whose last row is Detect",
     "MultiHeadDetect": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttn": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttention": "switch several heads on with --heads N --head-config FILE",
 }
-
-
-class GraphError(ValueError):
-    """A model YAML that cannot be built; the message names the row."""
 
 
 class Row(NamedTuple):
@@ -64,31 +58,6 @@ class Row(NamedTuple):
 def make_divisible(channels: float, divisor: int = 8) -> int:
     """Smallest multiple of `divisor` that is not below `channels`."""
     return int(-(-channels // divisor) * divisor)
-
-
-def parse_word(word: Any, known: Mapping[str, Any]) -> Any:
-    """One YAML argument: numbers and lists as they are, words looked up among `known`, None/True/False and
-    activations."""
-    if isinstance(word, list):
-        return [parse_word(w, known) for w in word]
-    if not isinstance(word, str):
-        return word
-    constants = {"None": None, "True": True, "False": False, **known}
-    if word in constants:
-        return constants[word]
-    if match := re.fullmatch(r"nn\.(\w+)\(([\w., =-]*)\)", word.strip()):
-        return parse_activation(match[1], match[2])
-    return word
-
-
-def parse_activation(name: str, text: str) -> nn.Module:
-    """`LeakyReLU`, `0.1, inplace=True` -> the module. `inplace` is dropped: it changes memory, not numbers."""
-    if name not in ACTIVATIONS:
-        raise GraphError(f"unknown activation nn.{name}; known: {', '.join(ACTIVATIONS)}")
-    positional = [float(part) for part in re.split(r"\s*,\s*", text) if part and "=" not in part]
-    named = dict(part.split("=") for part in re.split(r"\s*,\s*", text) if "=" in part)
-    options = {key.strip(): float(value) for key, value in named.items() if key.strip() != "inplace"}
-    return ACTIVATIONS[name](*positional, **options)
 
 
 class Graph(nn.Module):
@@ -328,36 +297,6 @@ def prefix_format(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cpu" else torch.preserve_format
 
 
-def check_rows(spec: Mapping[str, Any], part: str) -> list[Any]:
-    """The rows of `backbone` or `head`, each checked to be [from, number, module, args]."""
-    rows = spec.get(part)
-    if not isinstance(rows, list) or not rows:
-        raise GraphError(f"model YAML has no list `{part}` of rows [from, number, module, args]")
-    for i, row in enumerate(rows):
-        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
-            raise GraphError(f"{part} row {i}: {row} is not [from, number, module, args]")
-        source = row[0] if isinstance(row[0], list) else [row[0]]
-        if not source or not all(whole(s) for s in source):
-            raise GraphError(f"{part} row {i}: {row}: from must be a row number or a list of them")
-        if not whole(row[1]) or row[1] < 1:
-            raise GraphError(f"{part} row {i}: {row}: number must be 1 or more")
-    return rows
-
-
-def whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def check_settings(spec: Mapping[str, Any]) -> None:
-    """The keys beside the rows."""
-    for key in ("width_multiple", "depth_multiple"):
-        value = spec.get(key, 1.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise GraphError(f"{key} must be a number above 0, got {value!r}")
-    if "activation" in spec and not isinstance(parse_word(spec["activation"], {}), nn.Module):
-        raise GraphError(f"activation: {spec['activation']!r} is none of nn.{', nn.'.join(ACTIVATIONS)}")
-
-
 def first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
@@ -380,7 +319,8 @@ def build_row(
     if getattr(build, "scales_width", False):
         if not words or not isinstance(words[0], (int, float)) or not words[0] > 0:
             raise ValueError("its first argument must be a number of output channels")
-        words[0] = make_divisible(words[0] * spec.get("width_multiple", 1.0))
+        if words[0] != outputs_per_level(spec.get("anchors"), nc):  # a count that is the detector's stays, as there
+            words[0] = make_divisible(words[0] * spec.get("width_multiple", 1.0))
     n = max(round(number * spec.get("depth_multiple", 1.0)), 1) if number > 1 else number
     if getattr(build, "takes_repeats", False):
         return build(c1, words[0], n, *words[1:])

@@ -46,7 +46,7 @@ class Head(Protocol):
     groups: list[list[int]]  # global class ids of each part
     group_names: list[str]
     stride: Tensor  # [L] input pixels per cell
-    anchors: Tensor  # [L,A,2] in cells
+    anchors: Tensor  # [L,A,2] in cells; NaN where the model YAML gives only their number
 
     def attach(self, stride: Sequence[int]) -> None: ...
     def criterion(self, settings: LossSettings) -> Criterion: ...
@@ -73,19 +73,30 @@ class AnchorHead(nn.Module):
     stride: Tensor
     stores_anchor_grid = False  # YOLOv7's checkpoints carry the anchors a second time, in pixels
 
-    def __init__(self, c1: Sequence[int], nc: int, anchors: Sequence[Sequence[float]]) -> None:
+    def __init__(self, c1: Sequence[int], nc: int, anchors: Sequence[Sequence[float]] | int) -> None:
         super().__init__()
         if not isinstance(c1, list):
             raise ValueError("a detector's `from` must be a list of rows")
+        unknown = isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0
+        if isinstance(anchors, int) and unknown:  # so many per level, whose sizes are still to be found
+            anchors = [[1.0] * 2 * anchors for _ in c1]
         if not isinstance(anchors, list) or not all(isinstance(a, list) for a in anchors):
-            raise ValueError(f"anchors are {anchors!r}: give a list of w,h pairs per level")
+            raise ValueError(f"anchors are {anchors!r}: give a list of w,h pairs per level, or their number")
         if len(anchors) != len(c1) or any(len(a) % 2 or not len(a) for a in anchors):
             raise ValueError(
                 f"the detector joins {len(c1)} levels, but anchors are {anchors}: give w,h pairs per level"
             )
+        if len({len(a) for a in anchors}) > 1:
+            counts = ", ".join(str(len(a) // 2) for a in anchors)
+            raise ValueError(f"the levels have {counts} anchors; every level needs as many")
+        if bad := [
+            v for a in anchors for v in a if isinstance(v, bool) or not (isinstance(v, (int, float)) and 0 < v < 1e6)
+        ]:
+            raise ValueError(f"anchors hold {bad[0]!r}: widths and heights are numbers of pixels above 0")
         self.nc, self.levels, self.anchors_per_cell = nc, len(c1), len(anchors[0]) // 2
         self.groups, self.group_names = [list(range(nc))], ["all"]
         pixels = torch.tensor(anchors, dtype=torch.float32).view(self.levels, -1, 2)
+        pixels = pixels.fill_(math.nan) if unknown else pixels
         self.register_buffer("anchors", pixels)
         if self.stores_anchor_grid:
             self.register_buffer("anchor_grid", pixels.clone().view(self.levels, 1, -1, 1, 1, 2))

@@ -24,9 +24,11 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
 
 
-def auto_pad(kernel: int, padding: int | None) -> int:
-    """Padding that keeps the size at stride 1, unless given."""
-    return kernel // 2 if padding is None else padding
+def auto_pad(kernel: int | Sequence[int], padding: int | None) -> int | tuple[int, ...]:
+    """Padding that keeps the size at stride 1, unless given. kernel: of both sides, or [rows, columns]."""
+    if padding is not None:
+        return padding
+    return kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
 
 
 def activation(act: bool | nn.Module | None) -> nn.Module:
@@ -45,14 +47,15 @@ class Conv(nn.Module):
         self,
         c1: int,
         c2: int,
-        k: int = 1,
+        k: int | list[int] = 1,
         s: int = 1,
         p: int | None = None,
         g: int = 1,
         act: bool | nn.Module | None = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c1, c2, k, s, auto_pad(k, p), groups=g, bias=False)
+        size = k if isinstance(k, int) else tuple(k)
+        self.conv = nn.Conv2d(c1, c2, size, s, auto_pad(k, p), groups=g, bias=False)  # type: ignore[arg-type]
         self.bn: nn.Module = batch_norm(c2)  # models.fuse replaces it by Identity
         self.act = activation(act)
         self.out_channels = c2
@@ -254,7 +257,7 @@ class RepConv(nn.Module):
         if k != 3:
             raise ValueError(f"RepConv needs a 3x3 kernel, got {k}")
         self.act = activation(act)
-        pad = auto_pad(k, p)
+        pad = k // 2 if p is None else p
         self.rbr_identity: nn.Module | None = batch_norm(c1) if c1 == c2 and s == 1 else None
         self.rbr_dense: nn.Module | None = nn.Sequential(
             nn.Conv2d(c1, c2, k, s, pad, groups=g, bias=False), batch_norm(c2)
@@ -327,10 +330,15 @@ class SpatialAttention(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Channel attention, then spatial attention."""
+    """Channel attention, then spatial attention. Its first argument is the channel count, which it keeps, as in the
+    YAMLs of YOLOv5's and YOLOv7's forks."""
 
-    def __init__(self, c1: int, ratio: int = 16, kernel: int = 7) -> None:
+    scales_width = True
+
+    def __init__(self, c1: int, c2: int, ratio: int = 16, kernel: int = 7) -> None:
         super().__init__()
+        if c1 != c2:
+            raise ValueError(f"it keeps its {c1} channels, but its first argument makes {c2}")
         self.channel_attention = ChannelAttention(c1, ratio)
         self.spatial_attention = SpatialAttention(kernel)
         self.out_channels = c1

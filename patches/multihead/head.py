@@ -123,7 +123,7 @@ class MultiHeadDetectAttn(MultiHeadDetect):
 
     def __init__(self, c1: Sequence[int], nc: int, anchors: Any, *, table: HeadTable, loss: str) -> None:
         super().__init__(c1, nc, anchors, table=table, loss=loss)
-        self.attentions = nn.ModuleList(nn.ModuleList(CBAM(c) for c in c1) for _ in table.groups)
+        self.attentions = nn.ModuleList(nn.ModuleList(CBAM(c, c) for c in c1) for _ in table.groups)
 
     def rows(self) -> list[Rows]:
         return [*super().rows(), *(Rows(f"attentions.{h}.", h, None) for h in range(len(self.table.groups)))]

@@ -217,7 +217,7 @@ CONV, DETECT = [-1, 1, "Conv", [8, 3, 2]], [[0], 1, "Detect", ["nc", "anchors"]]
         ({"head": [[-1, 1, "Conv", [8]]]}, "last row must be a detector"),
         ({"head": [[0, 1, "Detect", ["nc", "anchors"]]]}, "`from` must be a list"),
         ({"head": [[[0], 1, "Detect", ["nc"]]]}, "row 1 .*missing.*anchors"),
-        ({"anchors": 3}, "anchors are 3: give a list of w,h pairs per level"),
+        ({"anchors": "x"}, "anchors are 'x': give a list of w,h pairs per level"),
         ({"anchors": [[10, 13], [16, 30]]}, "joins 1 levels"),
         ({"anchors": [[10, 13, 16]]}, "w,h pairs"),
         ({"width_multiple": "x"}, "width_multiple must be a number above 0"),
@@ -308,7 +308,7 @@ def test_shapes_leave_mode_weights_and_statistics_alone() -> None:
 def test_every_module_that_is_offered_can_be_built_and_run() -> None:
     rows = {
         "Concat": ([[-1, -1], [1]]), "Shortcut": ([[-1, -1], [1]]), "ReOrg": ([-1, []]), "Contract": ([-1, [2]]),
-        "MP": ([-1, []]), "SP": ([-1, [5]]), "CBAM": ([-1, []]), "nn.Upsample": ([-1, ["None", 2, "nearest"]]),
+        "MP": ([-1, []]), "SP": ([-1, [5]]), "CBAM": ([-1, [64]]), "nn.Upsample": ([-1, ["None", 2, "nearest"]]),
         "nn.MaxPool2d": ([-1, [2, 2, 0]]), "nn.ZeroPad2d": ([-1, [[0, 2, 0, 2]]]), "Focus": ([-1, [32, 3]]),
     }  # fmt: skip
     for kind in LAYERS:

@@ -1,4 +1,5 @@
-"""Do the anchors fit the boxes? By hand, and where new ones are better."""
+"""Do the anchors fit the boxes? By hand, and where new ones are better. Those that a model YAML gives by their number
+alone are found from the boxes, or it is an error."""
 
 import numpy as np
 import pytest
@@ -7,7 +8,10 @@ import torch
 from models.graph import Detector
 from tests.models.test_zoo import spec
 from utils.data.labels import parse
-from utils.train.anchors import box_sizes, cluster, fit_anchors, possible_recall
+from utils.system.errors import UserError
+from utils.train.anchors import box_sizes, cluster, fit_anchors, possible_recall, wanted
+
+NUMBER = {**spec("demo"), "width_multiple": 0.25, "anchors": 2}
 
 
 def test_sizes_are_those_in_the_networks_input() -> None:
@@ -80,3 +84,30 @@ def test_too_few_boxes_are_said_with_the_small_ones() -> None:
     said = fit_anchors(tiny(), sizes, 4.0, 0)
     assert "3 boxes (40 more have a side below 2 px) are too few to judge 9 anchors by" in said
     assert "0 boxes are too few" in fit_anchors(tiny(), np.zeros((0, 2)), 4.0, 0)
+
+
+def test_a_number_of_anchors_is_filled_from_the_boxes() -> None:
+    model = Detector(NUMBER, 3)
+    assert wanted(model, off=False, loaded=True)
+    sizes = np.random.default_rng(0).uniform(5, 90, (400, 2))
+    assert "anchors found" in fit_anchors(model, sizes, 4.0, seed=0)
+    pixels = model.head.anchors * model.stride.view(-1, 1, 1)
+    assert pixels.shape == (3, 2, 2) and bool((pixels > 2).all()) and bool((pixels < 100).all())
+    area = pixels.prod(-1).flatten()
+    assert torch.equal(area, area.sort().values)
+    assert torch.allclose(model.state_dict()["model.77.anchor_grid"].flatten(), pixels.flatten())
+    assert not wanted(model, off=True, loaded=False)
+
+
+def test_a_number_of_anchors_that_cannot_be_filled_is_an_error() -> None:
+    model = Detector(NUMBER, 3)
+    with pytest.raises(UserError, match=r"--noautoanchor.*only the number of anchors"):
+        wanted(model, off=True, loaded=False)
+    with pytest.raises(UserError, match="3 boxes of 1 sizes are too few to find 6 by"):
+        fit_anchors(model, np.full((3, 2), 20.0), 4.0, seed=0)
+
+
+def test_anchors_of_loaded_weights_and_listed_ones_are_left_alone() -> None:
+    model = Detector(spec("demo"), 3)
+    assert wanted(model, off=False, loaded=False)
+    assert not wanted(model, off=True, loaded=False) and not wanted(model, off=False, loaded=True)

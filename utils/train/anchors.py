@@ -13,6 +13,7 @@ import torch
 
 from models.graph import Detector
 from utils.data.labels import Labels
+from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.system.rng import rng
 
@@ -47,6 +48,17 @@ def cluster(sizes: Floats, count: int, seed: int) -> Floats:
     return anchors[np.argsort(anchors.prod(1))]
 
 
+def wanted(model: Detector, off: bool, loaded: bool) -> bool:
+    """Whether anchors are to be fitted: from scratch, and where the model YAML gives only their number. off:
+    --noautoanchor. loaded: the model has weights of a file."""
+    unknown = bool(model.head.anchors.isnan().any())
+    if unknown and off:
+        raise UserError(
+            "--noautoanchor: the model YAML gives only the number of anchors; list them, or let them be found"
+        )
+    return unknown or not (off or loaded)
+
+
 @torch.no_grad()
 def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> str:
     """Checks the model's anchors against box sizes [N,2] (w,h in pixels at training size), replaces them where that
@@ -56,24 +68,32 @@ def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> s
     head = model.head
     stride = head.stride.view(-1, 1, 1)
     own = (head.anchors * stride).view(-1, 2).numpy().astype(np.float64)
+    unknown = bool(np.isnan(own).any())
+    different = len(np.unique(np.rint(sizes), axis=0))
+    if unknown and (len(sizes) < 4 * len(own) or different < len(own)):
+        raise UserError(
+            f"the model YAML gives only the number of anchors; {len(sizes)} boxes of {different} sizes are too few to "
+            f"find {len(own)} by: list them under `anchors`"
+        )
     if len(sizes) < 4 * len(own):
         small = f" ({all_boxes - len(sizes)} more have a side below 2 px)" if all_boxes > len(sizes) else ""
         return f"anchors kept: {len(sizes)} boxes{small} are too few to judge {len(own)} anchors by"
     before = possible_recall(sizes, own, anchor_t)
     if before >= ENOUGH:
         return f"anchors fit: best possible recall {before:.4f}"
-    different = len(np.unique(np.rint(sizes), axis=0))
     if different < len(own):
         said = f"best possible recall {before:.4f}, but the boxes have {different} different sizes in pixels"
         return note("anchors kept", f"anchors kept: {said}, too few for {len(own)} anchors: set them in the model YAML")
     new = cluster(sizes, len(own), seed)
     after = possible_recall(sizes, new, anchor_t)
-    if after <= before:
+    if after <= before and not unknown:
         return f"anchors kept: best possible recall {before:.4f}, k-means reaches {after:.4f}"
     pixels = torch.tensor(new, dtype=torch.float32).view(head.anchors.shape)
     head.anchors.copy_(pixels / stride)
     if isinstance(grid := getattr(head, "anchor_grid", None), torch.Tensor):
         grid.copy_(pixels.view(grid.shape))
     text = " ".join(f"{w:.0f},{h:.0f}" for w, h in new)
+    if unknown:
+        return note("anchors found", f"anchors found: best possible recall {after:.4f}; {text}")
     gain = f"best possible recall {before:.4f} -> {after:.4f}"
     return note("anchors replaced", f"anchors replaced: {gain}; now {text} (keep the YAML's with --noautoanchor)")

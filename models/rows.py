@@ -1,0 +1,91 @@
+"""The rows, keys and words (nc, anchors, None, nn.LeakyReLU(0.1), ...) of a model YAML: checked and looked up, never
+evaluated."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    name: getattr(nn, name)
+    for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
+}
+OTHER_NETWORK = {  # keys by which other programs build other networks
+    "scales": "write depth_multiple and width_multiple of the size that is wanted",
+    "channel_multiple": "write the channels as they are, with width_multiple 1.0",
+    "max_channels": "write the channels as they are, with width_multiple 1.0",
+    "kpt_shape": "key points are not supported",
+}
+
+
+class GraphError(ValueError):
+    """A model YAML that cannot be built; the message names the row."""
+
+
+def parse_word(word: Any, known: Mapping[str, Any]) -> Any:
+    """One YAML argument: numbers and lists as they are, words looked up among `known`, None/True/False and
+    activations."""
+    if isinstance(word, list):
+        return [parse_word(w, known) for w in word]
+    if not isinstance(word, str):
+        return word
+    constants = {"None": None, "True": True, "False": False, **known}
+    if word in constants:
+        return constants[word]
+    if match := re.fullmatch(r"(?:torch\.)?nn\.(\w+)\(([\w., =-]*)\)", word.strip()):
+        return parse_activation(match[1], match[2])
+    return word
+
+
+def parse_activation(name: str, text: str) -> nn.Module:
+    """`LeakyReLU`, `0.1, inplace=True` -> the module. `inplace` is dropped: it changes memory, not numbers."""
+    if name not in ACTIVATIONS:
+        raise GraphError(f"unknown activation nn.{name}; known: {', '.join(ACTIVATIONS)}")
+    parts = [part for part in re.split(r"\s*,\s*", text) if part]
+    positional = [part for part in parts if "=" not in part and part not in ("True", "False")]
+    named = {key.strip(): value for key, _, value in (part.partition("=") for part in parts if "=" in part)}
+    try:
+        options = {key: float(value) for key, value in named.items() if key != "inplace"}
+        return ACTIVATIONS[name](*map(float, positional), **options)
+    except (TypeError, ValueError):
+        raise GraphError(f"cannot read the activation nn.{name}({text})") from None
+
+
+def check_rows(spec: Mapping[str, Any], part: str) -> list[Any]:
+    """The rows of `backbone` or `head`, each checked to be [from, number, module, args]."""
+    rows = spec.get(part)
+    if not isinstance(rows, list) or not rows:
+        raise GraphError(f"model YAML has no list `{part}` of rows [from, number, module, args]")
+    for i, row in enumerate(rows):
+        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
+            raise GraphError(f"{part} row {i}: {row} is not [from, number, module, args]")
+        source = row[0] if isinstance(row[0], list) else [row[0]]
+        if not source or not all(whole(s) for s in source):
+            raise GraphError(f"{part} row {i}: {row}: from must be a row number or a list of them")
+        if not whole(row[1]) or row[1] < 1:
+            raise GraphError(f"{part} row {i}: {row}: number must be 1 or more")
+    return rows
+
+
+def whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_settings(spec: Mapping[str, Any]) -> None:
+    """The keys beside the rows."""
+    for key in OTHER_NETWORK.keys() & spec.keys():
+        raise GraphError(f"the key {key!r} is not known here: {OTHER_NETWORK[key]}")
+    for key in ("width_multiple", "depth_multiple"):
+        value = spec.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise GraphError(f"{key} must be a number above 0, got {value!r}")
+    if "activation" in spec and not isinstance(parse_word(spec["activation"], {}), nn.Module):
+        raise GraphError(f"activation: {spec['activation']!r} is none of nn.{', nn.'.join(ACTIVATIONS)}")
+
+
+def outputs_per_level(anchors: Any, nc: int) -> int:
+    """Channels of a plain detector's convolutions; 0 where the anchors do not say."""
+    first = anchors[0] if isinstance(anchors, list) and anchors else None
+    count = len(first) // 2 if isinstance(first, list) else anchors if whole(anchors) else 0
+    return int(count) * (nc + 5)

@@ -52,11 +52,11 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         pictures = write_pictures(Path(folder) / "pictures", 8 if args.quick else 128)
         sizes = ("64", "2") if args.quick else ("640", "64") if device.type == "cuda" else ("320", "8")
         base = ["--data", str(pictures), "--hyp", "data/hyp.scratch.tiny.yaml", "--img", sizes[0], "--batch", sizes[1]]
-        base += ["--nominal-batch", sizes[1], "--workers", "0", "--device", str(device), "--project", folder]
+        base += ["--workers", "0", "--device", str(device), "--project", folder]
         names = ("demo", "demo-1b4h") if args.quick else ("yolov7-tiny", "yolov7-tiny-1b4h")
         models = [f"cfg/training/{name}.yaml" for name in names]
         b = Bench(
-            base,
+            [*base, "--noautoanchor"],
             device,
             1 if args.quick else args.rounds,
             args.quick,

@@ -9,7 +9,6 @@ rounding and how it batches and maps images; with its --iou-thres and --batch-si
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 
 from models.graph import Detector
 from utils import seams
+from utils.config.settings import DataSettings, EvalSettings
 from utils.data.build import evaluation
 from utils.data.spec import read_data
 from utils.evaluation import coco, tables
@@ -66,25 +66,27 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
         columns = class_rows.compare(meta, args.weights, spec.names, args.data, cure)
         model.head.renumber([columns.index(c) for c in range(model.nc)])
     check_channels(spec.channels, meta, args.weights, args.data)
-    loader = evaluation(
-        spec, "val" if args.task == "speed" else args.task, patches, size=args.img_size or 640,
-        stride=int(model.stride.max()), batch_size=args.batch_size, workers=args.workers, single_cls=args.single_cls,
-        on_bad_data=args.on_bad_data, on_missing_pair=args.on_missing_pair,
+    settings = DataSettings(
+        img_size=args.img_size or 640, stride=int(model.stride.max()), batch_size=args.batch_size, workers=args.workers,
+        single_cls=args.single_cls, on_bad_data=args.on_bad_data, on_missing_pair=args.on_missing_pair,
         like="" if args.match == "coco" else args.match,
     )  # fmt: skip
+    loader = evaluation(spec, "val" if args.task == "speed" else args.task, patches, settings)
     names = ["item"] if args.single_cls else list(spec.names)
     coco.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
-    judged = partial(
-        evaluate, device=device, names=names, conf_thres=args.conf_thres, iou_thres=args.nms_iou,
-        match=args.match, v5_metric=args.v5_metric, single_cls=args.single_cls,
+    judging = EvalSettings(
+        names=names, conf_thres=args.conf_thres, iou_thres=args.nms_iou, match=args.match,
+        v5_metric=args.v5_metric, single_cls=args.single_cls,
     )  # fmt: skip
 
     def measure(detector: Detector | None = None, change: Change | None = None) -> Result:
-        return judged(detector or model, map(change, loader) if change else loader)
+        return evaluate(detector or model, map(change, loader) if change else loader, device, judging)
 
-    result = judged(
+    result = evaluate(
         model.to(device),
         loader,
+        device,
+        judging,
         patches=patches,
         first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
     )

@@ -24,13 +24,12 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from models.graph import Detector
 from models.loss import scale_gains
 from utils.data.build import make_loaders, whole_strides
 from utils.data.loader import Fed
 from utils.data.spec import read_data
-from utils.evaluation.evaluate import Result, Sink, evaluate
 from utils.runs import manifest, record, replay
+from utils.seams import Batch, Terms
 from utils.system import dist, notes
 from utils.system.errors import run_main
 from utils.system.signals import Interrupt, Stopped
@@ -110,18 +109,11 @@ def setup(begun: Start) -> Run:
 def fit(run: Run) -> None:
     """The loop: epochs of training, evaluation of the average, files."""
     while run.epoch < run.cfg.epochs and not run.guard.ended:
-        saving.before_opening(run)
-        run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, run.at)
-        run.train.order.set_epoch(run.epoch, run.batch)
-        if run.cfg.image_weights:
-            reweigh_images(run)
-        optim.train_mode(run.loss_step, run.cfg.freeze_bn, run.cfg.fold_frozen)
-        tell_stage(run)
-        run.audit.epoch_start(run.step)
+        begin_epoch(run)
         start = time.perf_counter()
         losses = train_epoch(run)
         last = run.epoch == run.cfg.epochs - 1
-        result = validate(run, run.ema.model) if last or not run.cfg.notest else None
+        result = outputs.validate(run) if last or not run.cfg.notest else None
         extra = run.patches.merge("on_epoch_end", run.model, run.at, {**losses, **(result.row if result else {})})
         run.audit.epoch_end(run.step)
         outputs.write_rows(run, losses, result, extra, time.perf_counter() - start)
@@ -132,6 +124,18 @@ def fit(run: Run) -> None:
             raise Stopped
 
 
+def begin_epoch(run: Run) -> None:
+    """What learns, and in which order the images come."""
+    saving.before_opening(run)
+    run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, run.at)
+    run.train.order.set_epoch(run.epoch, run.batch)
+    if run.cfg.image_weights:
+        reweigh_images(run)
+    optim.train_mode(run.loss_step, run.cfg.freeze_bn, run.cfg.fold_frozen)
+    tell_stage(run)
+    run.audit.epoch_start(run.step)
+
+
 def train_epoch(run: Run) -> dict[str, float]:
     """One pass over the data -> mean of each loss term, `labels` and `size` of the last batch, `data_wait` (share)."""
     if run.batch == 0:
@@ -140,46 +144,42 @@ def train_epoch(run: Run) -> dict[str, float]:
     bar = tqdm(fed, f"epoch {run.epoch + 1}/{run.cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
                disable=not dist.main())  # fmt: skip
     run.optimizer.zero_grad(set_to_none=True)
-    for batch in bar:
-        optim.set_rates(run.optimizer, run.schedule, run.step)
-        batch = to_device(run, batch)
-        with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
-            loss, terms = run.loss_step(batch)
-        run.watch.note(run.step, terms, batch["path"])
-        run.scaler.scale(loss).backward()
-        dist.share_buffers(run.model)
-        terms = dist.mean_terms(terms, batch["share"])
-        run.pending += 1
-        stepped = run.schedule.due(run.step, run.pending)
-        if stepped:
-            dist.sum_gradients(run.optimizer)
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.ema.update()
-            run.audit.after_step(run.step)
-            run.patches.each("on_step_end", run.model, run.ema.model, run.at)
-            run.optimizer.zero_grad(set_to_none=True)
-            run.pending = 0
-        run.step, run.batch = run.step + 1, run.batch + 1
+    for loaded in bar:
+        batch, terms = step(run, loaded)
         for name, value in terms.items():
             run.sums[name] += value
         if run.step % 10 == 0 or run.step == 1:
             run.watch.look()
             bar.set_postfix(record.shown(terms))
-        if stepped:
+        if run.pending == 0:
             saving.pause(run)
     run.watch.check(run.model)
     means = {name: float(total) / run.schedule.batches for name, total in run.sums.items()}
     return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1], "data_wait": fed.share}
 
 
-def validate(run: Run, model: Detector, sink: Sink | None = None) -> Result:
-    """Evaluate on the validation set, loss terms included. sink: gets the first batch and its detections."""
-    return evaluate(
-        model, run.val, run.device, names=run.meta["names"], criterion=run.loss_step.criterion, match=run.cfg.match,
-        v5_metric=run.cfg.v5_metric, autocast=run.autocast, single_cls=run.cfg.single_cls, patches=run.patches,
-        first_batch_sink=sink,
-    )  # fmt: skip
+def step(run: Run, batch: Batch) -> tuple[Batch, Terms]:
+    """A micro-batch, and an optimizer step where one is due -> the batch as computed, its loss terms over all ranks."""
+    optim.set_rates(run.optimizer, run.schedule, run.step)
+    batch = to_device(run, batch)
+    with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
+        loss, terms = run.loss_step(batch)
+    run.watch.note(run.step, terms, batch["path"])
+    run.scaler.scale(loss).backward()
+    dist.share_buffers(run.model)
+    terms = dist.mean_terms(terms, batch["share"])
+    run.pending += 1
+    if run.schedule.due(run.step, run.pending):
+        dist.sum_gradients(run.optimizer)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.ema.update()
+        run.audit.after_step(run.step)
+        run.patches.each("on_step_end", run.model, run.ema.model, run.at)
+        run.optimizer.zero_grad(set_to_none=True)
+        run.pending = 0
+    run.step, run.batch = run.step + 1, run.batch + 1
+    return batch, terms
 
 
 @notes.collecting()
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> Run | None:
                 print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
                 dist.leave()
                 return run
-        outputs.close_folder(run, validate)
+        outputs.close_folder(run)
         repeated = replay.finish(run.dir, run.cfg.replay, run.guard.ended)
     dist.leave()
     if not repeated:

@@ -42,7 +42,7 @@ def test_base_runs_without_the_patches_folder(small_shapes: Path, tmp_path: Path
     command = [sys.executable, "train.py", *toy(small_shapes, tmp_path, "r")]
     out = subprocess.run(command, cwd=bare, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
-    assert "no patches" in out.stdout
+    assert "features beyond plain training: none" in out.stdout
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit(small_shapes: Path, tmp_path: Path) -> None:

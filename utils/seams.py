@@ -125,6 +125,10 @@ class Patch(nn.Module, Generic[F]):
         """Plain values from which Flags(**record) makes the same patch without the files it once read."""
         return dataclasses.asdict(self.flags)  # type: ignore[call-overload,no-any-return]
 
+    def defaults(self) -> dict[str, Any]:
+        """Of its flags."""
+        return {f.name: f.default for f in dataclasses.fields(self.flags)}  # type: ignore[arg-type]
+
     def on_data_read(self, spec: "DataSpec") -> None:
         """What the data YAML says, before there is a model."""
 
@@ -180,9 +184,6 @@ class Patch(nn.Module, Generic[F]):
         of the run, with its other files."""
 
 
-SEAMS = tuple(k for k, v in vars(Patch).items() if callable(v) and not k.startswith("_") and k != "record")
-
-
 class Patches(nn.ModuleDict):
     """The active patches, in the order of patches.TABLE. Each method combines one seam over all of them."""
 
@@ -219,14 +220,6 @@ class Patches(nn.ModuleDict):
     def records(self) -> dict[str, dict[str, Any]]:
         """{patch: plain values}, for run.yaml and the checkpoint."""
         return {name: patch.record() for name, patch in self.items() if isinstance(patch, Patch)}
-
-    def users(self, seam: str) -> str:
-        """Names of the patches that override a seam."""
-        return ", ".join(n for n, p in self.items() if getattr(type(p), seam) is not getattr(Patch, seam))
-
-    def show(self) -> str:
-        """Which patch sits on which seam."""
-        return "\n".join(f"  {seam:15} {self.users(seam)}" for seam in SEAMS if self.users(seam))
 
 
 def kinds(names: Iterable[str]) -> dict[str, ModuleType]:

@@ -89,6 +89,15 @@ def test_an_earlier_state_is_set_beside_this_one(quick: Path) -> None:
     assert not any(line.startswith("| coco") for line in lines)
 
 
+def test_features_that_follow_the_epochs_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is train.py's own: what a patch prepares at an epoch's start is there."""
+    monkeypatch.chdir(ROOT)
+    mtl = ["--mtl", "fixed", "--mtl-tasks", "box", "obj", "cls", "--batch", "4", "--audit"]
+    found = bench.main(["step", "--quick", "--device", "cpu", "--", *mtl])
+    assert found is not None
+    check("step", found["sections"]["step"])
+
+
 def test_unknown_sections_are_named() -> None:
     with pytest.raises(UserError, match="no section steps; there are: step, freeze"):
         bench.main(["steps"])

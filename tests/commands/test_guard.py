@@ -43,7 +43,7 @@ def life(words: list[str], condition: str, *launcher: str) -> "subprocess.Comple
 
 def lived(words: list[str], maps: tuple[float, ...]) -> str:
     """The same in this process, to its end; what it says."""
-    validate, said = train.validate, io.StringIO()
+    validate, said = train.outputs.validate, io.StringIO()
 
     def made_up(run: Any, *args: Any) -> Any:
         value = maps[min(run.epoch, len(maps) - 1)]
@@ -51,7 +51,7 @@ def lived(words: list[str], maps: tuple[float, ...]) -> str:
 
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(said):
         patched.chdir(ROOT)
-        patched.setattr(train, "validate", made_up)
+        patched.setattr(train.outputs, "validate", made_up)
         train.main(words)
     return said.getvalue()
 

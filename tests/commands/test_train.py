@@ -102,7 +102,7 @@ def test_four_heads_chain_from_one(
         "25 sliced, 0 fresh, 0 left over",
         "backbone frozen, neck SPLIT: 21 of 48",
         "capped from 0.01",
-        "loss_ota: 0.0 -> 1.0",
+        "--loss-ota: 0.0 -> 1.0",
     ):
         assert words in out.stdout, out.stdout
     assert "bn_eval 34" in out.stdout
@@ -126,7 +126,7 @@ def test_four_heads_chain_from_one(
         "30",
     )
     assert out.returncode == 0, out.stderr
-    assert "freeze.freeze: 50 -> 30" in out.stdout and "transfer" not in out.stdout.split("patches by seam")[0]
+    assert "  --freeze: 50 -> 30\n" in out.stdout and "  --transfer-weights: True -> off\n" in out.stdout
 
     heads = yaml.safe_load((ROOT / "data/shapes_1b4h.yaml").read_text())
     a, b = (heads["head_assignments"][h]["classes"] for h in ("head_0", "head_1"))

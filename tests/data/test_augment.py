@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.data.pictures import make_set, marked, pixel_boxes, white_boxes
+from utils.config.settings import DataSettings
 from utils.data import augment
 from utils.data.augment import AugmentParams, Objects
 from utils.data.dataset import DetectionDataset, Sample
@@ -43,7 +44,7 @@ def agree(target: np.ndarray, image: np.ndarray, slack: float) -> int:
 def open_set(tmp_path: Path, params: AugmentParams | None, *, scale: int = 1, **options: object) -> DetectionDataset:
     source = make_set(tmp_path, scale=scale)
     scan = scan_split(read_data(source), "train", progress=False)
-    return DetectionDataset(scan, img_size=96, augment=params, batch_size=4, **options)  # type: ignore[arg-type]
+    return DetectionDataset(scan, DataSettings(img_size=96, batch_size=4, **options), params)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from utils.config.settings import DataSettings
 from utils.data import augment
 from utils.data.augment import AugmentParams
 from utils.data.dataset import DetectionDataset, Sample
@@ -42,7 +43,7 @@ def source(tmp_path: Path) -> Path:
 
 def open_set(source: Path, params: AugmentParams | None, size: int = 64, cache: bool = False) -> DetectionDataset:
     scan = scan_split(read_data(source), "train", progress=False)
-    return DetectionDataset(scan, img_size=size, augment=params, batch_size=4, cache_images=cache)
+    return DetectionDataset(scan, DataSettings(img_size=size, batch_size=4, cache_images=cache), params)
 
 
 def test_reduction_by_hand() -> None:

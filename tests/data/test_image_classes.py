@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from tests.data.pictures import make_set
+from utils.config.settings import DataSettings
 from utils.data.augment import AugmentParams, AugmentPlan
 from utils.data.build import make_dataset
 from utils.data.dataset import DetectionDataset, Sample, masked_share
@@ -108,7 +109,7 @@ def test_from_label_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         scan = scan_split(spec, "train")
         assert scan.image_classes.tolist() == EXPECTED
         assert [len(x) for x in scan.labels] == [1] * 12
-    make_dataset(spec, "train", augment=None, **OPTIONS)
+    make_dataset(spec, "train", DataSettings(**OPTIONS))
     words = "train: image classes of 9 images (PSAX 3, PLAX 3, A4C 3), 3 unknown; chance 0.333, majority 0.333"
     assert words in capsys.readouterr().out
     # the cache does not depend on cls_names: without them each such line is an error that says what is missing
@@ -124,7 +125,7 @@ def test_malformed_lines_stop_or_are_skipped_and_counted(tmp_path: Path, capsys:
         with pytest.raises(UserError) as error:
             scan_split(spec, "train")
         assert words in str(error.value)
-    dataset = make_dataset(spec, "train", augment=None, **OPTIONS | {"on_bad_data": "skip"})
+    dataset = make_dataset(spec, "train", DataSettings(**OPTIONS | {"on_bad_data": "skip"}))
     assert dataset.image_classes.tolist() == [*EXPECTED[:4], -1, *EXPECTED[5:]]
     assert len(dataset.labels[4]) == 1  # its box is as good as before
     out = capsys.readouterr().out
@@ -168,7 +169,7 @@ def test_from_a_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images/other").mkdir()
     (tmp_path / "images/other/05.png").touch()  # of a larger collection: no split uses it
     assert scan_split(read_data(source), "train").image_classes.tolist() == [0, 1, 2, -1, 0] + [-1] * 7
-    make_dataset(read_data(source), "train", augment=None, **OPTIONS)
+    make_dataset(read_data(source), "train", DataSettings(**OPTIONS))
     assert "also names 1 images of no split" in capsys.readouterr().out
 
 
@@ -267,7 +268,7 @@ def test_the_fingerprint_follows_the_image_classes(tmp_path: Path) -> None:
 
 
 def dataset_of(source: Path, augment: AugmentParams | None, **more: Any) -> DetectionDataset:
-    return make_dataset(read_data(source), "train", augment=augment, **OPTIONS | more)
+    return make_dataset(read_data(source), "train", DataSettings(**OPTIONS | more), augment)
 
 
 @pytest.mark.parametrize(("rect", "cache", "workers"), [(False, False, 0), (True, True, 0), (True, False, 1)])
@@ -344,8 +345,8 @@ def test_the_masking_is_announced_by_epoch(tmp_path: Path, capsys: pytest.Captur
         (AugmentParams(), "every picture is of one image"),
         (plan, "about 100%, 60% from epoch 5 on, 20% from epoch 10 on of the pictures"),
     ):
-        make_dataset(read_data(source), "train", augment=augment, **OPTIONS)
+        make_dataset(read_data(source), "train", DataSettings(**OPTIONS), augment)
         assert words in capsys.readouterr().out
-    make_dataset(read_data(source), "val", augment=None, **OPTIONS)
-    make_dataset(read_data(make(tmp_path / "plain")), "train", augment=plan, **OPTIONS)
+    make_dataset(read_data(source), "val", DataSettings(**OPTIONS))
+    make_dataset(read_data(make(tmp_path / "plain")), "train", DataSettings(**OPTIONS), plan)
     assert "picture" not in capsys.readouterr().out

@@ -12,6 +12,7 @@ import torch
 
 from tests.data.pictures import make_set, pixel_boxes, white_boxes
 from tests.shared import shared
+from utils.config.settings import DataSettings
 from utils.data.augment import AugmentParams
 from utils.data.build import make_dataset
 from utils.data.dataset import DetectionDataset, Sample, batch_shapes
@@ -27,11 +28,9 @@ STRONG = AugmentParams(
 
 
 def open_set(source: Path, **options: Any) -> DetectionDataset:
-    settings = {
-        **{"img_size": 64, "stride": 32, "batch_size": 5, "augment": None, "rect": False, "pad": 0.0, "seed": 7},
-        **{"cache_images": False, "single_cls": False, "on_bad_data": "error", "quad": False},
-    }
-    return make_dataset(read_data(source), "train", **(settings | options))
+    augment = options.pop("augment", None)
+    settings = DataSettings(**({"img_size": 64, "batch_size": 5, "seed": 7} | options))
+    return make_dataset(read_data(source), "train", settings, augment)
 
 
 def batches(dataset: DetectionDataset, *, workers: int = 0, epochs: int = 1, **options: Any) -> list[Batch]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.data.pictures import make_set, marked
+from utils.config.settings import DataSettings
 from utils.data import scan
 from utils.data.augment import Objects
 from utils.data.build import make_dataset
@@ -160,15 +161,7 @@ def test_bad_data_stops_or_is_skipped_and_listed(
             scan_split(spec, "train", on_bad_data="error")
         assert words in str(error.value)
         assert "--on-bad-data skip" in str(error.value)
-    options = {"img_size": 64, "stride": 32, "batch_size": 4, "augment": None, "rect": False, "pad": 0.0, "seed": 0}
-    dataset = make_dataset(
-        spec,
-        "train",
-        cache_images=False,
-        single_cls=False,
-        on_bad_data="skip",
-        **options,  # type: ignore[arg-type]
-    )
+    dataset = make_dataset(spec, "train", DataSettings(img_size=64, batch_size=4, on_bad_data="skip"))
     assert len(dataset) == (12 if kind == "class" else 11)  # only `class` leaves an object
     out = capsys.readouterr().out
     assert "1 unusable" in out

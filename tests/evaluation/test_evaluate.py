@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.head import Part
+from utils.config.settings import EvalSettings
 from utils.evaluation.evaluate import evaluate
 from utils.evaluation.nms import nms
 from utils.system.errors import UserError
@@ -80,7 +81,7 @@ NAMES = ["a", "b", "c", "d", "never"]
 def test_a_perfect_detector_over_two_heads(match: str) -> None:
     groups = [[3, 0], [1, 2, 4]]
     model = Told([[answer(t, ids) for t in TARGETS] for ids in groups], groups)
-    result = evaluate(model, batches(TARGETS), CPU, names=NAMES, match=match, progress=False)  # type: ignore[arg-type]
+    result = evaluate(model, batches(TARGETS), CPU, EvalSettings(names=NAMES, match=match, progress=False))  # type: ignore[arg-type]
     full = 0.995 if match == "v5" else 1.0  # YOLOv5's curve falls to precision 0 at recall 1
     assert result.map50 == pytest.approx(full, abs=1e-3) and result.map == pytest.approx(full, abs=1e-3)
     assert result.mp == pytest.approx(1) and result.mr == pytest.approx(1) and result.f1 == pytest.approx(1)
@@ -96,7 +97,7 @@ def test_a_perfect_detector_over_two_heads(match: str) -> None:
 def test_a_blind_head_pulls_down_its_own_classes_only() -> None:
     groups = [[0, 3], [1, 2, 4]]
     model = Told([[answer(t, ids) * (ids != groups[1]) for t in TARGETS] for ids in groups], groups)
-    result = evaluate(model, batches(TARGETS), CPU, names=NAMES, progress=False)  # type: ignore[arg-type]
+    result = evaluate(model, batches(TARGETS), CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     assert result.per_head["head_0"].map == pytest.approx(1) and result.per_head["head_1"].map == 0
     assert result.map == pytest.approx(0.5) and result.ap[:4].tolist() == [1, 0, 0, 1]
     assert result.confusion[5].tolist() == [0, 1, 1, 0, 0, 0], "missed objects are in the background row"
@@ -107,7 +108,7 @@ def test_loose_boxes_count_at_low_thresholds_only() -> None:
     ids = list(range(5))
     wide = torch.tensor([1, 1, 1.3, 1, 1, *[1.0] * 5])
     model = Told([[answer(t, ids) * wide for t in TARGETS]], [ids])
-    result = evaluate(model, batches(TARGETS), CPU, names=NAMES, progress=False)  # type: ignore[arg-type]
+    result = evaluate(model, batches(TARGETS), CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     assert result.ap50[:4].tolist() == [1, 1, 1, 1] and result.map50 == pytest.approx(1)
     assert result.ap[2] == pytest.approx(0.6) and result.fitness == pytest.approx(0.1 + 0.9 * result.map)
 
@@ -121,7 +122,7 @@ def test_coco_leaves_out_what_comes_after_a_hundred_of_a_class() -> None:
     pred[149, :4] = torch.tensor([50.0, 50.0, 20.0, 20.0])
     for match, low, high in (("coco", 0.0, 0.0), ("v5", 0.001, 0.05)):
         model = Told([[pred]], [list(range(5))])
-        result = evaluate(model, batches(target), CPU, names=NAMES, match=match, progress=False)  # type: ignore[arg-type]
+        result = evaluate(model, batches(target), CPU, EvalSettings(names=NAMES, match=match, progress=False))  # type: ignore[arg-type]
         assert len(result.detections[0]) == 150
         assert low <= result.map50 <= high, match
 
@@ -138,14 +139,14 @@ def test_each_rule_has_its_nms(match: str, offset: float | None, conf: str, monk
 
     monkeypatch.setattr("utils.evaluation.evaluate.nms", spy)
     model = Told([[answer(t, [0]) for t in TARGETS]], [[0]])
-    evaluate(model, batches(TARGETS), CPU, names=["a"], match=match, progress=False, single_cls=True)  # type: ignore[arg-type]
+    evaluate(model, batches(TARGETS), CPU, EvalSettings(names=["a"], match=match, progress=False, single_cls=True))  # type: ignore[arg-type]
     assert (asked["offset"], asked["single_class_conf"]) == (offset, conf)
 
 
 def test_head_without_objects_is_nan() -> None:
     groups = [[0, 1, 2, 3], [4]]
     model = Told([[answer(t, ids) for t in TARGETS] for ids in groups], groups)
-    result = evaluate(model, batches(TARGETS), CPU, names=NAMES, progress=False)  # type: ignore[arg-type]
+    result = evaluate(model, batches(TARGETS), CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     assert (
         np.isnan(result.per_head["head_1"].map)
         and result.per_head["head_1"].n_gt == 0
@@ -160,7 +161,8 @@ def test_single_cls_merges_the_classes() -> None:
 
     def run(single: bool) -> float:
         model = Told([[answer(t, ids) for t in wrong]], [ids])
-        return evaluate(model, batches(TARGETS), CPU, names=NAMES, single_cls=single, progress=False).map  # type: ignore[arg-type]
+        judging = EvalSettings(names=NAMES, single_cls=single, progress=False)
+        return evaluate(model, batches(TARGETS), CPU, judging).map  # type: ignore[arg-type]
 
     assert run(False) == 0 and run(True) == pytest.approx(1)
 
@@ -175,7 +177,7 @@ def test_losses_are_means_over_images_and_flags_are_restored() -> None:
         return {"box": torch.tensor(float(len(target))), "n": torch.tensor(float(det[0].shape[0]))}
 
     loader = batches(TARGETS[:3])  # two images, then one
-    result = evaluate(model, loader, CPU, names=NAMES, criterion=criterion, progress=False)  # type: ignore[arg-type]
+    result = evaluate(model, loader, CPU, EvalSettings(names=NAMES, progress=False), criterion=criterion)  # type: ignore[arg-type]
     assert result.losses == {"box": pytest.approx((2 * 3 + 1 * 0) / 3), "n": pytest.approx((2 * 2 + 1 * 1) / 3)}
     assert not any(model.modes), "evaluated in eval mode"
     assert model.training and not model.norm.training
@@ -189,7 +191,7 @@ def test_first_batch_sink_sees_the_first_batch_alone() -> None:
     def sink(batch: dict[str, Any], dets: list[Tensor]) -> None:
         seen.append((batch["path"], dets))
 
-    evaluate(model, batches(TARGETS), CPU, names=NAMES, first_batch_sink=sink, progress=False)  # type: ignore[arg-type]
+    evaluate(model, batches(TARGETS), CPU, EvalSettings(names=NAMES, progress=False), first_batch_sink=sink)  # type: ignore[arg-type]
     assert len(seen) == 1 and seen[0][0] == ["0.jpg", "1.jpg"]
     np.testing.assert_allclose(seen[0][1][1][:, :4], [[30, 40, 70, 60]], rtol=1e-5)
 
@@ -199,12 +201,12 @@ def test_nothing_found_and_nothing_there() -> None:
     blind = Told([[answer(t, ids) * 0 for t in TARGETS]], [ids])
     for match in ("coco", "v7", "v5"):
         blind.seen = 0
-        result = evaluate(blind, batches(TARGETS), CPU, names=NAMES, match=match, progress=False)  # type: ignore[arg-type]
+        result = evaluate(blind, batches(TARGETS), CPU, EvalSettings(names=NAMES, match=match, progress=False))  # type: ignore[arg-type]
         assert result.map == result.mp == result.mr == 0 and result.ap[0] == 0
     seeing = Told([[answer(t, ids) for t in TARGETS]], [ids])
-    result = evaluate(seeing, batches([[], [], [], []]), CPU, names=NAMES, progress=False)  # type: ignore[arg-type]
+    result = evaluate(seeing, batches([[], [], [], []]), CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     assert result.map == 0 and np.isnan(result.ap).all() and result.confusion[:, 5].sum() == 5
     with pytest.raises(UserError, match="no images"):
-        evaluate(seeing, [], CPU, names=NAMES, progress=False)  # type: ignore[arg-type]
+        evaluate(seeing, [], CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--match v8"):
-        evaluate(seeing, [], CPU, names=NAMES, match="v8", progress=False)  # type: ignore[arg-type]
+        evaluate(seeing, [], CPU, EvalSettings(names=NAMES, match="v8", progress=False))  # type: ignore[arg-type]

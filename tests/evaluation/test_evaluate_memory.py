@@ -12,6 +12,7 @@ from models.head import Part
 from patches.multihead import Flags, patch
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
+from utils.config.settings import EvalSettings
 from utils.evaluation.evaluate import evaluate
 from utils.evaluation.nms import nms
 
@@ -54,7 +55,7 @@ def peak_of_evaluation(model: Detector) -> int:
         "gain_pad": torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 4),
     }
     with Peak() as peak:
-        evaluate(model, [batch], torch.device("cpu"), names=[str(i) for i in range(80)], progress=False)
+        evaluate(model, [batch], torch.device("cpu"), EvalSettings(names=[str(i) for i in range(80)], progress=False))
     return peak.peak
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from utils.config.settings import DataSettings
 from utils.config.train import Config
 from utils.data import augment
 from utils.data.augment import AugmentParams, AugmentPlan
@@ -64,7 +65,7 @@ def noise(channels: int, size: tuple[int, int] = (SIZE, SIZE), seed: int = 0) ->
 
 def open_set(source: Path, params: AugmentParams | None, **options: Any) -> DetectionDataset:
     scan = scan_split(read_data(source), "train", progress=False)
-    return DetectionDataset(scan, **{"img_size": SIZE, "augment": params, "batch_size": 4, **options})
+    return DetectionDataset(scan, DataSettings(**{"img_size": SIZE, "batch_size": 4, **options}), params)
 
 
 def floats(dataset: DetectionDataset, epoch: int = 0) -> torch.Tensor:
@@ -317,18 +318,10 @@ def test_channels_belong_to_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_what_a_data_set_is_made_of_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options: dict[str, Any] = {
-        "img_size": 64,
-        "stride": 32,
-        "batch_size": 1,
-        "augment": None,
-        "rect": False,
-        "pad": 0.0,
-    }
-    options |= {"cache_images": False, "single_cls": False, "on_bad_data": "error", "seed": 0}
-    make_dataset(read_data(make_set(tmp_path / "a", [noise(1)], channels=1)), "train", **options)
+    options = DataSettings(img_size=64)
+    make_dataset(read_data(make_set(tmp_path / "a", [noise(1)], channels=1)), "train", options)
     assert "train: 1 images of 1 channel in 16 bits, 2 objects" in capsys.readouterr().out
-    make_dataset(read_data(make_set(tmp_path / "b", [noise(3).astype(np.uint8)])), "train", **options)
+    make_dataset(read_data(make_set(tmp_path / "b", [noise(3).astype(np.uint8)])), "train", options)
     assert "train: 1 images, 2 objects" in capsys.readouterr().out
 
 

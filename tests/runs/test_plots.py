@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.evaluation.test_evaluate import CPU, NAMES, TARGETS, Told, answer, batches
+from utils.config.settings import EvalSettings
 from utils.data.labels import Labels
 from utils.evaluation.evaluate import Result, evaluate
 from utils.runs import plots
@@ -35,7 +36,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 def result(match: str = "coco") -> Result:
     ids = list(range(5))
     model = Told([[answer(t, ids, score=0.6) for t in TARGETS]], [ids])
-    return evaluate(model, batches(TARGETS), CPU, names=NAMES, match=match, progress=False)  # type: ignore[arg-type]
+    return evaluate(model, batches(TARGETS), CPU, EvalSettings(names=NAMES, match=match, progress=False))  # type: ignore[arg-type]
 
 
 def labels(boxes: np.ndarray[Any, Any]) -> Labels:
@@ -82,7 +83,7 @@ def test_eighty_classes_are_readable(tmp_path: Path, caught: dict[str, Any]) -> 
 def test_no_objects_draw_nothing(tmp_path: Path) -> None:
     ids = list(range(5))
     model = Told([[answer(t, ids) for t in TARGETS]], [ids])
-    empty = evaluate(model, batches([[], []]), CPU, names=NAMES, progress=False)  # type: ignore[arg-type]
+    empty = evaluate(model, batches([[], []]), CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     plots.plot_evaluation(empty, tmp_path)
     assert not list(tmp_path.iterdir())
     plots.plot_results(tmp_path / "results.csv", tmp_path / "results.png")
@@ -142,7 +143,7 @@ def test_found_and_labels_of_a_batch_agree(tmp_path: Path) -> None:
     def sink(batch: dict[str, Any], found: list[torch.Tensor]) -> None:
         plots.plot_found(batch, found, NAMES, tmp_path)
 
-    evaluate(model, batches(TARGETS), CPU, names=NAMES, first_batch_sink=sink, progress=False)  # type: ignore[arg-type]
+    evaluate(model, batches(TARGETS), CPU, EvalSettings(names=NAMES, progress=False), first_batch_sink=sink)  # type: ignore[arg-type]
     want, got = (cv2.imread(str(tmp_path / f"val_batch0_{kind}.jpg")).astype(int) for kind in ("labels", "pred"))
     assert want.shape == got.shape and want.std() > 5
     rows = plots.target_rows(batches(TARGETS)[0]["target"], 2, 100, 100)

@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,14 @@ import torch
 import yaml
 from torch import Tensor
 
+import train
 from models.graph import Detector
 from models.head import Part
-from models.loss import scale_gains
-from utils.data import build
-from utils.data.loader import to_device
-from utils.data.spec import read_data
 from utils.evaluation.evaluate import evaluate
+from utils.seams import Batch
 from utils.system.rng import rng
 from utils.system.timing import Clock, Parts
-from utils.train import loss_step, optim, start
-from utils.train.run import repeatable
-from utils.weights import checkpoint
+from utils.train import start
 
 CLASSES = 80
 BOXES = 7  # per picture, as in COCO
@@ -71,84 +68,57 @@ def targets(draw: np.random.Generator, image: int = 0) -> Any:
 
 
 class Stepper:
-    """A run without its files, steps one by one."""
+    """A run of train.py, step by step: its setup() and step(), watched by hooks. Every micro-batch steps the
+    optimizer."""
 
     def __init__(self, words: Sequence[str]) -> None:
         """words: flags of train.py."""
         begun = start.begin(words)
-        cfg, patches = begun.cfg, begun.patches
-        repeatable(cfg, begun.device)
-        self.cfg, self.device = cfg, begun.device
-        spec, graph = read_data(cfg.data), checkpoint.model_yaml(cfg.cfg, None)
+        cfg = replace(begun.cfg, nominal_batch=begun.cfg.batch_size)
         with contextlib.redirect_stdout(io.StringIO()):
-            self.model = checkpoint.build_detector(graph, spec.nc, patches, cfg.cfg)
-            stride = int(self.model.stride.max())
-            size = build.whole_strides(cfg.train_size, stride)
-            self.train, self.val = build.make_loaders(cfg, spec, patches, size, stride)
-            self.criterion = self.model.criterion(scale_gains(cfg.loss, len(self.model.stride), spec.nc, size))
-            patches.each("on_model_built", self.model, patches.names(self.criterion.terms))
-        self.names = list(spec.names)
-        self.loss_step = loss_step.place(loss_step.LossStep(self.model, self.criterion, patches), cfg, self.device)
-        groups = patches.fold("param_groups", optim.param_groups(self.loss_step, cfg.scaled_decay), self.model)
-        self.optimizer = optim.make_optimizer(groups, cfg, self.device)
-        self.schedule = optim.Schedule.of(cfg, len(self.train), from_weights=False)
-        self.scaler, self.autocast = loss_step.make_scaler(cfg, self.device), loss_step.compute_type(cfg, self.device)
-        self.ema = optim.Ema(self.model)
-        optim.train_mode(self.loss_step, cfg.freeze_bn, cfg.fold_frozen)
-        if cfg.compile:
-            loss_step.compile_model(self.loss_step)
-        self.batches, self.steps = self.endless(), 0
+            self.run = run = train.setup(replace(begun, cfg=cfg))
+        self.clock = Clock(run.device)
+        run.loss_step.register_forward_pre_hook(lambda *_: self.clock.lap("data"))
+        run.loss_step.criterion.register_forward_pre_hook(lambda *_: self.clock.lap("forward"))
+        run.loss_step.register_forward_hook(lambda *_: self.clock.lap("loss"))
+        run.optimizer.register_step_pre_hook(lambda *_: self.clock.lap("backward"))
+        run.optimizer.register_step_post_hook(lambda *_: self.clock.lap("optimizer"))
+        self.batches = self.endless()
 
-    def computing(self) -> torch.autocast:
-        """The type that train.py computes in."""
-        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-
-    def endless(self) -> Iterator[dict[str, Any]]:
+    def endless(self) -> Iterator[Batch]:
         """Epoch after epoch."""
-        epoch = 0
         while True:
-            self.train.order.set_epoch(epoch)
-            yield from self.train
-            epoch += 1
+            with contextlib.redirect_stdout(io.StringIO()):
+                train.begin_epoch(self.run)
+            yield from self.run.train
+            self.run.epoch, self.run.batch = self.run.epoch + 1, 0
 
-    def step(self, batch: dict[str, Any], clock: Clock) -> None:
-        """One micro-batch that also steps the optimizer, as train.py's loop does it."""
-        batch = to_device(batch, self.device)
-        clock.lap("data")
-        optim.set_rates(self.optimizer, self.schedule, self.steps)
-        model_ready = self.criterion.register_forward_pre_hook(lambda *_: clock.lap("forward"))
-        with self.computing():
-            loss, _ = self.loss_step(batch)
-        model_ready.remove()
-        clock.lap("loss")
-        self.scaler.scale(loss).backward()
-        clock.lap("backward")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        clock.lap("optimizer")
-        self.ema.update()
+    def step(self, batch: Batch, clock: Clock) -> None:
+        """What comes after the optimizer's step counts as the average's."""
+        self.clock = clock
+        train.step(self.run, batch)
         clock.lap("EMA")
-        self.steps += 1
 
     def measure(self) -> Parts:
         """Seconds of each part, and of the whole step without data. On CUDA the whole is timed by itself, over five
         steps: waiting for the device after each part costs the overlap of host and device."""
-        clock = Clock(self.device)
+        device = self.run.device
+        clock = Clock(device)
         self.step(next(self.batches), clock)
-        if self.device.type != "cuda":
+        if device.type != "cuda":
             wall, cpu = (sum(parts.values()) - parts["data"] for parts in (clock.parts, clock.cpu))
             return {**clock.parts, "step": wall, "CPU time": cpu}
-        batches, several = [next(self.batches) for _ in range(5)], Clock(self.device)
+        batches, several = [next(self.batches) for _ in range(5)], Clock(device)
         for batch in batches:
-            self.step(batch, Clock(self.device, wait=False))
+            self.step(batch, Clock(device, wait=False))
         several.lap("all")
         return {**clock.parts, "step": several.parts["all"] / len(batches)}
 
     def held_bytes(self) -> int:
         """Bytes of weights, average and optimizer state."""
-        momentum = [t for s in self.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
-        held = [*self.loss_step.state_dict().values(), *self.ema.model.state_dict().values(), *momentum]
+        run = self.run
+        momentum = [t for s in run.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+        held = [*run.loss_step.state_dict().values(), *run.ema.model.state_dict().values(), *momentum]
         return sum(t.numel() * t.element_size() for t in held)
 
 
@@ -156,13 +126,18 @@ class LossCall:
     """The criterion on raw outputs of a forward pass of random images, BOXES objects each."""
 
     def __init__(self, stepper: Stepper, batch: int) -> None:
-        self.device, self.criterion, self.computing = stepper.device, stepper.criterion, stepper.computing
-        draw, size = rng(0, "bench loss", 0, batch), stepper.cfg.train_size
+        run = stepper.run
+        self.device, self.criterion, self.type = run.device, run.loss_step.criterion, run.autocast
+        draw, size = rng(0, "bench loss", 0, batch), run.cfg.train_size
         self.target = torch.from_numpy(np.concatenate([targets(draw, i) for i in range(batch)])).float().to(self.device)
         with torch.no_grad(), self.computing():
             image = torch.rand(batch, 3, size, size, device=self.device)
-            det = stepper.model(image)["det"]
+            det = run.model(image)["det"]
         self.det = [level.requires_grad_() for level in det]
+
+    def computing(self) -> torch.autocast:
+        """The type that train.py computes in."""
+        return torch.autocast(self.device.type, dtype=self.type, enabled=self.type is not None)
 
     def measure(self) -> Parts:
         clock = Clock(self.device)
@@ -180,7 +155,7 @@ class LoaderPass:
     """An epoch of the training loader, without training."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        self.loader, self.epoch = Stepper(words).train, 0
+        self.loader, self.epoch = Stepper(words).run.train, 0
         self.images = len(self.loader.dataset)
 
     def measure(self) -> Parts:
@@ -212,17 +187,14 @@ class Evaluation:
     """evaluate() over the validation pictures."""
 
     def __init__(self, stepper: Stepper) -> None:
-        self.run = stepper
-        self.model = stepper.ema.model
-        self.model.__class__ = TrainedLike
+        self.run, self.held_bytes = stepper.run, stepper.held_bytes
+        self.run.ema.model.__class__ = TrainedLike
 
     def measure(self) -> Parts:
         """Seconds per image; `whole` is everything, loading included."""
         run, clock = self.run, Clock(self.run.device)
-        found = evaluate(
-            self.model, run.val, run.device, names=run.names, criterion=run.criterion, autocast=run.autocast,
-            progress=False,
-        )  # fmt: skip
+        judging = replace(run.judging, progress=False)
+        found = evaluate(run.ema.model, run.val, run.device, judging, criterion=run.loss_step.criterion)
         clock.lap("whole")
         seconds = {**found.seconds, **clock.parts, "CPU time": clock.cpu["whole"]}
         return {name: value / found.images for name, value in seconds.items()}

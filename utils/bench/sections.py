@@ -69,7 +69,7 @@ class Bench:
         made = {name: Stepper(words) for name, words in variants.items()}
         found = interleaved({name: s.measure for name, s in made.items()}, self.rounds, warmup=2)
         memory = {name: s.held_bytes() + peak_bytes(s.measure, self.device) for name, s in made.items()}
-        return self.rows(found, "step", next(iter(made.values())).cfg.batch_size, memory=memory)
+        return self.rows(found, "step", next(iter(made.values())).run.cfg.batch_size, memory=memory)
 
 
 def step(b: Bench) -> list[Row]:
@@ -98,7 +98,7 @@ def compiled(b: Bench) -> list[Row]:
     found = interleaved({"as it comes": plain.measure, "compiled": compiled.measure}, b.rounds)
     gain = [spread([r["step"] for r in rounds])["median"] for rounds in found.values()]
     pays = {"as it comes": 0.0, "compiled": first["compiled"] / (gain[0] - gain[1]) if gain[0] > gain[1] else None}
-    return b.rows(found, "step", plain.cfg.batch_size, start=first, pays_after=pays)
+    return b.rows(found, "step", plain.run.cfg.batch_size, start=first, pays_after=pays)
 
 
 def loss(b: Bench) -> list[Row]:
@@ -134,7 +134,7 @@ def wait(b: Bench) -> list[Row]:
 def evaluation(b: Bench) -> list[Row]:
     made = {f"1B{h}H": Evaluation(Stepper(b.words(*PLAIN, heads=h))) for h in (1, 4)}
     found = interleaved({name: e.measure for name, e in made.items()}, b.rounds)
-    memory = {name: e.run.held_bytes() + peak_bytes(e.measure, b.device) for name, e in made.items()}
+    memory = {name: e.held_bytes() + peak_bytes(e.measure, b.device) for name, e in made.items()}
     return b.rows(found, "whole", 1, memory=memory)
 
 

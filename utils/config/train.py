@@ -8,16 +8,19 @@ name the key.
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.config.help import patch_schemas, patch_table, record_name
 from utils.config.hyp import fill_in, keys_of, read_hyp
 from utils.config.options import Given, Program, again, check_ranges, flag, hyper, opt, say
+from utils.config.settings import DataSettings, EvalSettings
 from utils.config.shared import MATCHES, Device, Place
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from models.loss import LossSettings
 
 
@@ -221,6 +224,25 @@ class Config(Place, Device):
     def warmup(self) -> float:
         """Warm-up epochs asked for (before the cap by warmup_share)."""
         return max(self.warmup_epochs, 5.0) if self.auto_lr and self.batch_size >= 128 else self.warmup_epochs
+
+    def judging(self, names: Sequence[str], autocast: "torch.dtype | None") -> EvalSettings:
+        """How validation judges. autocast: type to compute in."""
+        return EvalSettings(
+            names=names, match=self.match, v5_metric=self.v5_metric, single_cls=self.single_cls, autocast=autocast
+        )
+
+    def training_data(self, size: int, stride: int) -> DataSettings:
+        """size: of the training pictures. stride: of the model, pixels."""
+        return DataSettings(
+            img_size=size, stride=stride, batch_size=self.batch_size, rect=self.rect, quad=self.quad,
+            cache_images=self.cache_images, single_cls=self.single_cls, on_bad_data=self.on_bad_data,
+            on_missing_pair=self.on_missing_pair, workers=self.workers, seed=self.seed,
+        )  # fmt: skip
+
+    def validation_data(self, stride: int) -> DataSettings:
+        return replace(
+            self.training_data(self.test_size, stride), batch_size=self.val_batch, rect=True, pad=0.5, quad=False
+        )
 
     @property
     def loss(self) -> "LossSettings":

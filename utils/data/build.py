@@ -1,18 +1,16 @@
 """The loaders of a training run and of an evaluation, as their settings and the patches make them."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from utils import seams
+from utils.config.settings import DataSettings
 from utils.config.train import Config
 from utils.data.augment import AugmentParams, AugmentPlan, check_colour
 from utils.data.dataset import DetectionDataset, masked_share
 from utils.data.image_classes import summary
-from utils.data.loader import (
-    make_loader,
-)
+from utils.data.loader import Loader, make_loader
 from utils.data.prepare.groups import check_groups
 from utils.data.scan import Scan, scan_split
 from utils.data.spec import DataSpec
@@ -24,66 +22,33 @@ SHOWN = 12  # places of labels in a message
 SMALL = 2  # px
 
 
-def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Any, Any]:
+def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Loader, Loader]:
     """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles. Groups
     that lie in both splits are said or, with --strict-split, an error."""
     check_groups(spec, strict=cfg.strict_split)
     spec = coloured(cfg, spec)
     closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
-    augment = AugmentPlan(AugmentParams.of(cfg), closes=closes)
+    settings = cfg.training_data(size, stride)
     with dist.main_first():  # the others then find its label cache
-        train = make_dataset(
-            spec, "train", img_size=size, stride=stride, batch_size=cfg.batch_size, augment=augment,
-            rect=cfg.rect, pad=0.0, quad=cfg.quad, cache_images=cfg.cache_images, single_cls=cfg.single_cls,
-            on_bad_data=cfg.on_bad_data, seed=cfg.seed, on_missing_pair=cfg.on_missing_pair,
-        )  # fmt: skip
-    train = patches.fold("wrap_dataset", train, "train")
-    return (
-        make_loader(
-            train, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, workers=cfg.workers, seed=cfg.seed,
-            rank=dist.rank(), ranks=dist.world(),
-        ),
-        validation(cfg, spec, patches, stride),
+        dataset = make_dataset(spec, "train", settings, AugmentPlan(AugmentParams.of(cfg), closes=closes))
+    dataset = patches.fold("wrap_dataset", dataset, "train")
+    train = make_loader(
+        dataset, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, workers=cfg.workers, seed=cfg.seed,
+        rank=dist.rank(), ranks=dist.world(),
     )  # fmt: skip
+    return train, evaluation(spec, "val", patches, cfg.validation_data(stride))
 
 
-def validation(cfg: Config, spec: DataSpec, patches: seams.Patches, stride: int, split: str = "val") -> Any:
-    """The validation batches of a training run, or those of another split, evaluated in the same way."""
-    return evaluation(
-        spec, split, patches, size=cfg.test_size, stride=stride, batch_size=cfg.val_batch, workers=cfg.workers,
-        cache_images=cfg.cache_images, single_cls=cfg.single_cls, on_bad_data=cfg.on_bad_data, seed=cfg.seed,
-        on_missing_pair=cfg.on_missing_pair,
-    )  # fmt: skip
-
-
-def evaluation(
-    spec: DataSpec,
-    split: str,
-    patches: seams.Patches,
-    *,
-    size: int,
-    stride: int,
-    batch_size: int,
-    workers: int,
-    single_cls: bool,
-    on_bad_data: str,
-    cache_images: bool = False,
-    seed: int = 0,
-    like: str = "",
-    on_missing_pair: str = "error",
-) -> Any:
-    """Batches of a split, not augmented, in rectangles; `size` is rounded up to whole strides. like: see
-    DetectionDataset."""
+def evaluation(spec: DataSpec, split: str, patches: seams.Patches, settings: DataSettings) -> Loader:
+    """Batches of a split, not augmented, in rectangles; the size is rounded up to whole strides."""
+    settings = replace(settings, img_size=whole_strides(settings.img_size, settings.stride), rect=True, pad=0.5)
     with dist.main_first():
-        dataset = make_dataset(
-            spec, split, img_size=whole_strides(size, stride), stride=stride, batch_size=batch_size, augment=None,
-            rect=True, pad=0.5, cache_images=cache_images, single_cls=single_cls, on_bad_data=on_bad_data, seed=seed,
-            like=like, on_missing_pair=on_missing_pair,
-        )  # fmt: skip
+        dataset = make_dataset(spec, split, settings)
     dataset = patches.fold("wrap_dataset", dataset, split)
     return make_loader(
-        dataset, batch_size=batch_size, workers=workers, shuffle=False, seed=seed, rank=dist.rank(), ranks=dist.world()
-    )
+        dataset, batch_size=settings.batch_size, workers=settings.workers, shuffle=False, seed=settings.seed,
+        rank=dist.rank(), ranks=dist.world(),
+    )  # fmt: skip
 
 
 def coloured(cfg: Config, spec: DataSpec) -> DataSpec:
@@ -110,52 +75,25 @@ def whole_strides(size: int, stride: int) -> int:
 
 
 def make_dataset(
-    spec: DataSpec,
-    split: str,
-    *,
-    img_size: int,
-    stride: int,
-    batch_size: int,
-    augment: AugmentParams | AugmentPlan | None,
-    rect: bool,
-    pad: float,
-    cache_images: bool,
-    single_cls: bool,
-    on_bad_data: str,
-    seed: int,
-    quad: bool = False,
-    like: str = "",
-    on_missing_pair: str = "error",
+    spec: DataSpec, split: str, settings: DataSettings, augment: AugmentParams | AugmentPlan | None = None
 ) -> DetectionDataset:
-    """Check a split of a data set and open it. augment None: evaluation. rect: batches of like aspect ratio in their
-    own shape, `pad` strides larger (0.5 in evaluation, 0 in training). like: see DetectionDataset. Prints what was
-    found. Errors: UserError."""
-    if img_size < stride or img_size % stride:
-        right = max(round(img_size / stride), 1) * stride
-        raise UserError(f"--img-size {img_size} is no multiple of the model's stride {stride}; {right} would be")
+    """Check a split of a data set and open it. augment None: evaluation. Prints what was found. Errors: UserError."""
+    size, stride = settings.img_size, settings.stride
+    if size < stride or size % stride:
+        right = max(round(size / stride), 1) * stride
+        raise UserError(f"--img-size {size} is no multiple of the model's stride {stride}; {right} would be")
     scan = scan_split(
-        spec, split, on_bad_data=on_bad_data, single_cls=single_cls, on_missing_pair=on_missing_pair
+        spec, split, on_bad_data=settings.on_bad_data, single_cls=settings.single_cls,
+        on_missing_pair=settings.on_missing_pair,
     )  # fmt: skip
     print(describe(scan, split))
     note_findings(scan, split)
     check_objects(spec, split, scan, needed=augment is not None)
     if augment is not None:
-        say_small(scan, split, img_size)
+        say_small(scan, split, size)
     if scan.cls_names and augment:
-        print(describe_masking(augment, split, rect=rect, quad=quad))
-    return DetectionDataset(
-        scan,
-        img_size=img_size,
-        stride=stride,
-        augment=augment,
-        rect=rect,
-        pad=pad,
-        batch_size=batch_size,
-        cache_images=cache_images,
-        seed=seed,
-        quad=quad,
-        like=like,
-    )
+        print(describe_masking(augment, split, rect=settings.rect, quad=settings.quad))
+    return DetectionDataset(scan, settings, augment)
 
 
 def describe(scan: Scan, split: str) -> str:

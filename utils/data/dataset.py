@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from utils.config.settings import DataSettings
 from utils.data import augment
 from utils.data.augment import AugmentParams, AugmentPlan, Change, Objects
 from utils.data.labels import UNKNOWN, Labels
@@ -80,24 +81,11 @@ class DetectionDataset(Dataset[dict[str, Any]]):
     images share a batch and its shape; half a pixel of padding counts in coordinates though no picture can be moved by
     it; and v7 rounds the resized image down."""
 
-    def __init__(
-        self,
-        scan: Scan,
-        *,
-        img_size: int,
-        stride: int = 32,
-        augment: AugmentParams | AugmentPlan | None = None,
-        rect: bool = False,
-        pad: float = 0.0,
-        batch_size: int = 1,
-        cache_images: bool = False,
-        seed: int = 0,
-        quad: bool = False,
-        like: str = "",
-    ) -> None:
+    def __init__(self, scan: Scan, settings: DataSettings, augment: AugmentParams | AugmentPlan | None = None) -> None:
+        s = settings
         order = np.arange(len(scan.files))
-        if rect:
-            order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind=None if like else "stable")
+        if s.rect:
+            order = np.argsort(scan.sizes[:, 0] / scan.sizes[:, 1], kind=None if s.like else "stable")
         self.files: list[Path] = [scan.files[i] for i in order]
         self.labels: list[Labels] = [scan.labels[i] for i in order]
         self.objects = Objects.of_all(self.labels)
@@ -109,12 +97,12 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         self.grey = ""  # which of the two pictures is taken away
         self.visible = self.infrared = scan.pixels
         self.augment = AugmentPlan(augment) if isinstance(augment, AugmentParams) else augment
-        self.img_size, self.seed, self.quad = img_size, seed, quad
+        self.img_size, self.seed, self.quad = s.img_size, s.seed, s.quad
         self.pixels, self.scale = scan.pixels, scan.scale
-        self.rect, self.batch_size, self.like = rect, batch_size, like
-        self.shapes = batch_shapes(self.sizes, batch_size, img_size, stride, pad) if rect else None
+        self.rect, self.batch_size, self.like = s.rect, s.batch_size, s.like
+        self.shapes = batch_shapes(self.sizes, s.batch_size, s.img_size, s.stride, s.pad) if s.rect else None
         self._cache: ImageCache | None = None
-        if cache_images:
+        if s.cache_images:
             self._cache = self._cached()
 
     def __len__(self) -> int:

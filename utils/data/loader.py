@@ -147,6 +147,8 @@ class Loader(DataLoader[dict[str, Any]]):
     global batch. Workers' bad-input errors arrive as they were raised, without the workers' traceback.
     """
 
+    dataset: DetectionDataset
+
     def __init__(self, dataset: Dataset[dict[str, Any]], order: Order, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=order, **options)
         self.order = order

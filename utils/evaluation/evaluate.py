@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from models.graph import Detector
 from models.loss import Criterion
+from utils.config.settings import EvalSettings
 from utils.data.loader import to_device
 from utils.evaluation.ap import Curves, average_precision, fitness
 from utils.evaluation.boxes import to_native, xywhn_to_xyxy
@@ -114,48 +115,41 @@ def evaluate(
     model: Detector,
     loader: Iterable[Batch],
     device: torch.device,
+    settings: EvalSettings,
     *,
-    names: list[str],
     criterion: Criterion | None = None,
-    conf_thres: float = 0.001,
-    iou_thres: float = 0.65,
-    match: str = "coco",
-    v5_metric: bool = False,
-    autocast: torch.dtype | None = None,
-    single_cls: bool = False,
-    single_class_conf: str | None = None,
-    max_det: int = 300,
-    progress: bool = True,
     patches: Patches | None = None,
     first_batch_sink: Sink | None = None,
 ) -> Result:
     """Evaluate `model`, which is already on `device`; its training flags are as before afterwards.
 
-    names: one per class. criterion: also compute the loss terms, on the raw outputs. autocast: type to compute in.
-    single_cls: every class counts as one. single_class_conf: see utils.nms; None = "product" for match v5, else "obj".
-    patches: their observations and figures as well.
+    criterion: also compute the loss terms, on the raw outputs. patches: their observations and figures as well.
     first_batch_sink: called once with the first batch as loaded and its detections in input pixels, on the CPU.
     Errors: UserError for an unknown rule and for a loader without images.
     """
+    match, single_cls = settings.match, settings.single_cls
     if match not in RULES:
         raise UserError(f"--match {match}: unknown rule; choose one of {', '.join(RULES)}")
-    single_class_conf = single_class_conf or ("product" if match == "v5" else "obj")
+    single_class_conf = settings.single_class_conf or ("product" if match == "v5" else "obj")
     nc = 1 if single_cls else model.nc
+    autocast = torch.autocast(device.type, dtype=settings.autocast, enabled=settings.autocast is not None)
     seconds = dict.fromkeys(("inference", "nms", "matching"), 0.0)
     found = _Found(nc, match)
     with torch.inference_mode(), eval_mode(model):
-        for batch in tqdm(loader, desc="evaluate", disable=not (progress and dist.main())):
+        for batch in tqdm(loader, desc="evaluate", disable=not (settings.progress and dist.main())):
             with _timed(seconds, "inference", device):
                 moved = to_device(batch, device)
-                with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                with autocast:
                     out = model(moved["image"])
                     det = out["det"]
                     losses = criterion(det, moved["target"], moved["most"]) if criterion is not None else {}
                     observed = patches.merge("observe", moved, out, model) if patches else {}
                 parts = model.decode(det)
             with _timed(seconds, "nms", device):
-                dets = nms(parts, conf_thres, iou_thres, multi_label=True, agnostic=single_cls, max_det=max_det,
-                           single_class_conf=single_class_conf, offset=NMS_OFFSET[match])  # fmt: skip
+                dets = nms(
+                    parts, settings.conf_thres, settings.iou_thres, multi_label=True, agnostic=single_cls,
+                    max_det=settings.max_det, single_class_conf=single_class_conf, offset=NMS_OFFSET[match],
+                )  # fmt: skip
                 del out, det, parts
                 dets = list(torch.split(torch.cat(dets).cpu(), [len(d) for d in dets]))
             with _timed(seconds, "matching", device):
@@ -167,7 +161,7 @@ def evaluate(
         raise UserError("there are no images to evaluate on")
     started = time.perf_counter()
     groups = {"all": [0]} if single_cls else dict(zip(model.group_names, model.groups, strict=True))
-    result = found.result(names, v5_metric, groups, found.mean_losses(), seconds)
+    result = found.result(list(settings.names), settings.v5_metric, groups, found.mean_losses(), seconds)
     seconds["matching"] += time.perf_counter() - started
     if patches:
         observed = found.observed()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from utils import seams
 from utils.config.options import restored
 from utils.config.train import Config
-from utils.data.build import validation
+from utils.data.build import evaluation
 from utils.data.labels import Labels
 from utils.data.spec import read_data
 from utils.evaluation import coco
@@ -53,11 +53,9 @@ def measure(folder: Path, settings: Mapping[str, Any], device: str, split: str =
     patches = seams.revive(lasting(meta))
     spec = read_data(cfg.data)
     check_channels(spec.channels, meta, weights, cfg.data)
-    loader = validation(cfg, spec, patches, int(model.stride.max()), split)
-    result = evaluate(
-        model.to(where), loader, where, names=meta["names"], match=cfg.match, v5_metric=cfg.v5_metric,
-        autocast=compute_type(cfg, where), single_cls=cfg.single_cls, patches=patches,
-    )  # fmt: skip
+    loader = evaluation(spec, split, patches, cfg.validation_data(int(model.stride.max())))
+    judging = cfg.judging(meta["names"], compute_type(cfg, where))
+    result = evaluate(model.to(where), loader, where, judging, patches=patches)
     dataset = loader.dataset
     truth = {
         str(path): native_boxes(labels, size.tolist())

@@ -1,5 +1,4 @@
-"""What train.py prints before it starts: module table, frozen share, patches, schedule, and what a stage inherits or
-changes."""
+"""What train.py prints before it starts: module table, frozen share, schedule, features, and what a stage changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,10 +23,11 @@ def announce(run: Run, source: seams.Source | None) -> None:
     print(parameter_summary(run.loss_step))
     schedule = run.schedule.describe(run.cfg)
     print(note("warm-up capped", schedule) if run.schedule.capped(run.cfg) else schedule)
-    print(f"frozen BatchNorm: {run.cfg.freeze_bn}; match rule of mAP: {run.cfg.match}; device {run.device}")
-    print(f"patches by seam:\n{run.patches.show()}" if run.patches else "no patches")
+    print(f"BatchNorm of frozen modules: {run.cfg.freeze_bn}; mAP by --match {run.cfg.match}; device {run.device}")
+    print(f"features beyond plain training: {', '.join(run.patches) or 'none'}")
     if source:
-        print(inheritance(source.meta, run.meta, source.path))
+        defaults = {f"{name}.{k}": show(v) for name, patch in run.patches.items() for k, v in patch.defaults().items()}
+        print(inheritance(source.meta, run.meta, source.path, defaults))
 
 
 def module_table(model: Detector, size: int) -> str:
@@ -78,23 +78,34 @@ def parameter_summary(module: nn.Module) -> str:
     counts = count_parameters(module)
     total = counts["trainable_params"] + counts["frozen_params"]
     share = counts["trainable_params"] / max(total, 1)
-    return f"parameters {total:,}, trainable share {share:.1%}; " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
+    return f"parameters {total:,}, of which {share:.1%} train; " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
 
 
-def inheritance(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> str:
-    """Setting by setting, what a stage keeps and what it changes against the checkpoint it starts from.
+def inheritance(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: str, defaults: Mapping[str, str] | None = None
+) -> str:
+    """What a stage changes against the training of the checkpoint it starts from, a line each; equal settings are
+    counted. Of a feature that is new, what has its default (`FEATURE.SETTING`) goes without saying.
 
     before, now: {"config": {...}, "patches": {...}} as stored in checkpoints.
     """
     if not before.get("config"):
-        return f"starts from {path}, which records no settings of its own training"
+        return f"starts from {path}, a file that does not say how it was trained: nothing to compare the settings with"
     old, new = flatten(before), flatten(now)
-    same = [k for k in new if k in old and old[k] == new[k]]
-    changed = [f"  {k}: {old.get(k, '-')} -> {new[k]}" for k in new if old.get(k, "-") != new[k]]
-    gone = [f"  {k}: {old[k]} -> -" for k in old if k not in new]
-    head = f"starts from {path} (epoch {before.get('epoch', '?')}); inherits {len(same)} settings:"
-    kept = ", ".join(f"{k} {new[k]}" for k in same)
-    return "\n".join([head, f"  {kept}", f"changes {len(changed) + len(gone)}:", *changed, *gone])
+    same = sum(k in old and old[k] == new[k] for k in new)
+    fresh = new.keys() - old.keys()
+    silent = {k for k in fresh if (defaults or {}).get(k) == new[k]}
+    changed = [f"  {flag(k)}: {old.get(k, 'off')} -> {new[k]}" for k in new if old.get(k) != new[k] and k not in silent]
+    gone = [f"  {flag(k)}: {old[k]} -> off" for k in old if k not in new]
+    differ = f"{len(changed) + len(gone)} differ:" if changed or gone else "none differs"
+    epoch = f" (epoch {before['epoch']})" if "epoch" in before else ""
+    head = f"starts from {path}{epoch}; against its training {same} settings are the same, {differ}"
+    return "\n".join([head, *changed, *gone])
+
+
+def flag(setting: str) -> str:
+    """`FEATURE.SETTING` as it is typed."""
+    return "--" + setting.rpartition(".")[2].replace("_", "-")
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -61,7 +61,7 @@ class Guard:
         if cfg.guard_drop and not any(0 < opens(g) < cfg.epochs for g in groups):
             raise UserError(
                 "--guard-drop: this run has no opening to guard, nothing begins to learn between its first and its "
-                f"last epoch ({cfg.epochs}); openings come from --unfreeze or --progressive-unfreeze"
+                f"last epoch ({cfg.epochs}); see docs/unfreezing.md"
             )
 
     def opens_now(self, epoch: int, groups: Groups) -> bool:

@@ -25,11 +25,16 @@ from utils.weights import checkpoint
 def measure(run: Run, detector: Detector | None = None, change: Callable[[Batch], Batch] | None = None) -> Result:
     """The average, or another detector with the run's classes, on the validation set and by the run's rule. change: of
     every batch as loaded. No loss terms: the head may be of another kind than the run's."""
-    cfg = run.cfg
+    batches = map(change, run.val) if change else run.val
+    return evaluate(detector or run.ema.model, batches, run.device, run.judging)
+
+
+def validate(run: Run, sink: Sink | None = None) -> Result:
+    """The average on the validation set, loss terms included. sink: gets the first batch and its detections."""
+    criterion = run.loss_step.criterion
     return evaluate(
-        detector or run.ema.model, map(change, run.val) if change else run.val, run.device, names=run.meta["names"],
-        match=cfg.match, v5_metric=cfg.v5_metric, autocast=run.autocast, single_cls=cfg.single_cls,
-    )  # fmt: skip
+        run.ema.model, run.val, run.device, run.judging, criterion=criterion, patches=run.patches, first_batch_sink=sink
+    )
 
 
 def metric_columns(run: Run) -> list[str]:
@@ -114,7 +119,7 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
         plots.plot_batch(batch["image"], rows, names, run.dir / "train_batch0.jpg")
 
 
-def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) -> None:
+def close_folder(run: Run) -> None:
     """Evaluate best.pt once more, draw the pictures, say where everything is."""
     run.audit.close()
     if run.guard.ended:
@@ -125,7 +130,7 @@ def close_folder(run: Run, validate: Callable[[Run, Detector, Sink], Result]) ->
         run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
     names = run.meta["names"]
     with naming(run.dir):
-        result = validate(run, run.ema.model, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
+        result = validate(run, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
         print(f"{'best.pt' if best.is_file() else 'last epoch'}: {line(result)}")
         if dist.main():
             plots.plot_results(run.dir / "results.csv", run.dir / "results.png")

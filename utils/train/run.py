@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.graph import Detector
 from utils import seams
+from utils.config.settings import EvalSettings
 from utils.config.train import Config
 from utils.data import loader
 from utils.data.loader import Batch, class_weights, image_weights, multiscale
@@ -41,8 +42,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: optim.Schedule
     scaler: torch.amp.GradScaler
-    train: Any  # DataLoader of Batch
-    val: Any
+    train: loader.Loader
+    val: loader.Loader
     results: record.Results
     interrupt: Interrupt
     watch: Watch
@@ -66,6 +67,10 @@ class Run:
     def autocast(self) -> torch.dtype | None:
         """Type to compute in, None = float32."""
         return compute_type(self.cfg, self.device)
+
+    @property
+    def judging(self) -> EvalSettings:
+        return self.cfg.judging(self.meta["names"], self.autocast)
 
     @property
     def arithmetic(self) -> str:

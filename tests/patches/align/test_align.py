@@ -13,6 +13,7 @@ from patches.align import Align, Flags
 from patches.align.contrast import pair_loss
 from tests.conftest import ROOT
 from tests.toy import trained
+from utils.config.settings import DataSettings
 from utils.data.augment import AugmentParams
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.scan import scan_split
@@ -49,7 +50,7 @@ def test_a_thousand_draws_are_shared_to_the_pixel(pairs: Path, tmp_path: Path, c
     """With the visible picture as its own partner, both come out equal after any geometry, and boxes are those of the
     visible one alone."""
     scan = scan_split(read_data(same_picture_twice(pairs, tmp_path)), "train")
-    alone = DetectionDataset(scan, img_size=64, augment=HARD, cache_images=cached)
+    alone = DetectionDataset(scan, DataSettings(img_size=64, cache_images=cached), HARD)
     both = alone.with_partners()
     for draw in range(1000 if cached else 50):
         sample = Sample(draw, draw % len(alone))
@@ -60,11 +61,11 @@ def test_a_thousand_draws_are_shared_to_the_pixel(pairs: Path, tmp_path: Path, c
 
 def test_jitter_is_drawn_apart(pairs: Path, tmp_path: Path) -> None:
     scan = scan_split(read_data(same_picture_twice(pairs, tmp_path)), "train")
-    alone = DetectionDataset(scan, img_size=64, augment=AugmentParams(hsv_h=0.1, hsv_s=0.5, hsv_v=0.5))
+    alone = DetectionDataset(scan, DataSettings(img_size=64), AugmentParams(hsv_h=0.1, hsv_s=0.5, hsv_v=0.5))
     both = alone.with_partners()
     items = [both[Sample(0, i)] for i in range(len(alone))]
     assert all(torch.equal(item["image"], alone[Sample(0, i)]["image"]) for i, item in enumerate(items))
-    plain = DetectionDataset(scan, img_size=64, augment=AugmentParams())
+    plain = DetectionDataset(scan, DataSettings(img_size=64), AugmentParams())
     gains = []
     for i, item in enumerate(items):
         before, after = plain[Sample(0, i)]["image"].float(), item["infrared"].float()
@@ -80,7 +81,7 @@ def test_grey_and_deep_partners(pairs: Path, tmp_path: Path) -> None:
         grey = np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), np.uint16)
         cv2.imwrite(str(file), grey * 257 + 1)
     scan = scan_split(read_data(data), "val")
-    item = DetectionDataset(scan, img_size=64).with_partners()[Sample(0, 0)]
+    item = DetectionDataset(scan, DataSettings(img_size=64)).with_partners()[Sample(0, 0)]
     assert item["infrared"].shape == (1, 64, 64) and item["infrared"].dtype == torch.uint16
     inside = item["infrared"][0, 24:40, 24:40].int()
     assert len(inside.unique() % 257) > 10, "the low byte is kept"
@@ -100,12 +101,14 @@ def test_missing_unusable_and_ill_fitting_partners(pairs: Path, tmp_path: Path) 
     assert "0002.png has 30x20" in said
     skipped = scan_split(spec, "train", on_missing_pair="skip")
     assert [f.name for f in skipped.files] == [f"{i:04d}.png" for i in range(3, 12)]
-    single = DetectionDataset(scan_split(spec, "train", on_missing_pair="single"), img_size=64).with_partners()
+    single = DetectionDataset(
+        scan_split(spec, "train", on_missing_pair="single"), DataSettings(img_size=64)
+    ).with_partners()
     items = [single[Sample(0, i)] for i in range(12)]
     assert [bool(x["paired"]) for x in items] == [False] * 3 + [True] * 9
     assert (items[0]["infrared"] == 114).all()
     mosaics = DetectionDataset(
-        scan_split(spec, "train", on_missing_pair="single"), img_size=64, augment=AugmentParams(mosaic=1.0)
+        scan_split(spec, "train", on_missing_pair="single"), DataSettings(img_size=64), AugmentParams(mosaic=1.0)
     ).with_partners()
     share = np.mean([bool(mosaics[Sample(e, 5)]["paired"]) for e in range(100)])
     assert 0.1 < share < 0.6, "a mosaic is a pair where all of its tiles are"

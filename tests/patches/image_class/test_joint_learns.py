@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +11,18 @@ from patches.image_class.head import Figures, ImageHead, figures
 from patches.image_class.joint import Flags, Joint
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
+from utils.config.settings import DataSettings
 from utils.data.build import make_dataset
 from utils.data.dataset import Sample
 from utils.data.spec import read_data
 from utils.system.rng import rng
 
-OPTIONS: dict[str, Any] = {
-    "img_size": 64, "stride": 32, "batch_size": 8, "augment": None, "rect": False, "pad": 0.0, "cache_images": False,
-    "single_cls": False, "on_bad_data": "error", "seed": 0,
-}  # fmt: skip
+OPTIONS = DataSettings(img_size=64, batch_size=8)
 
 
 def loaded(source: Path, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images [n,3,64,64] in 0..1, classes [n] as batches have them, names."""
-    data = make_dataset(read_data(source), split, **OPTIONS)
+    data = make_dataset(read_data(source), split, OPTIONS)
     items = [data[Sample(0, i)] for i in range(len(data))]
     return (
         torch.stack([x["image"] for x in items]).float() / 255,

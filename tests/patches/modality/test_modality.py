@@ -20,6 +20,7 @@ from patches.modality.stems import SecondStem
 from tests.conftest import ROOT
 from tests.toy import trained
 from utils import seams
+from utils.config.settings import DataSettings
 from utils.data.augment import AugmentParams
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.scan import scan_split
@@ -63,7 +64,7 @@ def louder(runs: Path, file: Path) -> str:
 
 def test_what_the_network_is_given(small_pairs: Path) -> None:
     """The same draws whatever is read; the infrared picture repeated, behind the visible one."""
-    plain = DetectionDataset(scan_split(read_data(small_pairs), "train"), img_size=64, augment=HARD)
+    plain = DetectionDataset(scan_split(read_data(small_pairs), "train"), DataSettings(img_size=64), HARD)
     pairs, infrared, both = (plain.with_partners(reads) for reads in ("visible", "infrared", "both"))
     for i in range(12):
         one, two, three = (d[Sample(3, i)] for d in (pairs, infrared, both))
@@ -78,7 +79,7 @@ def test_a_missing_partner_is_grey(small_pairs: Path, tmp_path: Path) -> None:
     shutil.copytree(small_pairs.parent, tmp_path / "data")
     (tmp_path / "data/infrared/val/0003.png").unlink()
     scan = scan_split(read_data(tmp_path / "data/d.yaml"), "val", on_missing_pair="single")
-    both = DetectionDataset(scan, img_size=64).with_partners("both")
+    both = DetectionDataset(scan, DataSettings(img_size=64)).with_partners("both")
     items = [both[Sample(0, i)] for i in range(4)]
     assert [bool((x["image"][3:] == 114).all()) for x in items] == [False, False, False, True]
     assert not (items[3]["image"][:3] == 114).all()

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,14 @@ from tests.ranks import on_ranks
 from tests.shared import ROOT
 from utils import seams
 from utils.config.train import Config
+from utils.data.loader import Order
 from utils.system.errors import UserError, run_main
 from utils.train import optim
 from utils.train.audit.audit import Audit, would_move
+from utils.train.finite import Watch
+from utils.train.guard import Guard
 from utils.train.loss_step import LossStep
+from utils.train.run import Run
 
 FROZEN, LIVE = "model.0.conv.weight", "model.40.conv.weight"
 Act = Callable[["Toy"], None]
@@ -32,53 +37,52 @@ def nothing(_: "Toy") -> None: ...
 
 
 class Toy:
-    """A narrow model with ten frozen modules and the training loop's order of events, batch by batch."""
+    """A run of a narrow model with ten frozen modules, on one batch, by train.py's own begin_epoch() and step()."""
 
     def __init__(self, **more: Any) -> None:
         torch.manual_seed(0)
         given = {"audit": True, "epochs": 3, "batch_size": 2, "nominal_batch": 2, "lr0": 0.01, "warmup_epochs": 0}
-        self.cfg = Config(**{**given, **more})
+        self.cfg = cfg = Config(**{**given, "fold_frozen": False, **more})
         self.model = Detector({**spec("demo"), "width_multiple": 0.25}, 12)
         patch = Freeze(Flags(freeze=("10",)))
         patch.on_model_built(self.model, ())
-        criterion = self.model.criterion(scale_gains(self.cfg.loss, 3, 12, 64))
-        self.loss_step = LossStep(self.model, criterion, seams.Patches({"freeze": patch}))
-        groups = optim.param_groups(self.loss_step, self.cfg.scaled_decay)
-        self.optimizer = optim.make_optimizer(groups, self.cfg, torch.device("cpu"))
-        self.schedule = optim.Schedule.of(self.cfg, 6, from_weights=False)
-        self.ema = optim.Ema(self.model)
+        patches, cpu = seams.Patches({"freeze": patch}), torch.device("cpu")
+        self.loss_step = LossStep(self.model, self.model.criterion(scale_gains(cfg.loss, 3, 12, 64)), patches)
+        groups = optim.param_groups(self.loss_step, cfg.scaled_decay)
+        self.optimizer = optim.make_optimizer(groups, cfg, cpu)
+        schedule, self.ema = optim.Schedule.of(cfg, 6, from_weights=False), optim.Ema(self.model)
         scaler = torch.amp.GradScaler(enabled=False)
-        self.audit = Audit(self.cfg, self.loss_step, self.ema, self.optimizer, self.schedule, scaler)
-        self.image = torch.rand(2, 3, 64, 64)
-        self.target = torch.tensor([[0, 1, 0.5, 0.5, 0.4, 0.4], [1, 5, 0.4, 0.6, 0.6, 0.5]])
-        self.at = self.pending = 0
+        self.audit = Audit(cfg, self.loss_step, self.ema, self.optimizer, schedule, scaler)
+        loader: Any = SimpleNamespace(order=Order(12, batch_size=2, shuffle=True, seed=0))
+        unused: Any = None
+        self.of = Run(
+            cfg, Path(), cpu, {}, self.model, patches, self.loss_step, self.ema, self.optimizer, schedule, scaler,
+            loader, loader, unused, unused, Watch(self.loss_step.terms, cpu, Path()), self.audit, Guard(cfg, groups),
+        )  # fmt: skip
+        image = (torch.rand(2, 3, 64, 64) * 255).to(torch.uint8)
+        target = torch.tensor([[0, 1, 0.5, 0.5, 0.4, 0.4], [1, 5, 0.4, 0.6, 0.6, 0.5]])
+        self.batch = {"image": image, "target": target, "images": 2, "share": 1.0, "path": ["a", "b"]}
+        self.before, self.between, self.when = nothing, nothing, 1
+        self.loss_step.register_forward_pre_hook(lambda *_: self.before(self) if self.at == self.when else None)
+        self.optimizer.register_step_pre_hook(lambda *_: self.between(self) if self.at >= self.when else None)
+
+    @property
+    def at(self) -> int:
+        return self.of.step
 
     def parameter(self, name: str) -> nn.Parameter:
         return self.model.get_parameter(name)
 
     def run(self, batches: int = 12, before: Act = nothing, at: int = 1, between: Act = nothing) -> "Toy":
         """`before` acts before batch number `at`, `between` after its backward pass, as a patch might."""
+        self.before, self.between, self.when = before, between, at
         for _ in range(batches):
-            if self.at % self.schedule.batches == 0:
-                optim.train_mode(self.loss_step, self.cfg.freeze_bn)
-                self.audit.epoch_start(self.at)
-            optim.set_rates(self.optimizer, self.schedule, self.at)
-            if self.at == at:
-                before(self)
-            loss, _ = self.loss_step({"image": self.image, "target": self.target, "images": 2})
-            loss.backward()
-            if self.at >= at:
-                between(self)
-            self.pending += 1
-            if self.schedule.due(self.at, self.pending):
-                self.optimizer.step()
-                self.ema.update()
-                self.audit.after_step(self.at)
-                self.optimizer.zero_grad()
-                self.pending = 0
-            self.at += 1
-            if self.at % self.schedule.batches == 0:
+            if self.at % 6 == 0:
+                train.begin_epoch(self.of)
+            train.step(self.of, dict(self.batch))
+            if self.at % 6 == 0:
                 self.audit.epoch_end(self.at)
+                self.of.epoch, self.of.batch = self.of.epoch + 1, 0
         return self
 
 

@@ -98,7 +98,7 @@ def setup(begun: Start) -> Run:
         saving.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
     announce.announce(run, source)
-    patches.each("on_start", model, groups, schedule, partial(outputs.measure, run))
+    patches.each("on_start", model, optimizer.param_groups, schedule, partial(outputs.measure, run))
     if cfg.compile:
         compile_model(loss_step)
     if not resumed:

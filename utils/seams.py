@@ -125,10 +125,6 @@ class Patch(nn.Module, Generic[F]):
         """Plain values from which Flags(**record) makes the same patch without the files it once read."""
         return dataclasses.asdict(self.flags)  # type: ignore[call-overload,no-any-return]
 
-    def defaults(self) -> dict[str, Any]:
-        """Of its flags."""
-        return {f.name: f.default for f in dataclasses.fields(self.flags)}  # type: ignore[arg-type]
-
     def on_data_read(self, spec: "DataSpec") -> None:
         """What the data YAML says, before there is a model."""
 
@@ -216,6 +212,13 @@ class Patches(nn.ModuleDict):
     def metric_names(self) -> list[str]:
         """The columns that `figures` fill."""
         return [m for p in self.values() if isinstance(p, Patch) for m in p.metrics]
+
+    def defaults(self) -> dict[str, Any]:
+        """{PATCH.FLAG: its default}."""
+        own = [
+            (name, p.flags) for name, p in self.items() if isinstance(p, Patch) and dataclasses.is_dataclass(p.flags)
+        ]
+        return {f"{name}.{f.name}": f.default for name, flags in own for f in dataclasses.fields(flags)}
 
     def records(self) -> dict[str, dict[str, Any]]:
         """{patch: plain values}, for run.yaml and the checkpoint."""

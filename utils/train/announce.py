@@ -26,7 +26,7 @@ def announce(run: Run, source: seams.Source | None) -> None:
     print(f"BatchNorm of frozen modules: {run.cfg.freeze_bn}; mAP by --match {run.cfg.match}; device {run.device}")
     print(f"features beyond plain training: {', '.join(run.patches) or 'none'}")
     if source:
-        defaults = {f"{name}.{k}": show(v) for name, patch in run.patches.items() for k, v in patch.defaults().items()}
+        defaults = {name: show(value) for name, value in run.patches.defaults().items()}
         print(inheritance(source.meta, run.meta, source.path, defaults))
 
 

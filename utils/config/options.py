@@ -203,7 +203,7 @@ class Program(Generic[T]):
         for word in argv:
             head, equals, tail = word.partition("=")
             name = head[2:].replace("_", "-")
-            if skip and not word.startswith("-"):
+            if skip and not re.match(r"-(?!\d)", word):  # a number may be negative
                 skip -= 1
                 continue
             skip = 0

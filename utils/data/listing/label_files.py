@@ -63,10 +63,10 @@ def alternatives(folder: str, word: str) -> Iterator[tuple[str, str]]:
             for labels in LABELS:
                 written = [*parts[:at], labels, *parts[at + 1 :]]
                 yield os.sep.join(written), f"`{parts[at]}` of the path exchanged for `{labels}`"
-                if word in written:
+                if word and word in written:
                     yield os.sep.join(p for p in written if p != word), f"`{labels}`, without `{word}`"
     for labels in LABELS:
-        if word in parts:
+        if word and word in parts:
             yield exchanged(folder, word, labels, last=True), f"`{word}` of the path exchanged for `{labels}`"
         above, name = os.path.split(folder)
         yield os.path.join(above, labels), f"`{labels}` beside the images' folder"

@@ -247,7 +247,6 @@ TESTED_IN = {
     "runs.folder": "report/test_report.py",
     "runs.manifest": "commands/test_lost.py",
     "runs.record": "commands/test_train.py",
-    "study.ablate": "commands/test_ablate.py",
     "study.compared": "study/test_compare.py",
     "study.figures": "study/test_compare.py",
     "study.measure": "study/test_compare.py",

@@ -18,11 +18,16 @@ OWN = ("timing.csv", "notes.csv")  # what each process of a run took and said
 FOUR_HEADS = ["--cfg", "cfg/training/demo-1b4h.yaml", "--heads", "4", "--head-config", "data/shapes_1b4h.yaml"]
 
 
-def toy(data: Path | str, project: Path, name: str, *, epochs: int = 1, batch: int = 4) -> list[str]:
-    """Flags of a run of the demo network at 64 pixels on the CPU; flags that are put behind them replace them."""
+def common(data: Path | str, *, epochs: int = 1, batch: int = 4) -> list[str]:
+    """Flags of a run of the demo network at 64 pixels on the CPU, which has no name yet."""
     files = ["--data", str(data), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml"]
     size = ["--img", "64", "--batch", str(batch), "--nominal-batch", "4", "--epochs", str(epochs)]
-    return [*files, *size, "--workers", "0", "--device", "cpu", "--project", str(project), "--name", name]
+    return [*files, *size, "--workers", "0", "--device", "cpu"]
+
+
+def toy(data: Path | str, project: Path, name: str, *, epochs: int = 1, batch: int = 4) -> list[str]:
+    """The same with a place for the run; flags that are put behind them replace them."""
+    return [*common(data, epochs=epochs, batch=batch), "--project", str(project), "--name", name]
 
 
 def trained(data: Path, project: Path, name: str, *flags: str, epochs: int = 1) -> Run:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.conftest import CommandLine
+from tests.toy import common
 from utils.runs.record import read_rows
 
 
@@ -10,12 +11,10 @@ def test_arms_are_trained_skipped_and_told_apart(small_shapes: Path, tmp_path: P
     project = tmp_path / "study"
     tested = small_shapes.parent / "with_test.yaml"
     tested.write_text(small_shapes.read_text() + "test: images/val\n")
-    common = ["--data", str(tested), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml"]
-    common += ["--img", "64", "--batch", "4", "--nominal-batch", "4", "--epochs", "3", "--workers", "0"]
-    common += ["--device", "cpu"]
+    shared = common(tested, epochs=3)
     words = ["-m", "utils", "study", "--project", str(project), "--columns", "mAP50,mAP"]
     arms = ["--arm", "one epoch: --epochs 1", "--arm", "bad: --freeze 999"]
-    done = command_line(*words, *arms, "--", *common)
+    done = command_line(*words, *arms, "--", *shared)
     assert done.returncode == 1, done.stderr
     assert f"failed: {project / 'bad_seed0'}; the same command tries them again" in done.stderr
     row, bad = read_rows(project / "study.csv")
@@ -27,16 +26,16 @@ def test_arms_are_trained_skipped_and_told_apart(small_shapes: Path, tmp_path: P
 
     last = project / "one_epoch_seed0/weights/last.pt"
     before = last.stat().st_mtime_ns
-    again = command_line(*words, *arms[:2], "--test", "--", *common)
+    again = command_line(*words, *arms[:2], "--test", "--", *shared)
     assert again.returncode == 0 and f"{last.parent.parent}: finished before" in again.stdout, again.stderr
     assert last.stat().st_mtime_ns == before
     (test,) = read_rows(project / "one_epoch_seed0/test.csv")  # the images of val once more
     assert {k: float(v) for k, v in test.items()} == {k: float(found[k]) for k in ("mAP50", "mAP")}
     assert f"| one epoch | 1    | {float(found['mAP50']):.4f}" in (project / "study.md").read_text()
-    without = command_line(*words, *arms[:2], "--test", "--", *common, "--data", str(small_shapes))
+    without = command_line(*words, *arms[:2], "--test", "--", *shared, "--data", str(small_shapes))
     assert without.returncode == 2 and "key 'test' is missing" in without.stderr
 
-    other = command_line(*words, *arms[:2], "--", *common, "--lr0", "0.5")
+    other = command_line(*words, *arms[:2], "--", *shared, "--lr0", "0.5")
     assert other.returncode == 2 and f"{last.parent.parent} was made with other flags" in other.stderr
-    wrong = command_line(*words[:-1], "mAP5", *arms[:2], "--", *common)
+    wrong = command_line(*words[:-1], "mAP5", *arms[:2], "--", *shared)
     assert wrong.returncode == 2 and "--columns mAP5: not in results.csv, which has epoch, step," in wrong.stderr

@@ -11,14 +11,17 @@ import pytest
 import torch
 import yaml
 
+import detect
 from tests.conftest import ROOT, CommandLine
 from tests.shared import shared
+from tests.toy import FOUR_HEADS, toy, trained
+from utils import __main__ as tools
 from utils.evaluation.nms import nms
 from utils.images.letterbox import letterbox
 from utils.runs.record import read_rows
+from utils.system.errors import UserError
 from utils.weights.checkpoint import load_detector, read_checkpoint
 
-HEADS = ["--heads", "4", "--head-config", "data/shapes_1b4h.yaml", "--cfg", "cfg/training/demo-1b4h.yaml"]
 FILES = {
     "run.yaml", "results.csv", "results.txt", "timing.csv", "results.png", "labels.png", "train_batch0.jpg",
     "val_batch0_labels.jpg", "val_batch0_pred.jpg", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png",
@@ -27,43 +30,38 @@ FILES = {
 
 
 @pytest.fixture(scope="session")
-def trained(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_run(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a 1B1H model trained for two epochs."""
     import subprocess
     import sys
 
     project = tmp_path_factory.mktemp("runs")
-    words = [sys.executable, "train.py", *base(small_shapes, project, "base"), "--epochs", "2", "--save_period", "1"]
+    words = [sys.executable, "train.py", *toy(small_shapes, project, "base", epochs=2), "--audit"]
+    words += ["--save_period", "1"]
     out = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     return project / "base"
 
 
-def base(data: Path, project: Path, name: str) -> list[str]:
-    words = ["--data", str(data), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml", "--img", "64"]
-    words += ["--batch", "4", "--audit"]
-    return [*words, "--epochs", "1", "--workers", "0", "--device", "cpu", "--project", str(project), "--name", name]
-
-
-def test_a_run_folder_is_complete(trained: Path) -> None:
-    found = {p.name for p in trained.iterdir()}
+def test_a_run_folder_is_complete(base_run: Path) -> None:
+    found = {p.name for p in base_run.iterdir()}
     assert found >= FILES - {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"}, FILES - found
-    assert {p.name for p in (trained / "weights").iterdir()} == {
+    assert {p.name for p in (base_run / "weights").iterdir()} == {
         "last.pt",
         "previous.pt",
         "best.pt",
         "epoch_001.pt",
         "epoch_002.pt",
     }
-    rows = read_rows(trained / "results.csv")
+    rows = read_rows(base_run / "results.csv")
     assert [r["epoch"] for r in rows] == ["0", "1"]
     assert all(float(r["val_box"]) > 0 and r["match"] == "coco" for r in rows)
-    timing = read_rows(trained / "timing.csv")
+    timing = read_rows(base_run / "timing.csv")
     assert [r["epoch"] for r in timing] == ["0", "1"]
     assert all(0 < float(r["data_wait"]) < 1 and float(r["seconds"]) > 0 for r in timing)
-    lines = (trained / "results.txt").read_text().splitlines()
+    lines = (base_run / "results.txt").read_text().splitlines()
     assert [len(line.split()) for line in lines] == [15, 15]
-    run = yaml.safe_load((trained / "run.yaml").read_text())
+    run = yaml.safe_load((base_run / "run.yaml").read_text())
     assert run["config"]["lr0"] == 0.002 and run["environment"]["torch"] == torch.__version__
     assert len(run["data"]["fingerprint"]) >= 16 and "train.py" in run["command"]
 
@@ -77,38 +75,37 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
         ["--single-cls", "--cache-images", "--label-smoothing", "0.1"],
         ["--loss-ota", "1", "--notest", "--nosave", "--compat", "v7"],
         ["--mosaic", "1", "--mixup", "1", "--copy-paste", "1", "--paste-in", "1", "--degrees", "10", "--shear", "5"],
-        ["--multi-scale", "--loss-ota", "1", *HEADS],
-        ["--rect", "--adam", *HEADS],
-        ["--head-loss", "sum", "--quad", *HEADS],
+        ["--multi-scale", "--loss-ota", "1", *FOUR_HEADS],
+        ["--rect", "--adam", *FOUR_HEADS],
+        ["--head-loss", "sum", "--quad", *FOUR_HEADS],
     ],
     ids=lambda f: f[0] + (" 1B4H" if "--heads" in f else ""),
 )
-def test_flags_of_the_base(command_line: CommandLine, small_shapes: Path, tmp_path: Path, flags: list[str]) -> None:
-    out = command_line("train.py", *base(small_shapes, tmp_path, "a"), *flags)
-    assert out.returncode == 0, out.stderr
+def test_flags_of_the_base(small_shapes: Path, tmp_path: Path, flags: list[str]) -> None:
+    trained(small_shapes, tmp_path, "a", "--audit", *flags)
     row = read_rows(tmp_path / "a/results.csv")[-1]
     box = sum(float(v) for k, v in row.items() if k.split("/")[0] == "box")
     assert box > 0 and row["mAP"] != ""
 
 
 def test_four_heads_chain_from_one(
-    command_line: CommandLine, trained: Path, small_shapes: Path, tmp_path: Path
+    base_run: Path, small_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Transfer, then a second stage from the first: what is printed, logged, frozen."""
-    start = ["--weights", str(trained / "weights/best.pt"), "--transfer-weights", "--freeze", "50", "--loss-ota", "1"]
-    out = command_line("train.py", *base(small_shapes, tmp_path, "s1"), *HEADS, *start)
-    assert out.returncode == 0, out.stderr
+    start = ["--weights", str(base_run / "weights/best.pt"), "--transfer-weights", "--freeze", "50", "--loss-ota", "1"]
+    trained(small_shapes, tmp_path, "s1", *FOUR_HEADS, *start, "--audit")
+    said = capsys.readouterr().out
     for words in (
         "25 sliced, 0 fresh, 0 left over",
         "backbone frozen, neck SPLIT: 21 of 48",
         "capped from 0.01",
         "--loss-ota: 0.0 -> 1.0",
+        "bn_eval 34",
     ):
-        assert words in out.stdout, out.stdout
-    assert "bn_eval 34" in out.stdout
+        assert words in said, said
     row = read_rows(tmp_path / "s1/results.csv")[-1]
     assert all(f"{kind}/head_{h}" in row for kind in ("box", "obj", "cls", "val_box", "mAP50") for h in range(4))
-    old, new = read_checkpoint(trained / "weights/best.pt")["ema"], read_checkpoint(tmp_path / "s1/weights/last.pt")
+    old, new = read_checkpoint(base_run / "weights/best.pt")["ema"], read_checkpoint(tmp_path / "s1/weights/last.pt")
     assert all(
         torch.equal(old[k], new["ema"][k]) == (int(k.split(".")[1]) < 50)
         for k in old
@@ -116,35 +113,26 @@ def test_four_heads_chain_from_one(
     )
     assert new["meta"]["groups"][0] == [0, 4, 7]
 
-    out = command_line(
-        "train.py",
-        *base(small_shapes, tmp_path, "s2"),
-        *HEADS,
-        "--weights",
-        str(tmp_path / "s1/weights/last.pt"),
-        "--freeze",
-        "30",
-    )
-    assert out.returncode == 0, out.stderr
-    assert "  --freeze: 50 -> 30\n" in out.stdout and "  --transfer-weights: True -> off\n" in out.stdout
+    first = str(tmp_path / "s1/weights/last.pt")
+    trained(small_shapes, tmp_path, "s2", *FOUR_HEADS, "--weights", first, "--freeze", "30", "--audit")
+    said = capsys.readouterr().out
+    assert "  --freeze: 50 -> 30\n" in said and "  --transfer-weights: True -> off\n" in said
 
     heads = yaml.safe_load((ROOT / "data/shapes_1b4h.yaml").read_text())
     a, b = (heads["head_assignments"][h]["classes"] for h in ("head_0", "head_1"))
     a[0], b[0] = b[0], a[0]
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(heads))
-    swap = [*HEADS[:3], str(tmp_path / "other.yaml"), *HEADS[4:]]
-    out = command_line(
-        "train.py", *base(small_shapes, tmp_path, "s3"), *swap, "--weights", str(tmp_path / "s1/weights/last.pt")
-    )
-    assert out.returncode == 2 and "another grouping" in out.stderr
+    swap = ["--head-config", str(tmp_path / "other.yaml"), "--weights", first]
+    with pytest.raises(UserError, match="another grouping"):
+        trained(small_shapes, tmp_path, "s3", *FOUR_HEADS, *swap)
 
 
-def test_test_py(command_line: CommandLine, trained: Path, small_shapes: Path, tmp_path: Path) -> None:
+def test_test_py(command_line: CommandLine, base_run: Path, small_shapes: Path, tmp_path: Path) -> None:
     words = [
         "--data",
         str(small_shapes),
         "--weights",
-        str(trained / "weights/best.pt"),
+        str(base_run / "weights/best.pt"),
         "--img",
         "64",
         "--batch-size",
@@ -177,7 +165,7 @@ def test_test_py(command_line: CommandLine, trained: Path, small_shapes: Path, t
 
 
 def test_detect_on_images_and_video(
-    command_line: CommandLine, trained: Path, small_shapes: Path, tmp_path: Path
+    command_line: CommandLine, base_run: Path, small_shapes: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -188,7 +176,7 @@ def test_detect_on_images_and_video(
     cv2.imwrite(str(source / "a.png"), np.full((50, 80, 3), 128, np.uint8))
     words = [
         "--weights",
-        str(trained / "weights/best.pt"),
+        str(base_run / "weights/best.pt"),
         "--img",
         "64",
         "--project",
@@ -206,26 +194,22 @@ def test_detect_on_images_and_video(
     assert out.returncode == 2 and "--source" in out.stderr and not (tmp_path / "e").exists()
 
 
-def test_detect_sees_the_picture_that_test_py_sees(
-    command_line: CommandLine, trained: Path, small_shapes: Path, tmp_path: Path
-) -> None:
+def test_detect_sees_the_picture_that_test_py_sees(base_run: Path, small_shapes: Path, tmp_path: Path) -> None:
     """A still picture keeps its colours, and its detections are those of the same weights in evaluation."""
     red = np.zeros((64, 64, 3), np.uint8)
     red[:, :, 2] = 255
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "red.png"), red)
-    words = ["--weights", str(trained / "weights/best.pt"), "--img", "64", "--project", str(tmp_path)]
-    out = command_line("detect.py", *words, "--source", str(tmp_path), "--name", "d", "--conf-thres", "0.9")
-    assert out.returncode == 0, out.stderr
+    words = ["--weights", str(base_run / "weights/best.pt"), "--img", "64", "--project", str(tmp_path)]
+    detect.main([*words, "--source", str(tmp_path), "--name", "d", "--conf-thres", "0.9"])
     assert {p.name for p in (tmp_path / "d").glob("*.png")} == {"red.png", "red_2.png"}
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "d/red.png")), red)
 
     source = sorted((small_shapes.parent / "shapes/images/val").iterdir())[0]
     low = ["--conf-thres", "0.0001", "--iou-thres", "0.65", "--save-txt", "--save-conf"]
-    out = command_line("detect.py", *words, *low, "--source", str(source), "--name", "one", "--nosave")
-    assert out.returncode == 0, out.stderr
-    model, _ = load_detector(trained / "weights/best.pt")
+    detect.main([*words, *low, "--source", str(source), "--name", "one", "--nosave"])
+    model, _ = load_detector(base_run / "weights/best.pt")
     picture = cv2.cvtColor(cv2.imread(str(source)), cv2.COLOR_BGR2RGB)
     fitted, _, _ = letterbox(picture, 64)
     tensor = torch.from_numpy(fitted.transpose(2, 0, 1).copy())[None].float() / 255
@@ -235,13 +219,14 @@ def test_detect_sees_the_picture_that_test_py_sees(
     assert float(lines[0].split()[5]) == pytest.approx(best, abs=2e-6)
 
 
-def test_epochs_without_evaluation(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> None:
-    out = command_line("train.py", *base(small_shapes, tmp_path, "n"), "--epochs", "2", "--notest")
-    assert out.returncode == 0, out.stderr
+def test_epochs_without_evaluation(small_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(small_shapes, tmp_path, "n", "--notest", epochs=2)
     first, last = read_rows(tmp_path / "n/results.csv")
     assert first.keys() == last.keys() and first["mAP"] == "" and last["mAP"] != ""
-    out = command_line("-m", "utils", "stages", "table", str(tmp_path / "n"), str(tmp_path / "nothing"))
-    assert out.returncode == 0 and "| n " in out.stdout and "missing" in out.stdout
+    capsys.readouterr()
+    tools.main(["stages", "table", str(tmp_path / "n"), str(tmp_path / "nothing")])
+    said = capsys.readouterr().out
+    assert "| n " in said and "missing" in said
 
 
 def test_help_lists_patches_and_modules(command_line: CommandLine) -> None:
@@ -251,15 +236,15 @@ def test_help_lists_patches_and_modules(command_line: CommandLine) -> None:
 
 
 def test_gradual_chain_stops_and_can_be_told_to_go_on(
-    command_line: CommandLine, trained: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, base_run: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two stages of one epoch; a threshold no run can meet stops the chain after the first, CONTINUE=1 finishes it."""
     import subprocess
     import sys
 
     settings: dict[str, str] = {
-        "WEIGHTS": str(trained / "weights/best.pt"), "DATA": str(small_shapes), "CFG": HEADS[5],
-        "HEAD_CONFIG": HEADS[3], "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu",
+        "WEIGHTS": str(base_run / "weights/best.pt"), "DATA": str(small_shapes), "CFG": FOUR_HEADS[1],
+        "HEAD_CONFIG": FOUR_HEADS[5], "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu",
         "PROJECT": str(tmp_path), "PREFIX": "g",
         "FREEZE": "50 0", "EPOCHS": "1 1", "HYPS": "data/hyp.demo.yaml data/hyp.demo.stage2.yaml", "MAX_DROP": "-2",
         "PYTHON": sys.executable,
@@ -276,10 +261,8 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
     assert "| g_stage2_freeze0" in out.stdout and "| 50 " in out.stdout
 
 
-def test_published_weights_start_a_run(command_line: CommandLine, small_shapes: Path, tmp_path: Path) -> None:
+def test_published_weights_start_a_run(small_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = shared("data/weights/yolov5n.pt")
-    words = base(small_shapes, tmp_path, "v5")
-    words[words.index("cfg/training/demo.yaml")] = "cfg/training/yolov5n.yaml"
-    out = command_line("train.py", *words, "--weights", str(weights), "--transfer-weights", "--freeze", "backbone")
-    assert out.returncode == 0, out.stderr
-    assert "343 of 349 tensors taken" in out.stdout
+    words = ["--cfg", "cfg/training/yolov5n.yaml", "--weights", str(weights), "--transfer-weights"]
+    trained(small_shapes, tmp_path, "v5", *words, "--freeze", "backbone")
+    assert "343 of 349 tensors taken" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from patches.freeze import Flags, Freeze
 from tests.models.test_zoo import spec
 from tests.ranks import on_ranks
 from tests.shared import ROOT
+from tests.toy import toy, trained
 from utils import seams
 from utils.config.train import Config
 from utils.data.loader import Order
@@ -368,11 +369,9 @@ def test_through_the_command_line(
 ) -> None:
     """A patch that thaws behind the back in the second epoch: exit code 2, a table, the first epoch's files."""
     monkeypatch.chdir(ROOT)
-    words = ["--data", str(small_shapes), "--cfg", "cfg/training/demo.yaml", "--hyp", "data/hyp.demo.yaml"]
-    words += ["--img", "64", "--batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu", "--notest"]
-    words += ["--project", str(tmp_path), "--freeze", "10", "--audit", "--name"]
-    clean = train.main([*words, "clean"])
-    assert clean is not None and clean.audit.checks >= 3
+    more = ["--notest", "--freeze", "10", "--audit", "--nominal-batch", "64"]
+    clean = trained(small_shapes, tmp_path, "clean", *more, epochs=2)
+    assert clean.audit.checks >= 3
 
     def meddle(self: Freeze, batch: seams.Batch, out: seams.Output, model: Detector) -> seams.Terms:
         calls.append(1)
@@ -382,7 +381,7 @@ def test_through_the_command_line(
 
     calls: list[int] = []
     monkeypatch.setattr(Freeze, "loss_terms", meddle)
-    monkeypatch.setattr(sys, "argv", ["train.py", *words, "broken"])
+    monkeypatch.setattr(sys, "argv", ["train.py", *toy(small_shapes, tmp_path, "broken", epochs=2), *more])
     with pytest.raises(SystemExit) as stop:
         run_main(train.main)
     assert stop.value.code == 2

@@ -275,9 +275,6 @@ STAY_APART = {
     "utils.config.export": "flags of a program; help reads them without it",
     "utils.config.test": "flags of a program; help reads them without it",
     "utils.study.ablate": "a command of its own",
-    "utils.config.detect": "the flags of a program, read before torch is imported",
-    "utils.config.test": "the flags of a program, read before torch is imported",
-    "utils.config.export": "the flags of a program, read before torch is imported",
 }
 DOCS = ROOT / "docs/architecture.md"
 

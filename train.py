@@ -38,19 +38,19 @@ from utils.train import anchors, announce, optim, outputs, saving, start
 from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
-from utils.train.loss_step import LossStep, compile_model, make_scaler, place
+from utils.train.loss_step import LossStep, compile_model, compute_type, make_scaler, place
 from utils.train.run import Run, describe, repeatable, reweigh_images, starting_weights, tell_stage, to_device
 from utils.train.start import Start
 from utils.weights import checkpoint, class_rows
 
 
 def setup(begun: Start) -> Run:
-    cfg, patches, folder, resumed = begun.cfg, begun.patches, begun.folder, begun.resumed
-    device = begun.device
+    cfg, patches, folder, resumed, device = begun.cfg, begun.patches, begun.folder, begun.resumed, begun.device
     repeatable(cfg, device)
     with dist.main_first():
         spec = read_data(cfg.data)
         contents = manifest.check(spec, resumed, folder, allow_changed=cfg.allow_changed_data)
+        replay.check_data(cfg, contents)
     seen = replace(spec, nc=1, names=("item",)) if cfg.single_cls else spec
     nc, names = seen.nc, list(seen.names)
     patches.each("on_data_read", seen)
@@ -93,6 +93,7 @@ def setup(begun: Start) -> Run:
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
         Interrupt(cfg.save_steps, cfg.save_minutes), Watch(loss_step.terms, device, folder / "weights" / "last.pt"),
         Audit(cfg, loss_step, ema, optimizer, schedule, scaler), Guard(cfg, groups),
+        record.conditions(device, compute_type(cfg, device) or torch.float32),
     )  # fmt: skip
     if resumed:
         saving.restore(run, resumed)

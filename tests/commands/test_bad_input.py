@@ -134,13 +134,15 @@ def test_resume_takes_no_other_settings(small_shapes: Path, tmp_path: Path, caps
     old = tmp_path / "old/weights/last.pt"
     old.parent.mkdir(parents=True)
     content = torch.load(tmp_path / "r/weights/last.pt", weights_only=True)
-    meta = {k: v for k, v in json.loads(content["meta"]).items() if k not in ("data", "arithmetic")}
+    meta = {k: v for k, v in json.loads(content["meta"]).items() if k not in ("data", "conditions")}
     torch.save({**content, "meta": json.dumps(meta)}, old)
+    (tmp_path / "old/run.yaml").write_text((tmp_path / "r/run.yaml").read_text())
+    (tmp_path / "r/result.yaml").unlink()
     for flags, said in (
         (["--resume", "nowhere"], "nowhere"),
         (["--resume", str(tmp_path / "r"), "--epochs", "3"], "--epochs"),
         (["--resume", str(tmp_path / "r/weights/best.pt")], "weights only"),
-        (["--resume", str(old)], "an earlier version wrote it, it does not say data, arithmetic"),
+        (["--resume", str(old)], "an earlier version wrote it, it does not say data, conditions"),
     ):
         message = refused(flags, capsys)
         assert said in message, message

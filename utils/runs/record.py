@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -56,6 +57,29 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """All on which the bits of a run depend beside its inputs: versions and code, machine and arithmetic. Recorded in
+    run.yaml and with every checkpoint, compared by each --resume and --replay."""
+    return {"environment": environment(), "device": {**machine(device), "dtype": str(dtype).removeprefix("torch.")}}
+
+
+def changed(then: Mapping[str, Any], now: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
+    """A line per condition that is another one now. without: conditions that do not count."""
+    lines = []
+    for section in ("environment", "device"):
+        old, new = (x.get(section) for x in (then, now))
+        old, new = (x if isinstance(x, dict) else {"type": x} for x in (old, new))
+        for key in dict.fromkeys([*old, *new]):
+            if old.get(key) != new.get(key) and key not in without:
+                lines.append(f"{key}: then {shown_condition(old, key)}, now {shown_condition(new, key)}")
+    return lines
+
+
+def shown_condition(values: Mapping[str, Any], key: str) -> str:
+    text = str(values[key]) if key in values else "not recorded"
+    return text[:12] if key == "code" else text
+
+
 def cpu_name() -> str:
     """Model of the processor, as the system calls it."""
     listing = Path("/proc/cpuinfo")
@@ -81,9 +105,10 @@ def git_state() -> str:
 
 
 def write_run_yaml(path: Path, sections: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """run.yaml: command line, environment, the given sections (configuration, patches, fingerprints, ...), and the
-    model YAML with a row per line."""
-    content = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "environment": environment(), **sections}
+    """run.yaml: command line and the folder where it was given, the given sections (conditions, configuration, patches,
+    fingerprints, ...), and the model YAML with a row per line."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    content = {"command": command, "folder": os.getcwd(), **sections}
     write_text(path, as_yaml(content) + as_yaml({"model": model}, None))
 
 

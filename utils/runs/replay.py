@@ -8,6 +8,7 @@ Settings, model and head table come from run.yaml; data, weights and code are th
 result.yaml with the fingerprints of its final tensors, so that it can be compared after its weights were deleted.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -17,7 +18,7 @@ from typing import Any
 from utils import seams
 from utils.config.options import Program, chosen, opt, restored
 from utils.config.train import Config
-from utils.runs import fingerprint, record
+from utils.runs import fingerprint, manifest, record
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.files import write_text
@@ -38,10 +39,26 @@ class Recorded:
     spec: dict[str, Any] | None  # the model YAML
     content: dict[str, Any]  # all of run.yaml
 
+    def here(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, with the files among them that are named from the folder where the run was begun, and are not
+        to be found from this one, by their whole path."""
+        begun = self.content.get("folder")
+        names = self.content.get("files") or {}
+        return {k: whole(v, str(begun)) if begun and k in names else v for k, v in settings.items()}
+
     @property
     def start(self) -> dict[str, str]:
         """The checkpoint it started from, see fingerprint.of_start; empty from scratch."""
         return self.content.get("start") or {}
+
+
+def whole(name: Any, folder: str) -> Any:
+    """`name` from `folder` where it is a file there and none from here."""
+    if isinstance(name, list | tuple):
+        return type(name)(whole(word, folder) for word in name)
+    if not isinstance(name, str) or not name or Path(name).exists() or not (Path(folder) / name).is_file():
+        return name
+    return str(Path(folder) / name)
 
 
 def read(path: str) -> Recorded:
@@ -49,10 +66,15 @@ def read(path: str) -> Recorded:
     file = Path(path) / "run.yaml" if Path(path).is_dir() else Path(path)
     content = read_yaml(file, "--replay")
     cfg = restored(Config, content.get("config"), f"{file}: config")
+    folder = content.get("folder", "")
+    if not isinstance(folder, str):
+        raise UserError(f"{file}: folder: expected a path, got {folder!r:.200}")
     for section in ("patches", "model", "start", "files", "data", "environment", "device"):
         if not isinstance(content.get(section, {}), (dict, str if section == "device" else dict)):
             raise UserError(f"{file}: {section}: expected `key: value` lines, got {content[section]!r}")
-    return Recorded(file.parent, cfg, content.get("patches") or {}, content.get("model"), content)
+    found = Recorded(file.parent, cfg, content.get("patches") or {}, content.get("model"), content)
+    moved = found.here({name: getattr(cfg, name) for name in ("data", "weights")})
+    return dataclasses.replace(found, cfg=dataclasses.replace(cfg, **moved))
 
 
 def make_patches(recorded: Recorded) -> seams.Patches:
@@ -65,6 +87,18 @@ def make_patches(recorded: Recorded) -> seams.Patches:
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: patches: {name}: damaged ({type(error).__name__}: {error})") from None
     return seams.Patches(made)
+
+
+def check_data(cfg: Config, now: manifest.Manifest) -> None:
+    """Data that --data names for a replay must be those of the original, at another place. UserError where not."""
+    if not cfg.replay:
+        return
+    old = read(cfg.replay)
+    then = old.content.get("data") or {}
+    if cfg.data != old.cfg.data and then.get("fingerprint") != now.fingerprint:
+        lines = manifest.differences(fingerprint.read_listing(old.folder / manifest.NAME), now.listing)
+        lines = lines or ["class names, the order of the images, or files whose list is lost"]
+        raise UserError(f"--data {cfg.data}: not the data of {old.folder}:\n  " + "\n  ".join(lines))
 
 
 def announce(original: Path, folder: Path) -> None:
@@ -83,15 +117,12 @@ def announce(original: Path, folder: Path) -> None:
 
 def inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line per difference of environment, device, files and starting weights."""
-    lines = []
-    for section in ("environment", "device"):
-        old, new = (x.get(section) for x in (then, now))
-        old, new = (x if isinstance(x, dict) else {"type": x} for x in (old, new))
-        for key in dict.fromkeys([*old, *new]):
-            if old.get(key) != new.get(key):
-                lines.append(f"{key}: then {shown(old, key)}, now {shown(new, key)}")
+    lines = record.changed(then, now)
     old, new = then.get("files") or {}, now.get("files") or {}
+    same_data = (then.get("data") or {}).get("fingerprint") == (now.get("data") or {}).get("fingerprint")
     for flag in dict.fromkeys([*old, *new]):
+        if flag == "data" and same_data:  # the YAML lies elsewhere, or says otherwise where they lie
+            continue
         before, after = old.get(flag, {}), new.get(flag, {})
         if before.get("sha256") != after.get("sha256"):
             note = "" if flag == "data" else "; its recorded content is used"
@@ -101,11 +132,6 @@ def inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if old.get("tensors") != new.get("tensors"):
         lines.append(f"--weights {new.get('weights')}: then {short(old, 'tensors')}, now {short(new, 'tensors')}")
     return lines
-
-
-def shown(values: Mapping[str, Any], key: str) -> str:
-    text = str(values[key]) if key in values else "not recorded"
-    return text[:12] if key == "code" else text
 
 
 def short(values: Mapping[str, Any], key: str = "sha256") -> str:

@@ -4,15 +4,19 @@ A save writes the new file aside and flushes it; the last.pt of before becomes p
 name (utils/system/files.py). The price: the space of one more checkpoint, and no time (a hard link).
 """
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.system.errors import UserError
 from utils.system.files import naming
+from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import read_resumable
 
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "last.damaged.pt"
+MOVES = ("device", "workers", "allow_changed_data", "data", "resume")  # settings that a resume may change
 BEFORE = "before_epoch_"  # and the epoch of an opening: to where utils.guard goes back
 
 
@@ -26,9 +30,51 @@ def find(resume: str, project: str) -> Path:
         return max(found, key=lambda p: p.stat().st_mtime).with_name(LAST)
     path = Path(resume)
     path = path / "weights" / LAST if path.is_dir() else path
+    path = path.resolve() if path.is_symlink() else path
     if not path.is_file() and not (path.name == LAST and path.with_name(PREVIOUS).is_file()):
-        raise UserError(f"--resume {resume}: there is no checkpoint {path}")
+        begun = path.parent.parent / "run.yaml"
+        cure = f"; nothing was saved there yet: begin anew with its command (in {begun}) and --exist-ok"
+        raise UserError(f"--resume {resume}: there is no checkpoint {path}" + cure * begun.is_file())
     return path
+
+
+def check_place(path: Path) -> None:
+    """A run goes on in its own folder only, from its last.pt or previous.pt: whatever else lies beside another file
+    would be overwritten."""
+    if not path.is_file() and path.name == LAST:
+        return
+    stage = f"to begin a new stage from it: --weights {path}"
+    if path.parent.name != "weights" or not (path.parent.parent / "run.yaml").is_file():
+        raise UserError(
+            f"--resume {path}: it does not lie in the folder of a run (RUN/weights/{LAST} beside RUN/run.yaml); put it "
+            f"back there, or, {stage}"
+        )
+    if path.name not in (LAST, PREVIOUS):
+        read_resumable(path)  # which says where it holds weights only
+        raise UserError(f"--resume {path}: a run goes on from its {LAST}: --resume {path.parent.parent}; {stage}")
+
+
+def check_run(path: Path, config: Mapping[str, Any], recorded: Any) -> None:
+    """The checkpoint at `path`, written by a run of settings `config`, is of the run whose run.yaml says `recorded`."""
+    recorded = recorded if isinstance(recorded, dict) else {}
+    old, new = ({k: json.dumps(v) for k, v in each.items() if k not in MOVES} for each in (recorded, config))
+    if other := [f"{k} {new.get(k, '-')}, there {old.get(k, '-')}" for k in {**old, **new} if old.get(k) != new.get(k)]:
+        raise UserError(
+            f"--resume {path}: it is a checkpoint of another run than the one in {path.parent.parent} (run.yaml: "
+            f"{'; '.join(other[:3])}); put it back into its own run's weights/, or begin a new stage with --weights"
+        )
+
+
+def ended(folder: Path) -> str:
+    """Where the run has ended: how, and what can be done with it now; empty while it can go on."""
+    if not (folder / "result.yaml").is_file():
+        return ""
+    result = read_yaml(folder / "result.yaml", "--resume")
+    early = f" ({result['ended']})" if result.get("ended") else ""
+    return (
+        f"{folder} has ended after {result.get('epochs')} epochs{early}: there is nothing to go on with. To train it "
+        f"further begin a new stage: python train.py --weights {folder / 'weights' / LAST} ... --name NEW"
+    )
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
@@ -61,6 +107,12 @@ def clear(weights: Path) -> None:
     for part in weights.glob("*.part"):
         with naming(part):
             part.unlink()
+
+
+def drop_previous(weights: Path) -> None:
+    """At the end of a run that was to save once: what stops and clocks left beside its last.pt."""
+    with naming(weights / PREVIOUS):
+        (weights / PREVIOUS).unlink(missing_ok=True)
 
 
 def forget(weights: Path) -> None:

@@ -98,7 +98,7 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
     resumable.forget(run.dir / "weights")
     settings = {k: run.meta[k] for k in ("config", "patches")}
     files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)
-    where = {"device": record.machine(run.device), "parameters": optim.count_parameters(run.loss_step)}
+    where = {**run.conditions, "parameters": optim.count_parameters(run.loss_step)}
     inputs = {"files": files, "start": start, "data": {**run.meta["data"], "names": contents.names}}
     with naming(run.dir):
         (run.dir / "result.yaml").unlink(missing_ok=True)  # of a run that --exist-ok replaces

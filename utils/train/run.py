@@ -49,6 +49,7 @@ class Run:
     watch: Watch
     audit: Audit
     guard: Guard
+    conditions: dict[str, dict[str, Any]]  # on which the bits depend: versions, code, machine, arithmetic
     epoch: int = 0  # next epoch to run, or the one under way
     batch: int = 0  # micro-batches done in it
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss term over these
@@ -71,11 +72,6 @@ class Run:
     @property
     def judging(self) -> EvalSettings:
         return self.cfg.judging(self.meta["names"], self.autocast)
-
-    @property
-    def arithmetic(self) -> str:
-        """On what kind of device and in which type, for a resume to compare."""
-        return f"{self.device.type} {str(self.autocast or torch.float32).removeprefix('torch.')}"
 
 
 def repeatable(cfg: Config, device: torch.device) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.evaluation.evaluate import Result
-from utils.runs import resumable
+from utils.runs import record, resumable
 from utils.system import dist
 from utils.system.notes import keep_in, note
 from utils.system.signals import Stopped
@@ -15,13 +15,15 @@ from utils.train.guard import tell
 from utils.train.run import Run
 from utils.weights import checkpoint
 
+NOT_OF_THE_BITS = ("git", "platform")  # the code has a fingerprint of its own; the processor is compared by itself
+
 
 def restore(run: Run, ckpt: dict[str, Any]) -> None:
     """Continue exactly where the checkpoint was written; the model itself was loaded when it was built."""
     at = ckpt["meta"]
-    if at["arithmetic"] != run.arithmetic:
-        said = f"resumed on {run.arithmetic}, begun on {at['arithmetic']}: the run goes on, but not to the bit"
-        print(note("other arithmetic", said, epoch=at["next_epoch"]))
+    if lines := record.changed(at["conditions"], run.conditions, NOT_OF_THE_BITS):
+        said = f"what the bits depend on has changed; the run goes on, but perhaps not to the bit: {'; '.join(lines)}"
+        print("warning: " + note("other conditions", said, epoch=at["next_epoch"]))
     keep_in(run.dir, fresh=False)
     note("resumed", f"from step {at['step']}", epoch=at["next_epoch"])
     load(run, ckpt)
@@ -39,7 +41,8 @@ def load(run: Run, ckpt: dict[str, Any]) -> None:
     run.ema.model.load_state_dict(ckpt["ema"])
     run.patches.load_state_dict(ckpt["patches"])
     run.optimizer.load_state_dict(ckpt["optimizer"])
-    if ckpt["scaler"] and at["arithmetic"] == run.arithmetic:
+    before, now = at["conditions"]["device"], run.conditions["device"]
+    if ckpt["scaler"] and all(before.get(key) == now[key] for key in ("type", "dtype")):
         run.scaler.load_state_dict(ckpt["scaler"])
     run.ema.updates, run.class_ap = at["ema_updates"], at["class_ap"]
     run.found = {k: at[k] for k in ("map50", "map", "match") if k in at}
@@ -83,20 +86,21 @@ def save(run: Run, result: Result | None) -> None:
     if result is not None:
         run.class_ap = np.nan_to_num(result.ap).tolist()
     last_one = run.epoch == run.cfg.epochs - 1 or bool(run.guard.ended)
-    wanted = run.interrupt.save_due(run.step) or last_one or not run.cfg.nosave
+    kept = last_one or not run.cfg.nosave  # neither a signal nor the clock decides which files there are at the end
+    due = run.interrupt.save_due(run.step)
     state, meta, weights = (
         run.ema.model.state_dict(),
         {**run.meta, **run.found, "epoch": run.epoch},
         run.dir / "weights",
     )
     # best.pt before resumable.pt: a kill between the two repeats the epoch and writes the same best.pt again
-    if wanted and better and dist.main():
+    if kept and better and dist.main():
         checkpoint.save_checkpoint(weights / "best.pt", state=state, meta=meta)
-    if wanted and run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0 and dist.main():
+    if kept and run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0 and dist.main():
         checkpoint.save_checkpoint(weights / f"epoch_{run.epoch + 1:03d}.pt", state=state, meta=meta)
     if run.guard.back:
         go_back(run)
-    if wanted:
+    if kept or due:
         save_last(run, {**run.found, "next_epoch": run.epoch + 1, "next_batch": 0}, {})
 
 
@@ -107,6 +111,8 @@ def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
     write_training(run, weights / resumable.LAST, description(run, at), sums, keep=weights / resumable.PREVIOUS)
     if dist.main():
         run.guard.tidy(weights)
+        if run.cfg.nosave and at["next_epoch"] == run.cfg.epochs:
+            resumable.drop_previous(weights)
     run.interrupt.saved()
 
 
@@ -114,7 +120,7 @@ def description(run: Run, at: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint of training says about itself and the run's progress. at: more of that."""
     progress = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
     averaged = {"ema_updates": run.ema.updates, "class_ap": run.class_ap, "guard": run.guard.state()}
-    return {**run.meta, **progress, "arithmetic": run.arithmetic, **averaged, **at}
+    return {**run.meta, **progress, "conditions": run.conditions, **averaged, **at}
 
 
 def write_training(

@@ -23,7 +23,7 @@ from utils.system.errors import UserError
 from utils.system.notes import note
 
 RESUMED = (  # what the description of a checkpoint must hold for its run to go on
-    "config", "patches", "spec", "data", "arithmetic", "next_epoch", "next_batch", "step", "best", "pending",
+    "config", "patches", "spec", "data", "conditions", "next_epoch", "next_batch", "step", "best", "pending",
     "ema_updates", "class_ap",
 )  # fmt: skip
 
@@ -62,16 +62,25 @@ def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object
 
 
 def resume(given: Given[Config]) -> Start:
-    """The run's own settings; only where it runs is taken from the command line: a changed setting is a new stage."""
-    cfg, where = given.cfg, {"device", "workers"}
+    """The run's own settings; only where it runs, and where its data lie now, is taken from the command line: a changed
+    setting is a new stage."""
+    cfg, where = given.cfg, {"device", "workers", "data"}
     given.only({"resume", "project", "allow_changed_data"} | where, "--resume goes on with the run's own settings")
     path = resumable.find(cfg.resume, cfg.project)
+    resumable.check_place(path)
     folder = path.parent.parent
+    if said := resumable.ended(folder):
+        print(said)
+        raise SystemExit  # with code 0: what was asked for is there
+    old = replay.read(str(folder))
     held = lock.Lock(folder) if dist.main() else nullcontext()
-    if dist.main():
-        resumable.clear(path.parent)
     resumed, damage = resumable.read(path)
     meta = resumed["meta"]
+    resumable.check_run(path, meta.get("config") or {}, old.content.get("config"))
+    if dist.main():
+        resumable.clear(path.parent)
+    if path.name == resumable.PREVIOUS:
+        print(note("from the save before", f"goes on from {path}, the save before the last: step {meta.get('step')}"))
     if lacking := [name for name in RESUMED if name not in meta]:
         raise UserError(
             f"--resume {path}: an earlier version wrote it, it does not say {', '.join(lacking)}; go on with that "
@@ -79,20 +88,21 @@ def resume(given: Given[Config]) -> Start:
         )
     taken = {name: getattr(cfg, name) for name in where & given.names}
     taken["allow_changed_data"] = cfg.allow_changed_data  # never the stored one: it is allowed once
-    own = Config(**{**seams.plain(meta["config"]), **taken})
+    own = Config(**{**seams.plain(old.here(meta["config"])), **taken})
     device = meet(own)
     if damage:
         print(note("damaged checkpoint", damage, epoch=meta["next_epoch"]))
         dist.barrier()  # every rank has read
         if dist.main():
             resumable.put_aside(path)
-    return Start(own, seams.revive(meta["patches"]), device, folder, held, resumed, meta["spec"])
+    patches = seams.revive({name: old.here(record) for name, record in meta["patches"].items()})
+    return Start(own, patches, device, folder, held, resumed, meta["spec"])
 
 
 def repeat(given: Given[Config]) -> Start:
-    """The recorded run from its beginning, in a folder of its own; only where it runs, and where its weights lie now,
-    is taken from the command line."""
-    cfg, where = given.cfg, {"project", "name", "device", "workers", "weights"}
+    """The recorded run from its beginning, in a folder of its own; only where it runs, and where its weights and its
+    data lie now, is taken from the command line."""
+    cfg, where = given.cfg, {"project", "name", "device", "workers", "weights", "data"}
     given.only(where | {"replay"}, "--replay repeats a run with its own settings")
     old = replay.read(cfg.replay)
     fresh = {"project": str(old.folder.parent), "name": f"{old.folder.resolve().name}_replay", "exist_ok": False}

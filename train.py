@@ -62,6 +62,7 @@ def setup(begun: Start) -> Run:
     if source:
         state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
         checkpoint.load_into(model, state, source.path)
+        checkpoint.check_behaviour(model, source)
     elif resumed:
         model.load_state_dict(resumed["model"])
 

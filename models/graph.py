@@ -38,7 +38,8 @@ LAYERS: dict[str, Build] = {
     "nn.ZeroPad2d": layers.ZeroPad2d,
 }
 REFUSED = {
-    "IAuxDetect": "auxiliary heads are not supported; use the same model's deploy form, whose last row is Detect",
+    "IAuxDetect": "auxiliary heads are not supported; train the same model's deploy form, whose last row is Detect "
+    "(weights trained with auxiliary heads do not fit it as they are)",
     "MultiHeadDetect": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttn": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttention": "switch several heads on with --heads N --head-config FILE",

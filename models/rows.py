@@ -11,6 +11,7 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     name: getattr(nn, name)
     for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
 }
+SETTINGS = {"nc", "ch", "names", "anchors", "depth_multiple", "width_multiple", "activation", "backbone", "head"}
 OTHER_NETWORK = {  # keys by which other programs build other networks
     "scales": "write depth_multiple and width_multiple of the size that is wanted",
     "channel_multiple": "write the channels as they are, with width_multiple 1.0",
@@ -82,6 +83,11 @@ def check_settings(spec: Mapping[str, Any]) -> None:
             raise GraphError(f"{key} must be a number above 0, got {value!r}")
     if "activation" in spec and not isinstance(parse_word(spec["activation"], {}), nn.Module):
         raise GraphError(f"activation: {spec['activation']!r} is none of nn.{', nn.'.join(ACTIVATIONS)}")
+
+
+def spelled(name: str, slope: Any = None) -> str:
+    """An activation in short: `SiLU`, `LeakyReLU(0.1)`."""
+    return f"{name}({slope:g})" if isinstance(slope, int | float) else name
 
 
 def outputs_per_level(anchors: Any, nc: int) -> int:

@@ -23,6 +23,8 @@ from utils.seams import Patch, Source, State
 from utils.system.errors import UserError
 from utils.system.notes import note
 
+LOW_SHARE = 0.5  # of the model's tensors
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -114,6 +116,9 @@ class Transfer(Patch[Flags]):
             f"transfer: {len(taken)} of {len(own)} tensors taken from {source.path}, "
             f"{len(sliced)} sliced, {len(fresh)} fresh, {len(left)} left over"
         )
+        if len(taken) + len(sliced) < LOW_SHARE * len(own):
+            said = f"only {len(taken) + len(sliced)} of {len(own)} tensors of {source.path} fit, perhaps by chance"
+            print("warning: " + note("transfer: another network", f"{said}: is it another architecture?"))
         for what, keys in (("fresh", fresh), ("left over", left)):
             if keys:
                 note(f"transfer: {what}", f"{source.path}: {', '.join(keys[:4])}", count=len(keys))

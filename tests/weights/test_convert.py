@@ -12,14 +12,15 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from models.graph import LAYERS, Detector
+from models.graph import LAYERS, Detector, replace_activation
 from patches.multihead import Flags, patch
 from patches.multihead.head_file import HeadTable
 from tests.shared import ROOT, shared
 from utils.system.errors import UserError
-from utils.weights.checkpoint import load_detector, read_checkpoint
-from utils.weights.convert import convert, guess_model
+from utils.weights.checkpoint import load_detector, load_into, read_checkpoint, read_model_yaml
+from utils.weights.convert import convert
 from utils.weights.foreign import as_meta, read_foreign
+from utils.weights.guess import guess_model
 
 
 def spec(name: str) -> dict[str, Any]:
@@ -159,3 +160,69 @@ def test_several_heads_are_found_and_built_again(full_head: bool, tmp_path: Path
 def test_meta_leaves_out_what_is_not_known(demo: Path) -> None:
     found = dataclasses.replace(read_foreign(demo), nc=None)
     assert as_meta(found).keys() == {"from"}
+
+
+SMALL = {**spec("yolov5n"), "width_multiple": 0.125}
+
+
+def pickled(path: Path, detector: Detector, description: dict[str, Any] = SMALL) -> Path:
+    torch.save({"model": Model(detector, description)}, path)
+    return path
+
+
+def test_the_activation_of_a_pickled_model_is_that_of_the_model_built(tmp_path: Path) -> None:
+    """Set in code, as programs of the family allow; their YAML does not know of it."""
+    detector = Detector(SMALL, 3).eval()
+    replace_activation(detector, nn.LeakyReLU(0.1))
+    pickled(tmp_path / "leaky.pt", detector)
+    convert(tmp_path / "leaky.pt", tmp_path / "ours.pt")
+    image = torch.rand(1, 3, 64, 64)
+    for file in ("leaky.pt", "ours.pt"):
+        built, meta = load_detector(tmp_path / file)
+        assert meta["spec"]["activation"] == "nn.LeakyReLU(0.1)"
+        with torch.no_grad():
+            assert all(torch.equal(a, b) for a, b in zip(built(image)["det"], detector(image)["det"], strict=True))
+
+
+def test_activations_and_norms_that_cannot_be_built_are_refused(tmp_path: Path) -> None:
+    detector = Detector(SMALL, 3)
+    detector.model[1].act = nn.Hardswish()
+    with pytest.raises(UserError, match=r"1 activations .* model\.1\.act is Hardswish in the file, SiLU here"):
+        load_detector(pickled(tmp_path / "one.pt", detector))
+    detector = Detector(SMALL, 3)
+    for norm in (m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eps = 1e-5
+    with pytest.raises(UserError, match=r"BatchNorms have eps 1e-05, those here 0\.001"):
+        load_detector(pickled(tmp_path / "eps.pt", detector))
+
+
+def test_a_model_that_cannot_be_built_is_not_converted(tmp_path: Path) -> None:
+    rows = [[-1, 1, "C3k2", [8]], *SMALL["backbone"][1:]]
+    pickled(tmp_path / "x.pt", Detector(SMALL, 3), {**SMALL, "backbone": rows})
+    with pytest.raises(UserError, match=r"x\.pt: row 0 \(C3k2.*unknown module"):
+        convert(tmp_path / "x.pt", tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_fused_state_says_so(tmp_path: Path) -> None:
+    state = {k: v for k, v in Detector(SMALL, 3).state_dict().items() if ".bn." not in k}
+    state |= {
+        k.replace("conv.weight", "conv.bias"): torch.zeros(len(v)) for k, v in state.items() if "conv.weight" in k
+    }
+    torch.save(state, tmp_path / "fused.pt")
+    with pytest.raises(UserError, match=r"fused\.pt: a fused model"):
+        load_into(Detector(SMALL, 3), read_foreign(tmp_path / "fused.pt").state, str(tmp_path / "fused.pt"))
+
+
+def test_a_plain_state_of_a_shipped_model_needs_no_model_yaml(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, meta = load_detector(demo)
+    assert meta["spec"] == spec("demo") and model.nc == 5
+    assert "all of its tensors fit cfg/training/demo.yaml" in capsys.readouterr().out
+
+
+def test_unknown_keys_of_a_model_yaml_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump({**SMALL, "flavour": 3}))
+    read_model_yaml(str(tmp_path / "m.yaml"))
+    assert "m.yaml: flavour: not known in a model YAML" in capsys.readouterr().out

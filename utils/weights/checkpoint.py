@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.graph import LAYERS, Detector, GraphError
+from models.rows import OTHER_NETWORK, SETTINGS, spelled
 from utils import seams
 from utils.data.pairs import recorded
 from utils.system.errors import UserError, parsing
 from utils.system.files import write_whole
+from utils.system.notes import note
 from utils.system.yaml_file import read_yaml
 from utils.weights import foreign, torch_file
+from utils.weights.guess import guess_exactly
 from utils.weights.limited import limited
 
 FORMAT = "thaw-1"
@@ -127,6 +130,15 @@ def read_model(cfg: str) -> dict[str, Any]:
     return read_yaml(cfg, "--cfg", ["cfg/training"])
 
 
+def read_model_yaml(cfg: str) -> dict[str, Any]:
+    """The model YAML of --cfg; keys that nothing here reads are said."""
+    spec = read_yaml(cfg, "--cfg")
+    if unknown := sorted(str(key) for key in spec if key not in SETTINGS | OTHER_NETWORK.keys()):
+        said = f"{cfg}: {', '.join(unknown)[:200]}: not known in a model YAML, without effect"
+        print(note("unknown keys", said, count=len(unknown)))
+    return spec
+
+
 def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, Any]:
     """The model YAML of --cfg, else the one stored with the weights."""
     if cfg:
@@ -138,6 +150,24 @@ def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, Any]:
             + ("--weights do not carry a model YAML" if source else "there are no --weights")
         )
     return dict(spec)
+
+
+def check_behaviour(model: Detector, source: seams.Source) -> None:
+    """What a pickled model is beside its tensors: its activations and the eps of its norms are those of the model that
+    was built, where it has all of the file's tensors."""
+    own = model.state_dict()
+    if any(k not in source.state or v.shape != source.state[k].shape for k, v in own.items() if k[-4:] != "grid"):
+        return
+    built = {k: spelled(type(m).__name__, getattr(m, "negative_slope", None)) for k, m in model.named_modules()}
+    stated: Mapping[str, str] = source.meta.get("activations") or {}
+    if other := [k for k, kind in stated.items() if built.get(k, kind) != kind]:
+        raise UserError(
+            f"{source.path}: {len(other)} activations are not those of the model YAML: {other[0]} is "
+            f"{stated[other[0]]} in the file, {built[other[0]]} here (a YAML says it by `activation: nn.NAME(...)`)"
+        )
+    eps, own_eps = source.meta.get("norm_eps"), {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    if eps is not None and own_eps - {eps}:
+        raise UserError(f"{source.path}: its BatchNorms have eps {eps:g}, those here {own_eps.pop():g}")
 
 
 def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
@@ -155,12 +185,18 @@ def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
         if k in state and state[k].shape != v.shape
     ]
     if missing or extra or shapes:
+        fused = any(k.endswith("conv.bias") for k in extra) and all(".bn." in k for k in missing)
         kinds = {"of another shape": shapes, "missing in the file": missing, "not in the model": extra}
         lines = [
             f"{len(found)} {kind}: {'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}"
             for kind, found in kinds.items()
             if found
         ]
+        if fused:
+            raise UserError(
+                f"--weights {path}: a fused model, whose BatchNorms are merged into the convolutions; give the weights "
+                "as they were before that"
+            )
         raise UserError(
             f"--weights {path} does not fit the model (take what fits with --transfer-weights):\n  "
             + "\n  ".join(lines)
@@ -216,12 +252,16 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     source = read_source(path)
     meta = dict(source.meta)
     spec = read_model(cfg) if cfg else meta.get("spec")
+    if spec is None and (guess := guess_exactly(source.state)):
+        spec = guess.spec
+        print(f"{path} does not say its architecture; all of its tensors fit {guess.where}")
     if spec is None:
         raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
     patches = seams.revive(lasting(meta))
     nc = int(meta.get("nc") or spec["nc"])
     model = build_detector(spec, nc, patches, cfg or str(path), channels_of(meta))
     load_into(model, source.state, str(path))
+    check_behaviour(model, source)
     check_groups(model, source)
     meta |= {"nc": nc, "names": list(meta.get("names") or [str(i) for i in range(nc)]), "spec": spec}
     return model.eval(), meta

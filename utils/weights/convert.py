@@ -12,54 +12,24 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from models.graph import Detector, GraphError
+from utils import seams
 from utils.config.options import Program, opt
 from utils.system.errors import UserError, fail
-from utils.system.yaml_file import read_yaml
-from utils.weights.checkpoint import detection_alone, save_checkpoint, try_own
+from utils.weights.checkpoint import (
+    build_detector,
+    channels_of,
+    detection_alone,
+    lasting,
+    save_checkpoint,
+    try_own,
+)
 from utils.weights.foreign import ForeignCheckpoint, as_meta, describe, read_foreign
-
-MODELS = Path(__file__).resolve().parents[2] / "cfg" / "training"
-
-
-class Guess(NamedTuple):
-    """How well a model file fits a state."""
-
-    where: str
-    spec: dict[str, Any]
-    fitting: int  # tensors of the state with the model's name and shape
-    missing: int  # tensors that the model has and the state has not (or in another shape)
-
-
-def fit(spec: dict[str, Any], where: str, state: Mapping[str, Tensor], nc: int) -> Guess | None:
-    """Compare names and shapes with those of the model that `spec` describes; None where it cannot be built."""
-    try:
-        with torch.device("meta"):
-            model = Detector(spec, nc)
-    except (GraphError, TypeError, KeyError, AttributeError, RuntimeError):  # a file's own description may be anything
-        return None
-    shapes = {k: t.shape for k, t in model.state_dict().items() if not k.endswith(".anchor_grid")}
-    fitting = sum(k in shapes and shapes[k] == t.shape for k, t in state.items())
-    return Guess(where, spec, fitting, len(shapes) - fitting)
-
-
-def guess_model(found: ForeignCheckpoint) -> Guess | None:
-    """The model description that fits best: the file's own first, then those of cfg/training."""
-    state = {k: t for k, t in found.state.items() if not k.endswith(".anchor_grid")}
-    guesses = [fit(found.yaml, "its own model description", state, found.nc or 80)] if found.yaml else []
-    if not any(g and not g.missing for g in guesses):
-        for file in sorted(MODELS.glob("*.yaml")):
-            spec = read_yaml(file)
-            guesses.append(fit(spec, f"cfg/training/{file.name}", state, found.nc or spec["nc"]))
-    known = [g for g in guesses if g and g.fitting]
-    pixels = found.anchors.flatten(1).tolist() if found.anchors is not None else None
-    return max(known, key=lambda g: (g.fitting - g.missing, g.spec.get("anchors") == pixels), default=None)
+from utils.weights.guess import Guess, guess_model
 
 
 def report(path: Path, found: ForeignCheckpoint, guess: Guess | None) -> str:
@@ -139,6 +109,10 @@ def convert(source: Path, out: Path, only_det: bool = False) -> str:
     guess = guess_model(found)
     text = report(source, found, guess)
     exact = guess is not None and not guess.missing
+    if found.yaml and not exact and own is None:  # what no program here could build is not written
+        meta = as_meta(found)
+        with torch.device("meta"):
+            build_detector(meta["spec"], found.nc or 80, seams.revive(lasting(meta)), str(source), channels_of(meta))
     spec = found.yaml or (guess.spec if guess and exact else None)
     try:
         if out.suffix == ".safetensors":

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from models.rows import spelled
 from utils.system.errors import UserError, fail
 from utils.weights import torch_file
 from utils.weights.limited import limited
@@ -40,6 +41,8 @@ class ForeignCheckpoint:
     detector: str | None = None  # class of the last module
     groups: list[list[int]] | None = None  # class ids of each head, where there are several
     epoch: int | None = None
+    activations: dict[str, str] = field(default_factory=dict)  # of a pickled model, by module: `LeakyReLU(0.1)`
+    norm_eps: float | None = None  # of all its BatchNorms
     notes: tuple[str, ...] = field(default=())  # what was renamed or assumed
 
     @property
@@ -84,7 +87,7 @@ def _from_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     stored = dict(_tensors(modules)) if modules else dict(dict.items(content))
     state, notes = _rename(_copies(stored, path.stat().st_size))
     which = {"ema": "EMA weights", "": "weights"}.get(where, f"weights under {where!r}")
-    kind = f"{_family(modules)} pickle of {content.name}" if isinstance(content, Node) else "state dict"
+    kind = f"{_family(modules)} pickle of {content.name[:100]}" if isinstance(content, Node) else "state dict"
     epoch = dict.get(root, "epoch") if isinstance(root, dict) else None
     about = _about(root, state, modules)
     return state, {
@@ -96,6 +99,8 @@ def _from_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _family(modules: list[tuple[str, Node]]) -> str:
+    if modules and modules[0][1].name.startswith("ultralytics."):
+        return "Ultralytics"
     classes = {node.name.rpartition(".")[2] for _, node in modules}
     return "YOLOv7" if classes & V7_CLASSES else "YOLOv5" if classes & V5_CLASSES else "PyTorch"
 
@@ -222,6 +227,20 @@ def _about(root: Any, state: dict[str, Tensor], modules: list[tuple[str, Node]])
         "nc": nc,
         "detector": detector.name.rpartition(".")[2] if detector else None,
         "groups": find_groups(plain(detector), nc) if detector and nc else None,
+        **_behaviour(modules),
+    }
+
+
+def _behaviour(modules: list[tuple[str, Node]]) -> dict[str, Any]:
+    """What the tensors do not tell: activations, and what norms add to the variance."""
+    acts = {name.removeprefix("module."): node for name, node in modules if name.rpartition(".")[2] == "act"}
+    eps = {node.get("eps") for _, node in modules if node.name.endswith(".BatchNorm2d")}
+    value = eps.pop() if len(eps) == 1 else None
+    return {
+        "activations": {
+            name: spelled(node.name.rpartition(".")[2], node.get("negative_slope")) for name, node in acts.items()
+        },
+        "norm_eps": value if isinstance(value, float) else None,
     }
 
 
@@ -286,7 +305,19 @@ def as_meta(found: ForeignCheckpoint) -> dict[str, Any]:
     A model with several heads is built by the patch `multihead`, whose record is its table of heads. Weights of the
     heads in the loss are not to be found in such files; they are 1.
     """
-    meta = {"spec": found.yaml, "nc": found.nc, "names": found.names, "groups": found.groups, "from": found.source}
+    spec, kinds = found.yaml, set(found.activations.values())
+    if spec and "activation" not in spec and len(kinds) == 1 and (kind := kinds.pop()) != "SiLU":
+        name, _, slope = kind.partition("(")
+        spec = {**spec, "activation": f"nn.{name}({slope.rstrip(')')})"}  # set in code, which the YAML does not know
+    meta = {
+        "spec": spec,
+        "nc": found.nc,
+        "names": found.names,
+        "groups": found.groups,
+        "from": found.source,
+        "activations": found.activations or None,
+        "norm_eps": found.norm_eps,
+    }
     if found.groups:
         count = len(found.groups)
         rows = next((len(t) for k, t in found.state.items() if k.endswith(".heads.0.0.bias")), 0)

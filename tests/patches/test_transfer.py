@@ -229,3 +229,15 @@ def test_nothing_is_adapted_where_the_channels_agree(capsys: pytest.CaptureFixtu
     assert "adapted" not in capsys.readouterr().out
     assert torch.equal(new["model.0.conv.weight"], state["model.0.conv.weight"])
     assert torch.equal(new["model.1.conv.weight"], before)
+
+
+def test_a_transfer_of_little_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tensors of another architecture fit by chance of their row numbers."""
+    model = Detector({**spec("demo"), "width_multiple": 0.25}, 3)
+    own = model.state_dict()
+    some = dict(list(own.items())[:100])
+    transfer = Transfer(Flags(transfer_weights=True))
+    transfer.load_weights(some, model, Source("x.pt", some, {}))
+    assert "warning: only 100 of 344 tensors of x.pt fit, perhaps by chance" in capsys.readouterr().out
+    transfer.load_weights(dict(own), model, Source("x.pt", own, {}))
+    assert "warning" not in capsys.readouterr().out

@@ -197,3 +197,31 @@ def test_figures_equal_pycocotools_itself(seed: int, tmp_path: Path) -> None:
     run.summarize()
     assert 0.1 < run.stats[0] < 0.9 and (run.stats > 0).all()
     assert list(figures(path, found, list(range(40))).values()) == run.stats.tolist()
+
+
+@needs_hotcoco
+def test_text_ids_and_equal_file_names(tmp_path: Path) -> None:
+    """The figures are those of the same file with numbers; images of two folders are told apart by their paths."""
+    found = reference("e2e")
+    boxes: dict[str, list[list[float]]] = {}
+    names = [c["name"] for c in found["categories"]]
+    order = [c["id"] for c in found["categories"]]
+    for n, image in enumerate(found["images"]):
+        image["file_name"] = f"set{n % 2}/{n // 2:06d}.jpg"
+        boxes["/data/images/" + image["file_name"]] = [
+            [d["bbox"][0], d["bbox"][1], d["bbox"][0] + d["bbox"][2], d["bbox"][1] + d["bbox"][3], d["score"],
+             order.index(d["category_id"])] for d in found["detections"] if d["image_id"] == image["id"]
+        ]  # fmt: skip
+    result: Any = SimpleNamespace(
+        paths=list(boxes), detections=[torch.tensor(v).reshape(-1, 6) for v in boxes.values()]
+    )
+    numbers = report(result, names, tmp_path / "n.json", annotations(tmp_path, found))
+    for image in found["images"]:
+        image["id"] = f"image {image['id']}"
+    for category in found["categories"]:
+        category["id"] = f"class {category['id']}"
+    for row in found["annotations"]:
+        row["image_id"], row["category_id"] = f"image {row['image_id']}", f"class {row['category_id']}"
+    text = report(result, [n.upper() for n in names], tmp_path / "t.json", annotations(tmp_path, found))
+    assert text == numbers and numbers is not None and 0 < numbers["AP"] < 1
+    assert json.loads((tmp_path / "t.json").read_text())[0]["category_id"].startswith("class ")

@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import io
 import json
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.class_names import find
 from utils.evaluation.evaluate import Floats, Result
-from utils.system.errors import UserError
+from utils.system.errors import UserError, parsing
 
 NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -43,8 +46,8 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 class Ids:
     """How images and classes are called in a result file."""
 
-    categories: list[int]  # per class
-    images: dict[str, int] | None  # file stem -> id, as an annotation file has it
+    categories: list[int | str]  # per class
+    images: dict[str, list[tuple[str, int | str]]] | None  # file stem -> names and ids in an annotation file
     source: str  # where the category ids come from, in words
 
     def image(self, path: str) -> int | str:
@@ -56,19 +59,36 @@ class Ids:
             raise UserError(
                 f"--anno-json has no image named {Path(path).name}; give the annotations of the evaluated set"
             )
-        return self.images[stem]
+        found = self.images[stem]
+        if len(found) > 1:  # by the longest tail of the path that both have
+            parts = Path(path).parts[::-1]
+            same = [common(parts, Path(name).parts[::-1]) for name, _ in found]
+            found = [row for row, n in zip(found, same, strict=True) if n == max(same)]
+        if len(found) > 1:
+            raise UserError(
+                f"--anno-json has several images that could be {path}: {', '.join(n for n, _ in found[:3])}"
+            )
+        return found[0][1]
+
+
+def common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths share from their start on."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def read_ids(names: Sequence[str], anno_json: str | Path = "") -> Ids:
     """Ids for classes `names`. UserError for an annotation file that is missing, no COCO file, or lacks a class."""
     if anno_json:
         content = _read(Path(anno_json))
-        known = {c["name"]: int(c["id"]) for c in content["categories"]}
-        missing = [n for n in names if n not in known]
-        if missing:
+        known = [str(c["name"]) for c in content["categories"]]
+        columns = find(names, known)
+        if missing := [n for n, c in zip(names, columns, strict=True) if c is None]:
             raise UserError(f"--anno-json {anno_json}: no category for {missing}; its categories are {sorted(known)}")
-        images = {Path(i["file_name"]).stem: int(i["id"]) for i in content["images"]}
-        return Ids([known[n] for n in names], images, f"{anno_json}, by name")
+        images: dict[str, list[tuple[str, int | str]]] = {}
+        for row in content["images"]:
+            images.setdefault(Path(row["file_name"]).stem, []).append((str(row["file_name"]), row["id"]))
+        ids = [content["categories"][c]["id"] for c in columns if c is not None]
+        return Ids(ids, images, f"{anno_json}, by name")
     if all(n in COCO_IDS for n in names):
         return Ids([COCO_IDS[n] for n in names], None, "COCO's, by name")
     return Ids(list(range(len(names))), None, "class numbers of the data YAML, from 0")
@@ -94,7 +114,7 @@ class Entries:
     """The N entries of a result file, by columns: 490,000 of them take a tenth of the time that so many dicts do."""
 
     image: NDArray[np.object_]  # [N] ids, numbers or text
-    category: NDArray[np.int64]  # [N] ids
+    category: NDArray[np.object_]  # [N] ids, numbers or text
     box: Floats  # [N,4] x, y, w, h native pixels, 3 decimals
     score: Floats  # [N] 5 decimals
 
@@ -120,13 +140,28 @@ def to_entries(paths: Sequence[str], detections: Sequence[Tensor], ids: Ids) -> 
     image_ids = np.array(list(called), object)
     return Entries(
         np.repeat(image_ids, [len(d) for d in detections]),
-        np.array(ids.categories, np.int64)[det[:, 5].astype(np.int64)],
+        np.array(ids.categories, object)[det[:, 5].astype(np.int64)],
         np.concatenate([det[:, :2], det[:, 2:4] - det[:, :2]], 1).round(3),
         det[:, 4].round(5),
     )
 
 
-def figures(anno_json: str | Path, entries: Entries, image_ids: Sequence[int]) -> dict[str, float]:
+def numbered(anno_json: str | Path, out: Path) -> tuple[dict[Any, int], dict[Any, int]]:
+    """The annotation file with numbers for its ids, written to `out`; the numbers of images and of categories."""
+    content = _read(Path(anno_json))
+    images, categories = ({row["id"]: i for i, row in enumerate(content[key], 1)} for key in ("images", "categories"))
+    with parsing(f"--anno-json {anno_json}"):
+        for key, numbers in (("images", images), ("categories", categories)):
+            content[key] = [{**row, "id": numbers[row["id"]]} for row in content[key]]
+        content["annotations"] = [
+            {**row, "id": i, "image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]}
+            for i, row in enumerate(content["annotations"], 1)
+        ]
+    out.write_text(json.dumps(content))
+    return images, categories
+
+
+def figures(anno_json: str | Path, entries: Entries, image_ids: Sequence[int | str]) -> dict[str, float]:
     """COCO's twelve figures (FIGURES) of the entries on the images `image_ids` of an annotation file.
 
     -1 stands for a figure that has no objects to be measured on, as in pycocotools.
@@ -135,8 +170,19 @@ def figures(anno_json: str | Path, entries: Entries, image_ids: Sequence[int]) -
         backend = importlib.import_module("hotcoco")
     except ImportError:
         raise UserError("COCO's figures need the package hotcoco: pip install hotcoco (see requirements.txt)") from None
+    if any(isinstance(i, str) for i in (*image_ids, *entries.category)):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "numbered.json"
+            images, categories = numbered(anno_json, copy)
+            image, category = (
+                [of[i] for i in ids] for of, ids in ((images, entries.image), (categories, entries.category))
+            )
+            rows = replace(entries, image=np.array(image, object), category=np.array(category, object))
+            return figures(copy, rows, [images[i] for i in image_ids])
     truth = backend.COCO(str(anno_json))
-    table = np.column_stack([entries.image.astype(np.float64), entries.box, entries.score, entries.category])  # [N,7]
+    table = np.column_stack(
+        [entries.image.astype(np.float64), entries.box, entries.score, entries.category.astype(np.float64)]
+    )  # [N,7]
     run = backend.COCOeval(truth, truth.load_res(table), "bbox")
     run.params.img_ids = sorted(image_ids)
     run.evaluate()
@@ -154,7 +200,7 @@ def report(result: Result, names: Sequence[str], out: Path, anno_json: str | Pat
     print(f"{len(entries.score)} detections in {out}; category ids: {ids.source}")
     if not anno_json:
         return None
-    found = figures(anno_json, entries, [int(ids.image(p)) for p in result.paths])
+    found = figures(anno_json, entries, [ids.image(p) for p in result.paths])
     print(f"COCO's figures on {len(result.paths)} images, by hotcoco (s, m, l: objects up to 32^2, 96^2 and above)")
     print("  ".join(f"{name} {found[name]:.4f}" for name in FIGURES))
     return found

@@ -88,7 +88,7 @@ def by_size(
         for n, (i, (x0, y0, x1, y1, c)) in enumerate(objects)
     ]  # fmt: skip
     categories = [{"id": c, "name": name} for c, name in enumerate(result.names)]
-    ids = coco.Ids(list(range(len(result.names))), {str(i): i for i in range(len(images))}, "")
+    ids = coco.Ids(list(range(len(result.names))), {str(i): [(f"{i}.jpg", i)] for i in range(len(images))}, "")
     entries = coco.to_entries([f"{i}.jpg" for i in range(len(images))], result.detections, ids)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "truth.json"

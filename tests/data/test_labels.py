@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.data.labels import checked, parse
+from utils.data.labels import checked, parse, unclear
 
 
 def test_boxes_and_polygons_by_hand() -> None:
@@ -68,3 +68,36 @@ def test_class_beyond_nc() -> None:
 def test_empty_text_is_a_background_image() -> None:
     labels, problems = parse("\n \n", "a.txt")
     assert (len(labels), problems, labels.boxes.shape) == (0, [], (0, 5))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ".45 .45 .55 .45 .5 .55",  # key points x y
+        ".45 .45 1 .55 .45 1 .5 .55 0 0 0 0",  # key points x y v
+        ".9 0",  # confidence and a flag
+        "0 0",  # two flags
+        "0 .5 .3 .1 .1 1 .2 .2 .1 .1",  # further objects, their line ends lost
+    ],
+)
+def test_a_box_with_more_behind_it_is_not_certainly_a_polygon(more: str) -> None:
+    labels, problems = parse(f"0 .5 .5 .25 .25 {more}\n", "a.txt")
+    assert problems == [] and labels.certain == 0 and len(labels) == 1
+    kept, problems = unclear(labels, "a.txt", "")
+    assert len(kept) == 0 and "say `labels: polygons`" in problems[0].message and problems[0].line == 1
+
+
+def test_a_box_and_its_own_outline_on_one_line() -> None:
+    _, problems = parse("0 .5 .5 .25 .25 .375 .375 .625 .375 .625 .625 .375 .625\n", "a.txt")
+    assert "a box and its own outline" in problems[0].message
+
+
+def test_what_can_only_be_a_polygon() -> None:
+    outlines = [".8 .8 .82 .8 .81 .83 .8 .82", ".1 .2 .3 .2 .3 .8 .1 .8", ".2 .3 .25 .3 .5 .9 .2 .8"]
+    labels, problems = parse("".join(f"0 {o}\n" for o in outlines), "a.txt")
+    assert problems == [] and labels.certain == 3
+
+
+def test_a_side_that_vanishes_in_single_precision() -> None:
+    _, problems = parse("0 .5 .5 1e-300 .1\n", "a.txt")
+    assert "both must be above 0" in problems[0].message

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -304,3 +305,18 @@ def test_objects_of_many_images_are_those_of_each(spec: DataSpec) -> None:
             a, b = getattr(one, name), getattr(objects, name)
             assert a.dtype == b.dtype and a.shape == b.shape and (a == b).all()
     assert not Objects.of_all([])
+
+
+def test_long_lines_are_polygons_where_enough_of_them_can_be_nothing_else(spec: DataSpec) -> None:
+    """A data set of boxes with key points is refused, one of polygons is read, and what is declared holds."""
+    labels = spec.root / "labels/train"
+    for i in range(4):
+        (labels / f"{i:02d}.txt").write_text("0 .5 .5 .25 .25 .45 .45 .55 .45 .5 .55\n")
+    with pytest.raises(UserError, match=r"00\.txt:1: 11 values: a box with more behind it"):
+        scan_split(spec, "train")
+    assert len(scan_split(spec, "train", on_bad_data="skip").files) == 8
+    assert scan_split(replace(spec, outlines="polygons"), "train").labels[0].polygons[0] is not None
+    (labels / "04.txt").write_text("0 .8 .8 .82 .8 .81 .83\n1 .8 .2 .9 .2 .9 .3\n")
+    assert len(scan_split(spec, "train").labels[0]) == 1  # two of six are certain
+    with pytest.raises(UserError, match="says `labels: boxes`"):
+        scan_split(replace(spec, outlines="boxes"), "train")

@@ -21,6 +21,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+def test_folders_are_walked_as_those_of_a_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folders behind links are searched, hidden files and folders are not."""
+    (folder.parent / "store").mkdir()
+    (folder / "b.png").rename(folder.parent / "store/night.png")
+    (folder / "linked").symlink_to(folder.parent / "store")
+    (folder / "._a.png").write_bytes(b"of macOS")
+    (folder / "x.gif").touch()
+    assert [Path(frame.source).name for frame in frames(str(folder))] == ["a.PNG", "c.png", "night.png"]
+    said = "left out: 1 pictures of kinds that are not read (1 .gif), 1 hidden files or folders"
+    assert capsys.readouterr().out.count(said) == 1
+
+
 def test_folders_globs_and_files(folder: Path) -> None:
     def names(source: Path | str) -> list[str]:
         return [p.name for p in find_files(str(source))]

@@ -1,6 +1,7 @@
 """Pictures from wherever --source points: images, folders, globs, videos, a camera."""
 
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from utils.images.pixels import Image
 from utils.images.read import SUFFIXES, fault, read_image
+from utils.images.walk import walk
 from utils.system.errors import UserError
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv")
@@ -24,11 +26,17 @@ class Frame(NamedTuple):
     fps: float
 
 
-def find_files(source: str) -> list[Path]:
-    """Images and videos that `source` names; none, or a file of another kind, is an error."""
-    path = Path(source)
-    found = sorted(path.rglob("*.*")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(source, recursive=True))]
-    known = [p for p in found if p.suffix.lower() in {*SUFFIXES, *VIDEOS}]
+def find_files(source: str, say: bool = False) -> list[Path]:
+    """Images and videos that `source` names; none, or a file of another kind, is an error. say: what was left out."""
+    path, kept = Path(source), {*SUFFIXES, *VIDEOS}
+    if path.is_dir():  # as the folders of a data set: links are followed, hidden files are left out
+        below = walk(path, kept)
+        found = [Path(p) for p in sorted([*below.paths, *below.broken], key=lambda p: p.split(os.sep))]
+        if say and below.left_out:
+            print(f"--source {source}: left out: {below.left_out}")
+    else:
+        found = [Path(p) for p in sorted(glob.glob(source, recursive=True))]
+    known = [p for p in found if p.suffix.lower() in kept]
     if not known:
         kinds = f"images ({' '.join(sorted(SUFFIXES))}) or videos ({' '.join(VIDEOS)})"
         raise UserError(
@@ -39,13 +47,14 @@ def find_files(source: str) -> list[Path]:
 
 def frames(source: str, channels: int = 3) -> Iterator[Frame]:
     """Every picture of the source, one by one, in so many channels."""
-    moving = source.isdigit() or any(p.suffix.lower() in VIDEOS for p in find_files(source))
+    files = [] if source.isdigit() else find_files(source, say=True)
+    moving = source.isdigit() or any(p.suffix.lower() in VIDEOS for p in files)
     if moving and channels != 3:
         raise UserError(f"--source {source}: videos have 3 channels, the model reads {channels}")
     if source.isdigit():
         yield from video_frames(int(source), f"camera{source}")
         return
-    for path in find_files(source):
+    for path in files:
         if path.suffix.lower() in VIDEOS:
             yield from video_frames(str(path), str(path))
             continue

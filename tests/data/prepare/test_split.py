@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.data.pictures import make_set
 from utils.data.prepare import split
 from utils.data.prepare.groups import check_groups, compiled, findings, group_of, groups_of, shared
 from utils.data.prepare.split import assign, cost, gather
@@ -185,3 +186,27 @@ def test_what_is_counted(tmp_path: Path) -> None:
 def read_data_with(source: Path, **content: Any) -> None:
     source.write_text(yaml.safe_dump(yaml.safe_load(source.read_text()) | content))
     read_data(source)
+
+
+def test_plain_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every image in one split, sizes by the ratios, repeatable; with --how stratified each class as well."""
+    source = make_set(tmp_path / "set", count=40, nc=4)
+    for how in ("random", "stratified"):
+        words = ["make", str(source), "--how", how, "--ratios", "0.7", "0.15", "0.15"]
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+            split.main([*words, "--out", str(tmp_path / how / name), "--seed", seed])
+        lists = {
+            name: [(tmp_path / how / name / f"{s}.txt").read_text().split() for s in ("train", "val", "test")]
+            for name in "abc"
+        }
+        assert [len(lines) for lines in lists["a"]] == [28, 6, 6]
+        assert len({line for lines in lists["a"] for line in lines}) == 40
+        assert lists["a"] == lists["b"] != lists["c"]
+        if how == "stratified":
+            for lines, least, most in zip(lists["a"], (7, 1, 1), (7, 2, 2), strict=True):
+                counts = np.bincount([int(Path(line).stem) % 4 for line in lines], minlength=4)
+                assert least <= counts.min() and counts.max() <= most, counts
+    with pytest.raises(UserError, match="take out --group"):
+        split.main(["make", str(source), "--how", "random", "--group", "(.)", "--out", str(tmp_path / "x")])
+    with pytest.raises(UserError, match="--how stratified or --how random"):
+        split.main(["make", str(source), "--out", str(tmp_path / "x")])

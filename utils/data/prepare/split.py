@@ -1,5 +1,6 @@
-"""Splits of a data set by groups: all images of a patient, a clip or a place lie in one split.
+"""Splits of a data set: by groups (all images of a patient, a clip or a place lie in one), by classes, or at random.
 
+    python -m utils split make data/mine.yaml --how stratified --out lists --ratios 0.8 0.1 0.1
     python -m utils split make data/mine.yaml --group "^(\\d+)-" --out lists     (writes lists/train.txt, val.txt, ...)
     python -m utils split check data/mine.yaml --group "^(\\d+)-"
 
@@ -32,6 +33,7 @@ from utils.system.rng import rng
 Floats = npt.NDArray[np.float64]
 ORDERS = 16  # starts of the search
 CLASS_WEIGHT = 0.1
+HOW = ("group", "stratified", "random")
 
 
 def cost(placed: Floats, shares: Floats) -> float:
@@ -101,7 +103,49 @@ def gather(spec: DataSpec) -> tuple[list[Path], Floats, list[str]]:
     return list(seen), np.array(list(seen.values())), ["images", *spec.names, *spec.cls_names]
 
 
-def make(spec: DataSpec, pattern: re.Pattern[str], out: Path, ratios: Sequence[float], seed: int) -> None:
+def sizes(count: int, shares: Floats) -> npt.NDArray[np.int64]:
+    """Whole numbers of images per split that add up to `count`, each at least 1, as near to the shares as can be."""
+    exact = shares * count
+    whole = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while whole.sum() < count:
+        whole[int((exact - whole).argmax())] += 1
+    while whole.sum() > count:
+        whole[int((exact - whole).argmin())] -= 1
+    return whole
+
+
+def at_random(count: int, shares: Floats, seed: int) -> npt.NDArray[np.int64]:
+    """Split of each image [n], drawn."""
+    return rng(seed, "split", 0, 0).permutation(np.repeat(np.arange(len(shares)), sizes(count, shares)))
+
+
+def stratified(holds: Floats, shares: Floats, seed: int) -> npt.NDArray[np.int64]:
+    """Split of each image [n] such that every class, the rarest first, is spread by the shares (iterative
+    stratification, Sechidis et al. 2011). holds [n,1+classes]: 1, then how much of each class the image shows."""
+    shows = holds[:, 1:] > 0  # [n,classes]
+    room = sizes(len(holds), shares).astype(float)
+    wanted = shares[:, None] * shows.sum(0)[None]  # [splits,classes], images still wished for
+    chosen = np.full(len(holds), -1, np.int64)
+    draw = rng(seed, "split", 0, 0)
+
+    def put(image: int, order: Sequence[npt.NDArray[np.float64]]) -> None:
+        best = np.lexsort([draw.random(len(room)), *order[::-1], room > 0])[-1]
+        chosen[image] = best
+        room[best] -= 1
+        wanted[best] -= shows[image]
+
+    while (open_ := chosen < 0).any() and (left := shows[open_].sum(0)).any():
+        rarest = int(np.where(left > 0, left, len(holds) + 1).argmin())
+        for image in draw.permutation(np.flatnonzero(open_ & shows[:, rarest])):
+            put(int(image), [wanted[:, rarest], room])
+    for image in draw.permutation(np.flatnonzero(chosen < 0)):  # that show nothing
+        put(int(image), [room])
+    return chosen
+
+
+def make(
+    spec: DataSpec, pattern: re.Pattern[str] | None, how: str, out: Path, ratios: Sequence[float], seed: int
+) -> None:
     """Write the lists of a new split into `out`, and print it. Errors: UserError; no file is ever replaced."""
     if len(ratios) not in (2, 3) or min(ratios) <= 0:
         raise UserError(f"--ratios: expected two or three numbers above 0, for train, val (and test); got {ratios}")
@@ -110,15 +154,21 @@ def make(spec: DataSpec, pattern: re.Pattern[str], out: Path, ratios: Sequence[f
     if there := [str(file) for file in files if file.exists()]:
         raise UserError(f"--out: {', '.join(there)} exists already; give another folder, nothing is replaced")
     images, holds, columns = gather(spec)
-    groups = groups_of(images, pattern)
+    groups = groups_of(images, pattern) if pattern else [str(i) for i in range(len(images))]
     names, member = np.unique(groups, return_inverse=True)
     if len(names) < len(shares):
-        raise UserError(f"{pattern.pattern!r} finds {len(names)} groups; {len(shares)} splits need at least as many")
+        found = f"{pattern.pattern!r} finds {len(names)} groups" if pattern else f"there are {len(names)} images"
+        raise UserError(f"{found}; {len(shares)} splits need at least as many")
     features = np.zeros((len(names), holds.shape[1]))
     np.add.at(features, member, holds)
-    chosen = assign(features, shares, seed)
+    if pattern:
+        chosen = assign(features, shares, seed)
+    else:
+        member, features = np.arange(len(images)), holds
+        chosen = stratified(holds, shares, seed) if how == "stratified" else at_random(len(images), shares, seed)
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{len(images)} images, {len(names)} groups, seed {seed}")
+    kind = f"{len(names)} groups" if pattern else how
+    print(f"{len(images)} images, {kind}, seed {seed}")
     for i, file in enumerate(files):
         mine = sorted(image for image, group in zip(images, member, strict=True) if chosen[group] == i)
         with file.open("x", encoding="utf-8") as stream:
@@ -126,9 +176,13 @@ def make(spec: DataSpec, pattern: re.Pattern[str], out: Path, ratios: Sequence[f
         counts = features[chosen == i].sum(0).astype(int)
         each = ", ".join(f"{name} {count}" for name, count in zip(columns[1:], counts[1:], strict=True))
         share = f"{counts[0] / len(images):.1%} for {shares[i]:.1%}"
-        print(f"{file}: {counts[0]} images ({share}) of {(chosen == i).sum()} groups; {each}")
+        of = f" of {(chosen == i).sum()} groups" if pattern else ""
+        print(f"{file}: {counts[0]} images ({share}){of}; {each}")
     lines = "\n  ".join(f"{split}: {file}" for split, file in zip(SPLITS, files, strict=False))
-    print(f"for the data YAML (relative to its path):\n  {lines}\n  group_pattern: '{pattern.pattern}'")
+    print(
+        f"for the data YAML (relative to its path):\n  {lines}"
+        + (f"\n  group_pattern: '{pattern.pattern}'" if pattern else "")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +196,7 @@ class Make(Check):
     out: str = opt("", "folder of the lists", "saving", required=True)
     ratios: tuple[float, ...] = opt((0.8, 0.1, 0.1), "train val [test]", "data", nargs="+", low=0, high=1)
     seed: int = opt(0, "random seed", low=0)
+    how: str = opt("group", "stratified: each class by the ratios; random: images drawn", "data", choices=HOW)
 
 
 COMMANDS: dict[str, Program[Any]] = {
@@ -153,11 +208,16 @@ COMMANDS: dict[str, Program[Any]] = {
 def main(argv: list[str]) -> None:
     what, args = chosen("python -m utils split", "Split a data set by groups.", COMMANDS, argv)
     spec = read_data(args.data)
+    if what == "make" and args.how != "group":
+        if args.group:
+            raise UserError(f"--how {args.how} does not look at groups: take out --group, or --how")
+        return make(spec, None, args.how, Path(args.out), list(args.ratios), args.seed)
     if not (args.group or spec.group_pattern):
-        raise UserError(f"--group is missing, and {spec.source} has no group_pattern")
+        without = "; without groups: --how stratified or --how random" if what == "make" else ""
+        raise UserError(f"--group is missing, and {spec.source} has no group_pattern{without}")
     pattern = compiled(args.group or spec.group_pattern, "--group" if args.group else f"{spec.source}: group_pattern")
     if what == "make":
-        return make(spec, pattern, Path(args.out), list(args.ratios), args.seed)
+        return make(spec, pattern, "group", Path(args.out), list(args.ratios), args.seed)
     found = shared(spec, pattern)
     print("\n".join(findings(found) or [f"{args.data}: no group lies in several splits"]))
     if any(found.values()):

@@ -61,8 +61,7 @@ def setup(begun: Start) -> Run:
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
     if source:
         state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
-        checkpoint.load_into(model, state, source.path)
-        checkpoint.check_behaviour(model, source)
+        checkpoint.load_into(model, state, source.path, source)
     elif resumed:
         model.load_state_dict(resumed["model"])
 

@@ -170,11 +170,14 @@ def check_behaviour(model: Detector, source: seams.Source) -> None:
         raise UserError(f"{source.path}: its BatchNorms have eps {eps:g}, those here {own_eps.pop():g}")
 
 
-def load_into(model: Detector, state: Mapping[str, Tensor], path: str) -> None:
+def load_into(model: Detector, state: Mapping[str, Tensor], path: str, source: seams.Source | None = None) -> None:
     """Strict: every tensor of the model from the file and the reverse, else a UserError that lists what does not fit.
 
-    `anchor_grid`, which is anchors * stride, may be absent or left over.
+    `anchor_grid`, which is anchors * stride, may be absent or left over. source: the file, if it is to be asked how its
+    model behaves.
     """
+    if source:
+        check_behaviour(model, source)
     own = model.state_dict()
     derived = {k for k in {**own, **state} if k.endswith(".anchor_grid")}
     missing = [k for k in own if k not in state and k not in derived]
@@ -260,8 +263,7 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     patches = seams.revive(lasting(meta))
     nc = int(meta.get("nc") or spec["nc"])
     model = build_detector(spec, nc, patches, cfg or str(path), channels_of(meta))
-    load_into(model, source.state, str(path))
-    check_behaviour(model, source)
+    load_into(model, source.state, str(path), source)
     check_groups(model, source)
     meta |= {"nc": nc, "names": list(meta.get("names") or [str(i) for i in range(nc)]), "spec": spec}
     return model.eval(), meta

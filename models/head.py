@@ -46,7 +46,6 @@ class Head(Protocol):
     groups: list[list[int]]  # global class ids of each part
     group_names: list[str]
     stride: Tensor  # [L] input pixels per cell
-    anchors: Tensor  # [L,A,2] in cells; NaN where the model YAML gives only their number
 
     def attach(self, stride: Sequence[int]) -> None: ...
     def criterion(self, settings: LossSettings) -> Criterion: ...
@@ -54,6 +53,12 @@ class Head(Protocol):
     def views(self, det: Any) -> list[View]: ...
     def rows(self) -> list[Rows]: ...
     def renumber(self, numbers: Sequence[int]) -> None: ...
+    def priors(self) -> Tensor | None:
+        """Sizes w,h [L,A,2] in cells that boxes are told relative to (anchors), NaN where the model YAML gives only
+        their number; None: this kind of head has none."""
+
+    def fit_to_boxes(self, priors: Tensor) -> None:
+        """Other priors [L,A,2], in cells; asked only of heads that have some."""
 
 
 def image_heads(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -70,6 +75,7 @@ class AnchorHead(nn.Module):
     """
 
     anchors: Tensor
+    anchor_grid: Tensor  # the same in pixels, where it is stored
     stride: Tensor
     stores_anchor_grid = False  # YOLOv7's checkpoints carry the anchors a second time, in pixels
 
@@ -118,6 +124,15 @@ class AnchorHead(nn.Module):
     def renumber(self, numbers: Sequence[int]) -> None:
         """Decoded class c is called numbers[c] from now on; the layout of the raw output stays."""
         self.groups = [[numbers[c] for c in group] for group in self.groups]
+
+    def priors(self) -> Tensor | None:
+        return self.anchors
+
+    @torch.no_grad()
+    def fit_to_boxes(self, priors: Tensor) -> None:
+        self.anchors.copy_(priors)
+        if self.stores_anchor_grid:
+            self.anchor_grid.copy_((priors * self.stride.view(-1, 1, 1)).view(self.anchor_grid.shape))
 
     def decode_level(self, raw: Tensor, level: int) -> Tensor:
         """[B,A,H,W,5+C] logits -> [B,A*H*W,5+C], boxes in input pixels, the rest as probabilities, in the type of

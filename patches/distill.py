@@ -145,7 +145,10 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
     """Cells, anchors and classes of both must be the same ones, else a UserError that says what is not."""
 
     def pixels(model: Detector) -> Tensor:
-        return (model.head.anchors * model.stride[:, None, None]).float()
+        priors = model.head.priors()
+        if priors is None:
+            raise UserError("--teacher: both models need anchors, by which boxes of one cell are compared")
+        return (priors * model.stride[:, None, None]).float()
 
     def shown(anchors: Tensor) -> str:
         return str([[round(x, 1) for x in level.flatten().tolist()] for level in anchors])
@@ -264,7 +267,9 @@ class Distill(Patch[Flags]):
             if self.order != sorted(self.order):
                 views[1] = [view._replace(cls=view.cls[..., self.order]) for view in views[1]]
             owners = (self.owners[0], self.owners[1])
-            found = output_terms(views[0], views[1], owners, teacher.head.anchors, self.temperature)
+            priors = teacher.head.priors()
+            assert priors is not None  # see check_match
+            found = output_terms(views[0], views[1], owners, priors, self.temperature)
             values[:2] = found[0] * cls, found[1] * box
         if feat:
             values[2] = self.feature_term(out["feat"], taught["feat"]) * feat

@@ -47,12 +47,12 @@ def slice_heads(state: State, model: Detector, source: Source) -> State:
     kind."""
     last = f"model.{len(model.model) - 1}."
     sliced = getattr(model.head, "sliced", None)
-    number = detector_number(state)
-    if sliced is None or not number:
+    number, own = detector_number(state), model.head.priors()
+    if sliced is None or own is None or not number:
         return {}
     prefix = f"model.{number}"
     plain = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    own, path, columns = model.head.anchors, source.path, source.columns or tuple(range(model.nc))
+    path, columns = source.path, source.columns or tuple(range(model.nc))
     rows, channels = plain["m.0.weight"].shape[0], plain["m.0.weight"].shape[1]
     want = own.shape[1] * (5 + model.nc)
     if plain["anchors"].shape != own.shape or (rows != want and set(source.columns) <= {None}):

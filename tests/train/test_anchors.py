@@ -111,3 +111,12 @@ def test_anchors_of_loaded_weights_and_listed_ones_are_left_alone() -> None:
     model = Detector(spec("demo"), 3)
     assert wanted(model, off=False, loaded=False)
     assert not wanted(model, off=True, loaded=False) and not wanted(model, off=False, loaded=True)
+
+
+def test_a_head_without_anchors_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no anchors says so by its method; nobody looks for an attribute."""
+    model = Detector(spec("demo"), 12)
+    monkeypatch.setattr(model.head, "priors", lambda: None)
+    del model.head.anchors
+    assert not wanted(model, off=False, loaded=False)
+    assert "no anchors" in fit_anchors(model, np.ones((500, 2)) * 20, 4.0, 0)

@@ -47,45 +47,6 @@ def xywhn_to_xyxy(boxes: Array, width: float, height: float, pad_x: float = 0.0,
     return out
 
 
-def xyxy_to_xywhn(boxes: Array, width: float, height: float) -> Array:
-    """[..., 4] corners in pixels of a `width` x `height` image -> centre form in 0..1."""
-    out = xyxy_to_xywh(boxes)
-    out[..., 0::2] = out[..., 0::2] / width
-    out[..., 1::2] = out[..., 1::2] / height
-    return out
-
-
-def points_to_pixels(points: Array, width: float, height: float, pad_x: float = 0.0, pad_y: float = 0.0) -> Array:
-    """[..., 2] points in 0..1 -> pixels, moved by the padding."""
-    out = _copy(points)
-    out[..., 0] = points[..., 0] * width + pad_x
-    out[..., 1] = points[..., 1] * height + pad_y
-    return out
-
-
-def polygon_box(points: Floats, width: float, height: float) -> Floats:
-    """Corners [4] around those of the points [K, 2] (pixels) that lie in the image; zeros where none does."""
-    x, y = points[:, 0], points[:, 1]
-    inside = points[(x >= 0) & (y >= 0) & (x <= width) & (y <= height)]
-    if len(inside) == 0:
-        return np.zeros(4, points.dtype)
-    return np.concatenate([inside.min(0), inside.max(0)])
-
-
-def polygons_to_xywh(polygons: Sequence[Floats]) -> Floats:
-    """Polygons, each [K, 2] -> centre form [N, 4] of the smallest box around each, same unit."""
-    if not polygons:
-        return np.zeros((0, 4), np.float32)
-    return xyxy_to_xywh(np.stack([np.concatenate([p.min(0), p.max(0)]) for p in polygons]))
-
-
-def resample_polygon(points: Floats, n: int = 1000) -> Floats:
-    """[K, 2] -> [n, 2] float64: points at even steps of the index along the closed line, which ends where it began."""
-    ring = np.concatenate([points, points[:1]])
-    at, old = np.linspace(0, len(points), n), np.arange(len(ring))
-    return np.stack([np.interp(at, old, ring[:, 0]), np.interp(at, old, ring[:, 1])], 1)
-
-
 def clip(boxes: Array, width: float, height: float) -> Array:
     """[..., 4] corners in pixels, cut at the image border."""
     out = _copy(boxes)
@@ -109,15 +70,6 @@ def to_native(boxes: Array, gain_pad: Sequence[float], native_hw: tuple[int, int
     return clip(out, native_hw[1], native_hw[0])
 
 
-def to_input(boxes: Array, gain_pad: Sequence[float]) -> Array:
-    """[..., 4] corners in native pixels -> corners in input pixels; nothing is cut."""
-    gain_x, gain_y, pad_x, pad_y = gain_pad
-    out = _copy(boxes)
-    out[..., 0::2] = boxes[..., 0::2] * gain_x + pad_x
-    out[..., 1::2] = boxes[..., 1::2] * gain_y + pad_y
-    return out
-
-
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """Corners [..., 4] and [..., 4] in one frame, broadcast against each other -> IoU [...] in 0..1."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:4], b[..., 2:4])
@@ -135,9 +87,3 @@ def _area(size: Tensor) -> Tensor:
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Corners [N, 4] and [M, 4] in one frame -> IoU [N, M] in 0..1."""
     return paired_iou(a[:, None], b[None])
-
-
-def wh_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Sizes [N, 2] and [M, 2] -> IoU [N, M] of boxes of these sizes that share their centre."""
-    inter = torch.minimum(a[:, None], b[None]).prod(2)
-    return inter / (a.prod(1)[:, None] + b.prod(1) - inter)

@@ -51,7 +51,10 @@ def cluster(sizes: Floats, count: int, seed: int) -> Floats:
 def wanted(model: Detector, off: bool, loaded: bool) -> bool:
     """Whether anchors are to be fitted: from scratch, and where the model YAML gives only their number. off:
     --noautoanchor. loaded: the model has weights of a file."""
-    unknown = bool(model.head.anchors.isnan().any())
+    priors = model.head.priors()
+    if priors is None:
+        return False
+    unknown = bool(priors.isnan().any())
     if unknown and off:
         raise UserError(
             "--noautoanchor: the model YAML gives only the number of anchors; list them, or let them be found"
@@ -65,9 +68,10 @@ def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> s
     helps; says what it did."""
     all_boxes = len(sizes)
     sizes = sizes[(sizes >= 2).all(1)]
-    head = model.head
-    stride = head.stride.view(-1, 1, 1)
-    own = (head.anchors * stride).view(-1, 2).numpy().astype(np.float64)
+    priors, stride = model.head.priors(), model.stride.view(-1, 1, 1)
+    if priors is None:
+        return "this model has no anchors to fit"
+    own = (priors * stride).view(-1, 2).numpy().astype(np.float64)
     unknown = bool(np.isnan(own).any())
     different = len(np.unique(np.rint(sizes), axis=0))
     if unknown and (len(sizes) < 4 * len(own) or different < len(own)):
@@ -88,10 +92,7 @@ def fit_anchors(model: Detector, sizes: Floats, anchor_t: float, seed: int) -> s
     after = possible_recall(sizes, new, anchor_t)
     if after <= before and not unknown:
         return f"anchors kept: best possible recall {before:.4f}, k-means reaches {after:.4f}"
-    pixels = torch.tensor(new, dtype=torch.float32).view(head.anchors.shape)
-    head.anchors.copy_(pixels / stride)
-    if isinstance(grid := getattr(head, "anchor_grid", None), torch.Tensor):
-        grid.copy_(pixels.view(grid.shape))
+    model.head.fit_to_boxes(torch.tensor(new, dtype=torch.float32).view(priors.shape) / stride)
     text = " ".join(f"{w:.0f},{h:.0f}" for w, h in new)
     if unknown:
         return note("anchors found", f"anchors found: best possible recall {after:.4f}; {text}")

@@ -88,7 +88,8 @@ def by_name(source: Source, model: Detector) -> State:
         return state
     count = sum(map(len, groups)) if several else rows_of(state, f"{last}m.0.bias") // anchors.shape[1] - 5
     groups = groups if several else [list(range(count))]
-    if (columns == tuple(range(count)) and groups == model.groups) or anchors.shape != model.head.anchors.shape:
+    priors = model.head.priors()
+    if (columns == tuple(range(count)) and groups == model.groups) or priors is None or anchors.shape != priors.shape:
         return state
     if count != model.nc and set(columns) == {None}:
         return state

@@ -102,7 +102,7 @@ def write(result: Result, args: Options, names: list[str], sizes: Any, folder: P
     """Tables, curves and whatever files were asked for. sizes [n,2]: native width and height of each image."""
     if args.task == "speed":
         print(tables.speed_line(result))
-    print(tables.result_table(result, per_class=args.verbose or len(names) < 50))
+    print(tables.result_table(result, per_class=args.verbose or len(names) < 50, lowest=args.conf_thres))
     plots.plot_evaluation(result, folder)
     if args.save_per_class_ap:
         tables.write_per_class_ap(result, Path(args.save_per_class_ap))

@@ -2,12 +2,10 @@
 
   python train.py --data data/shapes.yaml --cfg cfg/training/demo.yaml --hyp data/hyp.demo.yaml --img 160 --name base
   python train.py ... --weights runs/train/base/weights/best.pt --transfer-weights --freeze 50 --name stage1
-  python train.py --resume runs/train/stage1
-  python train.py --replay runs/train/stage1/run.yaml
+  python train.py --resume runs/train/stage1        (or --replay runs/train/stage1/run.yaml: once more, compared)
 
-Read top to bottom: setup() builds the parts, fit() is the loop, main() joins them. Features from outside enter only
-through the seams of utils/seams.py (search for `patches.`); the module table of a model is printed at the start, and by
---help together with --cfg.
+Read top to bottom: setup() builds the parts, fit() is the loop, main() joins them. Features enter through the seams
+of utils/seams.py (search for `patches.`). --help with --cfg also prints the module table of that model.
 """
 
 import sys
@@ -45,19 +43,18 @@ from utils.weights import checkpoint, class_rows
 
 
 def setup(begun: Start) -> Run:
-    cfg, patches, folder, resumed, device = begun.cfg, begun.patches, begun.folder, begun.resumed, begun.device
+    cfg, patches, folder, device, resumed = begun.cfg, begun.patches, begun.folder, begun.device, begun.resumed
     repeatable(cfg, device)
     with dist.main_first():
         spec = read_data(cfg.data)
-        contents = manifest.check(spec, resumed, folder, allow_changed=cfg.allow_changed_data)
-        replay.check_data(cfg, contents)
+        contents = manifest.check(spec, resumed, folder, allow_changed=cfg.allow_changed_data) if resumed else None
     seen = replace(spec, nc=1, names=("item",)) if cfg.single_cls else spec
     nc, names = seen.nc, list(seen.names)
     patches.each("on_data_read", seen)
 
     # model: from scratch, from weights (a new stage), or resumed (the same stage)
     source = None if resumed else starting_weights(cfg, patches, names)
-    graph = begun.spec or checkpoint.model_yaml(cfg.cfg, source)
+    graph = begun.spec or anchors.per_level(checkpoint.model_yaml(cfg.cfg, source), cfg.anchors)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
     if source:
         state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
@@ -65,7 +62,9 @@ def setup(begun: Start) -> Run:
     elif resumed:
         model.load_state_dict(resumed["model"])
 
-    # data
+    with dist.main_first():  # data, looked at when weights and model are known to be right
+        contents = contents or manifest.check(spec, None, folder, allow_changed=False)
+        replay.check_data(cfg, contents)
     size = whole_strides(cfg.train_size, int(model.stride.max()))
     train, val = make_loaders(cfg, spec, patches, size, int(model.stride.max()))
     if anchors.wanted(model, cfg.noautoanchor, loaded=bool(source or resumed)):

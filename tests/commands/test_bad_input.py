@@ -276,3 +276,29 @@ def test_malicious_weights_do_not_run(train: Callable[..., str], tmp_path: Path)
     message = train("--weights", str(tmp_path / "evil.pt"))
     assert "evil.pt" in message and "system" in message
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--weights", "nowhere.pt"], "nowhere.pt"),
+        (["--heads", "4", "--head-config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--cfg", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_weights_and_head_files_are_looked_at_before_the_data(
+    train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, flags: list[str], said: str
+) -> None:
+    monkeypatch.setattr("utils.runs.fingerprint.of_data", lambda *_: pytest.fail("the data were scanned first"))
+    assert said in train(*flags)
+
+
+def test_a_taken_name_is_no_matter_of_resume_where_there_is_none(tmp_path: Path) -> None:
+    from utils.runs import lock
+
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/file").touch()
+    for resumes in (True, False):
+        with pytest.raises(UserError, match="choose another --name") as error:
+            lock.new_run(str(tmp_path), "x", named=True, exist_ok=False, resumes=resumes)
+        assert ("--resume" in str(error.value)) is resumes

@@ -39,6 +39,9 @@ def test_classes_without_objects_have_no_share(result: Any, tmp_path: Path) -> N
 
 
 def test_the_printed_table(result: Any) -> None:
+    assert "no mAP to compare" in result_table(result, False, lowest=0.25) and "no mAP" not in result_table(
+        result, False
+    )
     short, long = result_table(result, per_class=False), result_table(result, per_class=True)
     assert [line.split() for line in short.splitlines()[2:]] == [
         ["all", "6", "0.3750", "0.3750", "0.3750", "0.3750", "0.1875"]

@@ -9,7 +9,7 @@ from models.graph import Detector
 from tests.models.test_zoo import spec
 from utils.data.labels import parse
 from utils.system.errors import UserError
-from utils.train.anchors import box_sizes, cluster, fit_anchors, possible_recall, wanted
+from utils.train.anchors import box_sizes, cluster, fit_anchors, per_level, possible_recall, wanted
 
 NUMBER = {**spec("demo"), "width_multiple": 0.25, "anchors": 2}
 
@@ -120,3 +120,20 @@ def test_a_head_without_anchors_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     del model.head.anchors
     assert not wanted(model, off=False, loaded=False)
     assert "no anchors" in fit_anchors(model, np.ones((500, 2)) * 20, 4.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed", "expected", "said"),
+    [
+        (0.0, [[1, 2, 3, 4]], [[1, 2, 3, 4]], ""),
+        (2.4, [[1, 2, 3, 4]], [[1, 2, 3, 4]], "2.4 asked for, and the model has 2 per level"),
+        (3.412, [[1, 2, 3, 4]], 3, "3.412 asked for: 3 per level instead of 2"),
+        (3.2, 3, 3, "the model has 3 per level"),
+    ],
+)
+def test_a_hyp_file_may_ask_for_a_number_of_anchors(
+    asked: float, listed: object, expected: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """YOLOv5's hyp.VOC.yaml, hyp.Objects365.yaml and all results of --evolve do."""
+    assert per_level({"nc": 3, "anchors": listed}, asked) == {"nc": 3, "anchors": expected}
+    assert said in capsys.readouterr().out

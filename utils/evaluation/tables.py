@@ -32,8 +32,9 @@ def write_classes(path: Path, result: Result) -> None:
     write_text(path, text.getvalue())
 
 
-def result_table(result: Result, per_class: bool) -> str:
-    """All classes, then each class with objects, then each head where there are several."""
+def result_table(result: Result, per_class: bool, lowest: float = 0.001) -> str:
+    """All classes, then each class with objects, then each head where there are several. lowest: confidence of the
+    detections that were kept; above the usual one the heading says so, since mAP is then another figure."""
     rows = [("all", result.n_gt.sum(), result.mp, result.mr, result.f1, result.map50, result.map)]
     if per_class and len(result.names) > 1:
         seen = [c for c in range(len(result.names)) if result.n_gt[c]]
@@ -51,7 +52,8 @@ def result_table(result: Result, per_class: bool) -> str:
         ]
     width = max(len(str(r[0])) for r in rows) + 2
     head = f"{'class':{width}}{'objects':>9}" + "".join(f"{t:>11}" for t in ("P", "R", "F1", "mAP@.5", "mAP@.5:.95"))
-    lines = [f"{result.images} images, {result.rule}", head]
+    cut = f"; of detections above confidence {lowest:g} alone, which is no mAP to compare" if lowest > 0.001 else ""
+    lines = [f"{result.images} images, {result.rule}{cut}", head]
     lines += [f"{r[0]:{width}}{r[1]:>9}" + "".join(f"{number(float(v)):>11}" for v in r[2:]) for r in rows]
     if len(result.per_head) > 1:
         lines += [f"{'head':{width}}{'objects':>9}{'mAP@.5':>11}{'mAP@.5:.95':>11}"]

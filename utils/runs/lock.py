@@ -81,16 +81,16 @@ def holder(folder: Path) -> str:
 
 
 def claim(
-    project: str, name: str, *, named: bool, exist_ok: bool
+    project: str, name: str, *, named: bool, exist_ok: bool, resumes: bool = False
 ) -> tuple[Path, contextlib.AbstractContextManager[object]]:
     """As new_run, for one of several ranks: the folder, and the right to write there, which rank 0 takes."""
-    held = new_run(project, name, named=named, exist_ok=exist_ok) if dist.main() else None
+    held = new_run(project, name, named=named, exist_ok=exist_ok, resumes=resumes) if dist.main() else None
     return dist.share(held.folder if held else Path()), held or contextlib.nullcontext()
 
 
-def new_run(project: str, name: str, *, named: bool, exist_ok: bool) -> Lock:
+def new_run(project: str, name: str, *, named: bool, exist_ok: bool, resumes: bool = False) -> Lock:
     """project/name, made and locked. The default name counts up (exp, exp2, ...) until a folder can be made; a chosen
-    one must be free, or --exist-ok given."""
+    one must be free, or --exist-ok given. resumes: whether the program has --resume."""
     wished = Path(project) / name
     try:
         wished.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +109,8 @@ def new_run(project: str, name: str, *, named: bool, exist_ok: bool) -> Lock:
     left_over = os.listdir(wished) == [NAME]
     lock = Lock(wished, made=left_over)  # says first when somebody is at work there
     if not exist_ok and not left_over:
+        resume = f" continue it with --resume {wished}," if resumes else ""
         raise UserError(
-            f"run folder {wished} exists: choose another --name, continue it with --resume {wished}, "
-            "or replace its files with --exist-ok"
+            f"run folder {wished} exists: choose another --name,{resume} or replace its files with --exist-ok"
         )
     return lock

@@ -5,7 +5,8 @@ Best possible recall = share of boxes whose side ratio to some anchor is below a
 tried, and kept if better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,20 @@ def cluster(sizes: Floats, count: int, seed: int) -> Floats:
     centres, _ = kmeans2(sizes / scale, count, minit="++", rng=rng(seed, "anchors"), iter=50)
     anchors: Floats = centres * scale
     return anchors[np.argsort(anchors.prod(1))]
+
+
+def per_level(spec: Mapping[str, Any], asked: float) -> dict[str, Any]:
+    """The model YAML with so many anchors per level, rounded, as a hyp file's `anchors` asks for (0: as it is): sizes
+    for another number than it lists are found by autoanchor."""
+    count, listed = round(asked), spec.get("anchors")
+    if not count:
+        return dict(spec)
+    has = len(listed[0]) // 2 if isinstance(listed, list) and listed and isinstance(listed[0], list) else listed
+    if has == count:
+        print(note("anchors", f"anchors: {asked:g} asked for, and the model has {count} per level: those are judged"))
+        return dict(spec)
+    print(note("anchors", f"anchors: {asked:g} asked for: {count} per level instead of {has}, found by the boxes"))
+    return {**spec, "anchors": count}
 
 
 def wanted(model: Detector, off: bool, loaded: bool) -> bool:

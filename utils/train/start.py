@@ -58,7 +58,7 @@ def begin(argv: Sequence[str]) -> Start:
 
 def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object]]:
     """The folder of a new run, and the right to write there."""
-    return lock.claim(cfg.project, cfg.name, named=named, exist_ok=cfg.exist_ok)
+    return lock.claim(cfg.project, cfg.name, named=named, exist_ok=cfg.exist_ok, resumes=True)
 
 
 def resume(given: Given[Config]) -> Start:

@@ -8,8 +8,11 @@ A model that also names the image's class has it on the screen and the picture w
 as a last line in the form of label files: one-hot, with --save-conf the probabilities of all classes.
 """
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.config.detect import PROGRAM, Options
 
@@ -23,18 +26,20 @@ import torch
 from models.fuse import fuse
 from models.graph import Detector
 from models.head import image_heads
-from utils.data.build import whole_strides
+from utils.data.build import trained_size
 from utils.data.pairs import PairRule, partner_rule, recorded, with_partner
 from utils.evaluation.boxes import to_native
 from utils.evaluation.nms import nms
-from utils.evaluation.tables import free_name, label_lines
+from utils.evaluation.outputs import Outputs
+from utils.evaluation.predict import check_together, predictions
+from utils.evaluation.tables import label_lines
 from utils.images.letterbox import letterbox
 from utils.images.pixels import Image, fractions, viewable
-from utils.images.sources import Frame, find_files, frames
+from utils.images.sources import Frame, find_sources, frames
 from utils.runs import lock
 from utils.runs.plots import colour, draw_box, draw_label
 from utils.system.device import select_device
-from utils.system.errors import UserError, run_main
+from utils.system.errors import UserError, parsing, run_main
 from utils.weights.checkpoint import load_detector
 
 Shares = list[float] | None  # [C] probabilities of the image's classes, for a model that has such
@@ -42,48 +47,45 @@ Shares = list[float] | None  # [C] probabilities of the image's classes, for a m
 
 @torch.inference_mode()
 def detect(
-    model: Detector, image: Image, size: int, device: torch.device, args: Options
+    models: Sequence[Detector], image: Image, size: int, device: torch.device, args: Options
 ) -> tuple[torch.Tensor, Shares]:
-    """Image [H,W,C] -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class; and what the image shows as a whole."""
-    fitted, ratio, pad = letterbox(image, size, stride=int(model.stride.max()))
+    """Image [H,W,C] -> [n,6] x0,y0,x1,y1 in its own pixels, confidence, class; and what the image shows as a whole,
+    as the first model sees it."""
+    stride = max(int(model.stride.max()) for model in models)
+    fitted, ratio, pad = letterbox(image, size, stride=stride)
     tensor = fractions(torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1))).to(device)[None])
-    out = model(tensor)
-    parts = model.decode(out["det"])
+    out = models[0](tensor)
+    parts = predictions(models, tensor, out["det"], args.augment)
     found = nms(
         parts, args.conf_thres, args.nms_iou, multi_label=False, classes=list(args.classes) or None,
         agnostic=args.agnostic_nms, max_det=args.max_det,
     )[0].cpu()  # fmt: skip
     native = to_native(found[:, :4], [*ratio, *pad], (image.shape[0], image.shape[1]))
-    shares = [out[name][0].float().softmax(0).tolist() for name in image_heads(model)]
+    shares = [out[name][0].float().softmax(0).tolist() for name in image_heads(models[0])]
     return torch.cat((native, found[:, 4:]), 1), shares[0] if shares else None
 
 
 def paired(frame: Frame, rule: PairRule, reads: str, args: Options) -> Image:
     """The picture as the model reads it, with its infrared partner or that one alone."""
     if frame.number is not None:
-        raise UserError(f"--source {frame.source}: {args.weights} reads {reads}, and a video has no infrared partner")
+        raise UserError(f"--source {frame.source}: {args.said} reads {reads}, and a video has no infrared partner")
     return with_partner(frame.image, Path(frame.source), rule, reads, alone=args.on_missing_pair == "single")
 
 
 class Output:
-    """Writes drawn pictures, videos frame by frame, and label files; never two results to one name."""
+    """Writes drawn pictures, videos frame by frame, and label files, all named by their source."""
 
     def __init__(self, folder: Path, args: Options) -> None:
-        self.folder, self.args = folder, args
+        self.files, self.args, self.window = Outputs(folder), args, args.view_img
         self.writers: dict[str, cv2.VideoWriter] = {}
-        self.taken: set[str] = set()
-        self.labels: set[str] = set()
 
     def add(self, frame: Frame, found: torch.Tensor, names: list[str], shares: Shares, shown: str) -> None:
         """shown: the image's class in words."""
-        stem = Path(frame.source).stem
+        stem = self.files.stems.of(frame.source, frame.number is not None)
         if self.args.save_txt and (len(found) or shares):
-            suffix = "" if frame.number is None else f"_{frame.number:06d}"
-            (self.folder / "labels").mkdir(exist_ok=True)
             text = label_lines(found, frame.image.shape[:2], self.args.save_conf, shares)
-            name = free_name(f"{stem}{suffix}.txt", self.labels)
-            (self.folder / "labels" / name).write_text(text)
-        if self.args.nosave:
+            self.files.text(f"labels/{stem}{'' if frame.number is None else f'_{frame.number}'}.txt", text)
+        if self.args.nosave and not self.window:
             return
         drawn = np.ascontiguousarray(viewable(frame.image)[..., ::-1])
         scale = max(min(drawn.shape[:2]) / 1000, 0.4)
@@ -91,18 +93,48 @@ class Output:
             draw_box(drawn, box, f"{names[int(c)]} {confidence:.2f}", colour(int(c)), scale=scale)
         if shown:
             draw_label(drawn, 0, 0, shown, (255, 255, 255), scale)
+        if self.window:
+            self.window = show(drawn, frame)
+        if self.args.nosave:
+            return
         if frame.number is None:
-            cv2.imwrite(str(self.folder / free_name(Path(frame.source).name, self.taken)), drawn)
+            write_picture(self.files.path(stem + Path(frame.source).suffix), drawn)
             return
         if frame.source not in self.writers:
-            size = (drawn.shape[1], drawn.shape[0])
-            path = str(self.folder / free_name(f"{stem}.mp4", self.taken))
-            self.writers[frame.source] = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
+            size, path = (drawn.shape[1], drawn.shape[0]), self.files.path(f"{stem}.mp4")
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
+            if not writer.isOpened():
+                raise UserError(f"{path} cannot be written; --nosave does without")
+            self.writers[frame.source] = writer
         self.writers[frame.source].write(drawn)
 
     def close(self) -> None:
         for writer in self.writers.values():
             writer.release()
+        self.files.tell_numbered()
+
+
+def write_picture(path: Path, image: np.ndarray[Any, Any]) -> None:
+    """Errors: UserError where the file is not written whole."""
+    good = False
+    with parsing(f"{path} cannot be written"):
+        good = cv2.imwrite(str(path), image)
+    if not good:
+        raise UserError(f"{path} cannot be written (a full disk, or no right to); --nosave does without")
+
+
+def show(image: np.ndarray[Any, Any], frame: Frame) -> bool:
+    """In a window; whether there is one. A machine without a display is told once, and goes on."""
+    try:
+        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise UserError("there is no display")
+        with parsing("no window can be opened"):
+            cv2.imshow(Path(frame.source).name, image)
+            cv2.waitKey(1)
+    except UserError as error:
+        print(f"--view-img: {error}; the drawn pictures lie in the run folder")
+        return False
+    return True
 
 
 def main(argv: list[str]) -> None:
@@ -115,22 +147,31 @@ def main(argv: list[str]) -> None:
 
 def run(args: Options, device: torch.device, folder: Path) -> None:
     """Every picture of the source, and what was found, into `folder`."""
-    if not args.source.isdigit():
-        find_files(args.source)
-    model, meta = load_detector(args.weights, args.cfg)
-    names, size = meta["names"], whole_strides(args.img_size or 640, int(model.stride.max()))
-    if args.classes and max(args.classes) >= model.nc:
-        raise UserError(f"--classes {max(args.classes)}: the model has classes 0..{model.nc - 1}")
-    model = fuse(model).to(device)
+    find_sources(args.source)
+    loaded = [load_detector(path, args.cfg) for path in args.weights]
+    models, (meta, *_) = [model for model, _ in loaded], [meta for _, meta in loaded]
+    check_together(models, [meta["names"] for _, meta in loaded], args.weights)
+    names, stride = meta["names"], max(int(model.stride.max()) for model in models)
+    size = trained_size(args.img_size, meta, stride)
+    if args.classes and max(args.classes) >= models[0].nc:
+        raise UserError(f"--classes {max(args.classes)}: the model has classes 0..{models[0].nc - 1}")
+    kinds = next(iter(image_heads(models[0]).values()), ())
+    models = [fuse(model).to(device) for model in models]
     record = recorded(meta)
-    rule = partner_rule(record, args.weights) if record else None
-    kinds = next(iter(image_heads(model).values()), ())
+    rule = partner_rule(record, args.weights[0]) if record else None
+    scale = (float(meta["scale"][0]), float(meta["scale"][1])) if meta.get("scale") else None
+    lost: list[str] = []
+
+    def bad(source: str, reason: str) -> None:
+        lost.append(f"{source}: {reason}")
+        print(f"left out: {lost[-1]}", file=sys.stderr)
+
     output, count, boxes = Output(folder, args), 0, 0
     try:
-        for frame in frames(args.source, model.in_channels):
+        for frame in frames(args.source, models[0].in_channels, scale, bad if args.on_bad_data == "skip" else None):
             if rule is not None:
                 frame = frame._replace(image=paired(frame, rule, record["modality"], args))
-            found, shares = detect(model, frame.image, size, device, args)
+            found, shares = detect(models, frame.image, size, device, args)
             shown = "" if shares is None else f"{kinds[shares.index(max(shares))]} {max(shares):.2f}"
             output.add(frame, found, names, shares, shown)
             count, boxes = count + 1, boxes + len(found)
@@ -140,7 +181,10 @@ def run(args: Options, device: torch.device, folder: Path) -> None:
             print(f"{frame.source}{number}: {said}" + (f"; image {shown}" if shown else ""))
     finally:
         output.close()
-    print(f"{count} images, {boxes} detections, results in {folder}")
+    if not count:
+        raise UserError(f"--source {lost[0] if lost else args.source}: not one picture could be read")
+    left = f", {len(lost)} left out" if lost else ""
+    print(f"{count} images{left}, {boxes} detections, results in {folder}")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ import torch
 from models.graph import Detector
 from utils import seams
 from utils.config.settings import DataSettings, EvalSettings
-from utils.data.build import evaluation
+from utils.data.build import evaluation, trained_size
 from utils.data.spec import read_data
 from utils.evaluation import coco, tables
 from utils.evaluation.evaluate import Result, evaluate
+from utils.evaluation.outputs import Outputs
+from utils.evaluation.predict import check_together
 from utils.runs import lock, plots
 from utils.system import dist
 from utils.system.device import select_device
@@ -52,64 +54,87 @@ def main(argv: list[str]) -> Result:
 def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
     """The evaluation, and what it writes into `folder`."""
     args = given.cfg
-    model, meta = load_detector(args.weights, args.cfg)
+    weights, *more = args.weights
+    model, meta = load_detector(weights, args.cfg)
+    others = [load_detector(path, args.cfg) for path in more]
+    models = [model, *(other for other, _ in others)]
+    check_together(models, [meta["names"], *(said["names"] for _, said in others)], args.weights)
     records: seams.Records = lasting(meta)
     for name, kind in seams.kinds(given.flags).items():
-        records = kind.under_test(kind.TestFlags(**given.flags[name]), records, model, args.weights)
+        records = kind.under_test(kind.TestFlags(**given.flags[name]), records, model, weights)
     patches = seams.revive(records)
-    spec = read_data(args.data)
+    data = args.data or (meta.get("config") or {}).get("data", "")
+    if not data:
+        raise UserError(f"--data is missing, and {weights} does not say on which data it was trained")
+    if not args.data:
+        print(f"--data {data}, as in training")
+    spec = read_data(data)
     patches.each("on_data_read", spec)
     if not args.single_cls and spec.nc != model.nc:
-        raise UserError(f"{args.weights} has {model.nc} classes, {args.data} has {spec.nc}")
+        raise UserError(f"{weights} has {model.nc} classes, {data} has {spec.nc}")
     if not args.single_cls:
-        cure = f"write the model's names into {args.data} where they mean its classes, or take all as one: --single-cls"
-        columns = class_rows.compare(meta, args.weights, spec.names, args.data, cure)
-        model.head.renumber([columns.index(c) for c in range(model.nc)])
-    check_channels(spec.channels, meta, args.weights, args.data)
+        cure = f"write the model's names into {data} where they mean its classes, or take all as one: --single-cls"
+        columns = class_rows.compare(meta, weights, spec.names, data, cure)
+        for each in models:
+            each.head.renumber([columns.index(c) for c in range(model.nc)])
+    check_channels(spec.channels, meta, weights, data)
+    stride = max(int(each.stride.max()) for each in models)
+    size = trained_size(args.img_size, meta, stride)
     settings = DataSettings(
-        img_size=args.img_size or 640, stride=int(model.stride.max()), batch_size=args.batch_size, workers=args.workers,
+        img_size=size, stride=stride, batch_size=args.batch_size, workers=args.workers,
         single_cls=args.single_cls, on_bad_data=args.on_bad_data, on_missing_pair=args.on_missing_pair,
         like="" if args.match == "coco" else args.match,
     )  # fmt: skip
     loader = evaluation(spec, "val" if args.task == "speed" else args.task, patches, settings)
     names = ["item"] if args.single_cls else list(spec.names)
-    coco.read_ids(names, args.anno_json)  # a wrong annotation file stops here, not after the evaluation
+    if args.save_json or args.anno_json:  # what stops the file must not stop it after the evaluation
+        coco.check_images(list(map(str, loader.dataset.files)), coco.read_ids(names, args.anno_json))
     judging = EvalSettings(
         names=names, conf_thres=args.conf_thres, iou_thres=args.nms_iou, match=args.match,
-        v5_metric=args.v5_metric, single_cls=args.single_cls,
+        v5_metric=args.v5_metric, single_cls=args.single_cls, max_det=args.max_det,
     )  # fmt: skip
 
-    def measure(detector: Detector | None = None, change: Change | None = None) -> Result:
-        return evaluate(detector or model, map(change, loader) if change else loader, device, judging)
+    together: dict[str, Any] = {"others": [other.to(device) for other in models[1:]], "augment": args.augment}
 
+    def measure(detector: Detector | None = None, change: Change | None = None) -> Result:
+        return evaluate(detector or model, map(change, loader) if change else loader, device, judging, **together)
+
+    outputs = Outputs(folder) if dist.main() else None  # also removes those of an earlier run
     result = evaluate(
         model.to(device),
         loader,
         device,
         judging,
         patches=patches,
+        **together,
         first_batch_sink=lambda batch, found: plots.plot_found(batch, found, names, folder),
     )
-    if dist.main():
-        write(result, args, names, loader.dataset.sizes, folder)
+    if outputs:
+        how = {
+            "weights": list(args.weights), "data": str(data), "split": args.task, "img_size": size,
+            "batch_size": args.batch_size, "conf_thres": args.conf_thres, "iou_thres": args.nms_iou,
+            "max_det": args.max_det, "match": args.match, "augment": args.augment, "single_cls": args.single_cls,
+        }  # fmt: skip
+        tables.write_figures(result, outputs, how)
+        write(result, args, names, loader.dataset.sizes, outputs)
     patches.each("after_evaluation", result, measure, folder)
     if dist.main():
         print(f"results in {folder}")
     return result
 
 
-def write(result: Result, args: Options, names: list[str], sizes: Any, folder: Path) -> None:
+def write(result: Result, args: Options, names: list[str], sizes: Any, outputs: Outputs) -> None:
     """Tables, curves and whatever files were asked for. sizes [n,2]: native width and height of each image."""
     if args.task == "speed":
         print(tables.speed_line(result))
     print(tables.result_table(result, per_class=args.verbose or len(names) < 50, lowest=args.conf_thres))
-    plots.plot_evaluation(result, folder)
+    plots.plot_evaluation(result, outputs.folder)
     if args.save_per_class_ap:
         tables.write_per_class_ap(result, Path(args.save_per_class_ap))
     if args.save_txt:
-        tables.write_labels(result, sizes, folder / "labels", args.save_conf)
+        tables.write_labels(result, sizes, outputs, args.save_conf)
     if args.save_json or args.anno_json:
-        coco.report(result, names, folder / "detections.json", args.anno_json)
+        coco.report(result, names, outputs.path("detections.json"), args.anno_json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.evaluation.tables import free_name, label_lines, markdown, result_table, write_classes, write_per_class_ap
+from utils.evaluation.tables import label_lines, markdown, result_table, write_classes, write_per_class_ap
 
 NAN = float("nan")
 
@@ -54,11 +54,6 @@ def test_detections_as_label_lines() -> None:
     assert label_lines(found, (100, 200), False) == "2 0.100000 0.400000 0.100000 0.400000\n"
     assert label_lines(found, (100, 200), True).endswith(" 0.500000\n")
     assert label_lines(found[:0], (100, 200), False, [0.2, 0.7, 0.1]) == "0 1 0\n"
-
-
-def test_a_taken_name_is_numbered() -> None:
-    taken: set[str] = set()
-    assert [free_name("a.txt", taken) for _ in range(3)] == ["a.txt", "a_2.txt", "a_3.txt"]
 
 
 def test_markdown_is_aligned() -> None:

@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 from utils.config.options import Program, again, opt
-from utils.config.shared import Device, Place, SavedLabels, Size, Thresholds, Trained
+from utils.config.shared import Device, Place, SavedLabels, Size, Thresholds, TrainedTogether
 from utils.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Place, SavedLabels, Thresholds, Size, Trained, Device):
-    source: str = opt("", "image, folder, glob, video, or a camera's number", "start", required=True)
-    max_det: int = opt(300, "detections per image", "evaluation", low=1)
+class Options(Place, SavedLabels, Thresholds, Size, TrainedTogether, Device):
+    source: str = opt(
+        "",
+        "image, folder, glob, video, camera's number, stream (rtsp, http), or a .txt list of these",
+        "start",
+        required=True,
+    )
     classes: tuple[int, ...] = opt((), "only these classes", "evaluation", nargs="+", low=0)
     agnostic_nms: bool = opt(False, "suppress across classes", "evaluation")
     on_missing_pair: str = opt(
@@ -19,8 +23,11 @@ class Options(Place, SavedLabels, Thresholds, Size, Trained, Device):
         "pairs",
         choices=("error", "single"),
     )
+    on_bad_data: str = opt(
+        "skip", "a picture that cannot be read: go on and count it, or stop", "data", choices=("error", "skip")
+    )
+    view_img: bool = opt(False, "show what is found in a window, where there is a display", "saving")
     nosave: bool = opt(False, "write no pictures or videos", "saving")
-    img_size: int | None = again(Size, "img_size", 640, help="pixels")
     project: str = again(Place, "project", "runs/detect")
 
     def __post_init__(self) -> None:

@@ -41,8 +41,6 @@ INSTEAD = {
     "task": "each task is a program: train.py, test.py, detect.py, export.py; test.py --task chooses the split",
     "split": "give --task val, train or test",
     "save-hybrid": "labels and detections are not mixed; --save-txt writes the detections",
-    "augment": "there is no augmented inference; several sizes are several runs, --img SIZE",
-    "view-img": "there is no window; the drawn pictures lie in the run folder",
     "show": "there is no window; the drawn pictures lie in the run folder",
     "visualize": "there is no such picture; `train.py --help --cfg MODEL.yaml` lists the modules",
     "half": "test.py, detect.py and export.py compute in float32",

@@ -30,6 +30,24 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedTogether:
+    """One model that is there already, or several whose detections are put together."""
+
+    weights: tuple[str, ...] = opt(
+        (), "checkpoint, ours or YOLOv5's or YOLOv7's; of several, detections of all before NMS", "model",
+        required=True, nargs="+",
+    )  # fmt: skip
+    cfg: str = opt("", "model YAML, for weights that carry none", "model")
+    augment: bool = opt(False, "also look at the picture in two smaller sizes, one of them flipped", "evaluation")
+    max_det: int = opt(300, "detections per image", "evaluation", low=1)
+
+    @property
+    def said(self) -> str:
+        """The weights in words."""
+        return " ".join(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Size:
     img_size: int | None = opt(None, "pixels (default: as in training)", "evaluation", low=32)
 

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from utils.config.help import test_schemas
 from utils.config.options import Program, again, opt
-from utils.config.shared import MATCHES, Device, Place, SavedLabels, Size, Thresholds, Trained
+from utils.config.shared import MATCHES, Device, Place, SavedLabels, Size, Thresholds, TrainedTogether
 from utils.system.errors import UserError
 
 TASKS = ("val", "train", "test", "speed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Place, SavedLabels, Thresholds, Size, Trained, Device):
-    data: str = opt("data/coco.yaml", "data YAML", "data")
+class Options(Place, SavedLabels, Thresholds, Size, TrainedTogether, Device):
+    data: str = opt("", "data YAML (default: that of the training)", "data")
     task: str = opt("val", "split to evaluate; speed: val, timings in front", "data", choices=TASKS)
     on_bad_data: str = opt(
         "error", "broken images and labels: stop, or skip and count them", "data", choices=("error", "skip")
@@ -40,7 +40,6 @@ class Options(Place, SavedLabels, Thresholds, Size, Trained, Device):
     save_per_class_ap: str = opt(
         "", "JSON file to write: map50, map, per_class {id: {ap50, ap, name}}", "saving", metavar="FILE"
     )
-    img_size: int | None = again(Size, "img_size", 640, help="pixels")
     project: str = again(Place, "project", "runs/test")
 
     def __post_init__(self) -> None:

@@ -1,6 +1,8 @@
 """The loaders of a training run and of an evaluation, as their settings and the patches make them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +74,14 @@ def whole_strides(size: int, stride: int) -> int:
     if rounded != size:
         print(note("size rounded", f"--img-size {size} is not a multiple of the stride {stride}: using {rounded}"))
     return rounded
+
+
+def trained_size(asked: int | None, meta: Mapping[str, Any], stride: int) -> int:
+    """--img-size, else the size that a checkpoint says it was trained at, else 640; in whole strides, and said."""
+    size = asked or int(meta.get("img_size") or 640)
+    if not asked:
+        print(f"--img-size {size}" + (", as in training" if meta.get("img_size") else ": the weights name none"))
+    return whole_strides(size, stride)
 
 
 def make_dataset(

@@ -124,11 +124,8 @@ class Entries:
         return [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in columns]
 
 
-def to_entries(paths: Sequence[str], detections: Sequence[Tensor], ids: Ids) -> Entries:
-    """Detections, per image [n,6] x1,y1,x2,y2 native pixels, confidence, class -> entries of a result file.
-
-    UserError where two images would have one id.
-    """
+def check_images(paths: Sequence[str], ids: Ids) -> dict[int | str, str]:
+    """{id: path} of the images. UserError where one has no id or two would have the same."""
     called: dict[int | str, str] = {}
     for path in paths:
         image = ids.image(path)
@@ -136,6 +133,15 @@ def to_entries(paths: Sequence[str], detections: Sequence[Tensor], ids: Ids) -> 
             raise UserError(
                 f"{path} and {called[image]} would both be image {image!r} in the JSON; give unique file names"
             )
+    return called
+
+
+def to_entries(paths: Sequence[str], detections: Sequence[Tensor], ids: Ids) -> Entries:
+    """Detections, per image [n,6] x1,y1,x2,y2 native pixels, confidence, class -> entries of a result file.
+
+    UserError where two images would have one id.
+    """
+    called = check_images(paths, ids)
     det = torch.cat([torch.zeros(0, 6), *detections]).double().numpy()
     image_ids = np.array(list(called), object)
     return Entries(

@@ -7,7 +7,7 @@ Works in inference mode, in the autocast type where one is given; of a batch not
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -27,6 +27,7 @@ from utils.evaluation.ap import Curves, average_precision, fitness
 from utils.evaluation.boxes import to_native, xywhn_to_xyxy
 from utils.evaluation.matching import NMS_OFFSET, RULES, coco_counted, confusion_matrix, find_pairs, tp_table
 from utils.evaluation.nms import nms
+from utils.evaluation.predict import predictions
 from utils.seams import Patches
 from utils.system import dist
 from utils.system.errors import UserError
@@ -120,10 +121,13 @@ def evaluate(
     criterion: Criterion | None = None,
     patches: Patches | None = None,
     first_batch_sink: Sink | None = None,
+    others: Sequence[Detector] = (),
+    augment: bool = False,
 ) -> Result:
     """Evaluate `model`, which is already on `device`; its training flags are as before afterwards.
 
     criterion: also compute the loss terms, on the raw outputs. patches: their observations and figures as well.
+    others, augment: more models, on the device and in eval mode, and smaller views, see utils/evaluation/predict.py.
     first_batch_sink: called once with the first batch as loaded and its detections in input pixels, on the CPU.
     Errors: UserError for an unknown rule and for a loader without images.
     """
@@ -144,7 +148,9 @@ def evaluate(
                     det = out["det"]
                     losses = criterion(det, moved["target"], moved["most"]) if criterion is not None else {}
                     observed = patches.merge("observe", moved, out, model) if patches else {}
-                parts = model.decode(det)
+                    more = others or augment
+                    parts = predictions((model, *others), moved["image"], det, augment) if more else []
+                parts = parts or model.decode(det)
             with _timed(seconds, "nms", device):
                 dets = nms(
                     parts, settings.conf_thres, settings.iou_thres, multi_label=True, agnostic=single_cls,
@@ -152,6 +158,8 @@ def evaluate(
                 )  # fmt: skip
                 del out, det, parts
                 dets = list(torch.split(torch.cat(dets).cpu(), [len(d) for d in dets]))
+                for det in dets if single_cls else ():
+                    det[:, 5] = 0  # before anybody sees them: their names are those of one class
             with _timed(seconds, "matching", device):
                 if first_batch_sink is not None and dist.main() and not found.batches:
                     first_batch_sink(batch, dets)

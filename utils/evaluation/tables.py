@@ -4,14 +4,17 @@ table as Markdown."""
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 from torch import Tensor
 
 from utils.evaluation.evaluate import Result
+from utils.evaluation.outputs import Outputs
 from utils.system.files import write_text
 
 
@@ -98,27 +101,34 @@ def label_lines(
     return "".join(line + "\n" for line in lines)
 
 
-def write_labels(result: Result, sizes: npt.NDArray[np.int64], folder: Path, with_confidence: bool) -> None:
+def write_labels(result: Result, sizes: npt.NDArray[np.int64], outputs: Outputs, with_confidence: bool) -> None:
     """One label file per image with detections, or per image where they have classes. sizes [images,2]: native (h, w),
     in the order of result.paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
     logits = result.observed.get("image_logits")
     shares = [None] * len(result.paths) if logits is None else logits.softmax(1).tolist()
     for path, found, shape, share in zip(result.paths, result.detections, sizes.tolist(), shares, strict=True):
+        stem = outputs.stems.of(path)  # of every image: a number must not depend on what was found
         if len(found) or share is not None:
-            name = free_name(f"{Path(path).stem}.txt", taken)
-            (folder / name).write_text(label_lines(found, shape, with_confidence, share))
+            outputs.text(f"labels/{stem}.txt", label_lines(found, shape, with_confidence, share))
+    outputs.tell_numbered()
 
 
-def free_name(name: str, taken: set[str]) -> str:
-    """The name, numbered where it was taken before (images of one name from several folders); it is taken from now
-    on."""
-    path, number, free = Path(name), 2, name
-    while free in taken:
-        free, number = f"{path.stem}_{number}{path.suffix}", number + 1
-    taken.add(free)
-    return free
+def write_figures(result: Result, outputs: Outputs, how: Mapping[str, Any]) -> None:
+    """metrics.yaml, per_class.csv and confusion.csv. how: by which settings they were measured."""
+    row = {k: None if np.isnan(v) else float(v) for k, v in result.row.items()}
+    heads = {k: {"mAP50": number(h.map50), "mAP": number(h.map), "objects": h.n_gt} for k, h in result.per_head.items()}
+    content = {
+        **how, "rule": result.rule, "images": result.images, "objects": int(result.n_gt.sum()), "metrics": row,
+        "confidence": result.best_conf, **({"heads": heads} if len(heads) > 1 else {}),
+    }  # fmt: skip
+    outputs.text("metrics.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_classes(outputs.path("per_class.csv"), result)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["predicted \\ true", *result.names, "background"])
+    rows = zip([*result.names, "background"], result.confusion.tolist(), strict=True)
+    writer.writerows([name, *counts] for name, counts in rows)
+    outputs.text("confusion.csv", text.getvalue())
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -85,8 +85,7 @@ def setup(begun: Start) -> Run:
     scaler = make_scaler(cfg, device)
     results = record.Results(folder, resumed["meta"]["next_epoch"] if resumed else 0)
 
-    scale = {"scale": list(spec.scale)} if spec.scale else {}
-    meta = describe(cfg, patches, model, contents, spec=graph, names=names, img_size=size, **scale)
+    meta = describe(cfg, patches, model, contents, spec=graph, names=names, img_size=size, scale=spec.scale)
     ema = optim.Ema(model)
     run = Run(
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,

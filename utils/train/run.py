@@ -105,7 +105,7 @@ def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Man
         "patches": patches.records(),
         "groups": model.groups,
         "group_names": model.group_names,
-        **more,
+        **{k: list(v) if k == "scale" else v for k, v in more.items() if v is not None},
         "nc": model.nc,
         "channels": model.in_channels,
         "data": {"yaml": cfg.data, "fingerprint": contents.fingerprint},

@@ -140,7 +140,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     if run.batch == 0:
         run.sums = {name: torch.zeros((), device=run.device) for name in run.loss_step.terms}
     fed = Fed(run.train)
-    bar = tqdm(fed, f"epoch {run.epoch + 1}/{run.cfg.epochs}", run.schedule.batches, initial=run.batch, mininterval=1,
+    bar = tqdm(fed, f"epoch {run.epoch}/{run.cfg.epochs - 1}", run.schedule.batches, initial=run.batch, mininterval=1,
                disable=not dist.main())  # fmt: skip
     run.optimizer.zero_grad(set_to_none=True)
     for loaded in bar:

@@ -21,6 +21,7 @@ from models.gather import by_cell, look, read
 from models.iou import iou
 from models.ota import ota_rows
 
+LOSS_KINDS = ("box", "obj", "cls")  # of a detector's loss terms: `box`, or `box/head_0`, ...
 BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06), 5: (4.0, 1.0, 0.25, 0.06, 0.02)}
 
 
@@ -141,7 +142,7 @@ class DetectionLoss(Criterion):
     anchors [L,A,2] in cells, stride [L] pixels. With one class the class term is 0: objectness says it all.
     """
 
-    terms = ("box", "obj", "cls")
+    terms = LOSS_KINDS
     anchors: Tensor
     stride: Tensor
 

@@ -10,6 +10,7 @@ from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, 
 from models.gather import by_cell, look, read
 from models.iou import iou
 from models.loss import (
+    LOSS_KINDS,
     Criterion,
     LossSettings,
     as_empty,
@@ -26,7 +27,7 @@ from patches.multihead.head_file import HeadTable
 
 
 def term_names(heads: int) -> tuple[str, ...]:
-    return tuple(f"{kind}/head_{h}" for kind in ("box", "obj", "cls") for h in range(heads))
+    return tuple(f"{kind}/head_{h}" for kind in LOSS_KINDS for h in range(heads))
 
 
 class MultiHeadLoss(Criterion):

@@ -67,7 +67,7 @@ def write(folder: Path, terms: Collection[str]) -> None:
 def plot(folder: Path) -> None:
     """history.png from history.json: a panel for each family."""
     rows = json.loads((folder / "history.json").read_text())
-    epochs = [row["epoch"] + 1 for row in rows]
+    epochs = [row["epoch"] for row in rows]
     panels = {f: list(rows[0][f]) for f in FAMILIES if rows and rows[0][f]}
     panels["metric"] = [k for k in panels.get("metric", []) if 0 <= largest(rows, "metric", k) <= 1]
     figure, axes = new_figure(13, 10, 3, 3)

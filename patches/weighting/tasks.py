@@ -7,9 +7,9 @@ head (`head_0`: box/head_0, obj/head_0, ...), or a term itself (`image_class`, `
 
 from collections.abc import Sequence
 
+from models.loss import LOSS_KINDS
 from utils.system.errors import UserError
 
-KINDS = ("box", "obj", "cls")
 IMAGE = "image_class"
 Tasks = dict[str, tuple[str, ...]]  # {task: its terms}
 
@@ -42,7 +42,7 @@ def read_tasks(words: Sequence[str], terms: Sequence[str]) -> Tasks:
 
 def matching(word: str, terms: Sequence[str]) -> list[str]:
     """The terms of one word; UserError where there are none."""
-    detection = [t for t in terms if t.split("/")[0] in KINDS]
+    detection = [t for t in terms if t.split("/")[0] in LOSS_KINDS]
     found = detection if word == "detection" else [t for t in terms if word in (t, *t.split("/"))]
     if not found:
         valid = dict.fromkeys(["detection", *(part for t in terms for part in t.split("/")), *terms])

@@ -50,8 +50,8 @@ def test_a_run_folder_is_complete(base_run: Path) -> None:
         "last.pt",
         "previous.pt",
         "best.pt",
+        "epoch_000.pt",
         "epoch_001.pt",
-        "epoch_002.pt",
     }
     rows = read_rows(base_run / "results.csv")
     assert [r["epoch"] for r in rows] == ["0", "1"]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from models.graph import Detector
 from patches.freeze import Flags, Freeze
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
 from tests.toy import trained
-from utils.runs.chain import frozen_layers
+from utils.runs.folder import Facts
 from utils.system.errors import UserError
 from utils.train import optim
 from utils.train.modules import cut, parse_first
@@ -88,11 +89,15 @@ def test_the_inverse_never_hides_behind_freeze(demo: Detector, flags: dict[str, 
         Freeze(Flags(**flags)).on_model_built(demo, ())
 
 
-def test_a_table_of_stages_tells_the_ways_apart() -> None:
-    assert frozen_layers({}) == "0"
-    assert frozen_layers({"freeze": {"freeze": ["3", "5"]}}) == "3 5"
-    assert frozen_layers({"freeze": {"freeze": ["0"], "trainable_first": 10}}) == "all but the first 10"
-    assert frozen_layers({"freeze": {"freeze": ["9"], "trainable_first": -1}, "unfreeze": {}}) == "9, --unfreeze"
+def test_a_table_of_stages_tells_the_ways_apart(tmp_path: Path) -> None:
+    for patches, said in (
+        ({}, "0"),
+        ({"freeze": {"freeze": ["3", "5"]}}, "3 5"),
+        ({"freeze": {"freeze": ["0"], "trainable_first": 10}}, "all but the first 10"),
+        ({"freeze": {"freeze": ["9"], "trainable_first": -1}, "unfreeze": {}}, "9, --unfreeze"),
+    ):
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({"patches": patches}))
+        assert Facts(tmp_path).frozen == said
 
 
 def test_the_cut_is_said(demo: Detector) -> None:

@@ -15,6 +15,7 @@ from utils.config.settings import EvalSettings
 from utils.data.labels import Labels
 from utils.evaluation.evaluate import Result, evaluate
 from utils.runs import plots
+from utils.runs.folder import Facts
 
 PAINTED = True
 
@@ -86,27 +87,31 @@ def test_no_objects_draw_nothing(tmp_path: Path) -> None:
     empty = evaluate(model, batches([[], []]), CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     plots.plot_evaluation(empty, tmp_path)
     assert not list(tmp_path.iterdir())
-    plots.plot_results(tmp_path / "results.csv", tmp_path / "results.png")
+    plots.plot_results(Facts(tmp_path), tmp_path / "results.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_results_over_epochs(tmp_path: Path, caught: dict[str, Any]) -> None:
     """Two epochs, two heads; the first was not evaluated."""
     (tmp_path / "results.csv").write_text(
-        "epoch,step,lr_weight,lr_bias,box/h0,box/h1,obj,cls,P,R,mAP50,mAP,val_box,val_obj,val_cls,mAP50/h0,mAP50/h1,match\n"
-        "0,4,.01,.1,1.0,0.5,2.0,3.0,,,,,,,,,,\n"
-        "1,8,.01,.1,0.5,0.5,1.0,2.0,.4,.5,.6,.3,1.5,2.5,3.5,.7,.5,coco\n"
+        "epoch,step,lr_weight/1,lr_bias,box/h0,box/h1,obj,cls,align,P,R,mAP50,mAP,val_box/h0,val_box/h1,val_obj,val_cls,"
+        "mAP50/h0,mAP50/h1,align_top1,align_pairs,match\n"
+        "0,4,.01,.1,1.0,0.5,2.0,3.0,.7,,,,,,,,,,,.2,30,\n"
+        "1,8,.01,.1,0.5,0.5,1.0,2.0,.6,.4,.5,.6,.3,1.0,0.5,2.5,3.5,.7,.5,.3,31,coco\n"
     )
-    plots.plot_results(tmp_path / "results.csv", tmp_path / "results.png")
+    plots.plot_results(Facts(tmp_path), tmp_path / "results.png")
     assert readable(tmp_path / "results.png")
-    box, obj, _, rates, mean, heads = caught["results.png"].axes
-    np.testing.assert_allclose(box.lines[0].get_xydata(), [[1, 1.5], [2, 1.0]])
-    np.testing.assert_allclose(box.lines[1].get_ydata(), [np.nan, 1.5])
+    box, obj, _, align, shares, mean, heads, rates, measured, *_ = caught["results.png"].axes
+    np.testing.assert_allclose(box.lines[0].get_xydata(), [[0, 1.5], [1, 1.0]], err_msg="epochs count from 0")
+    np.testing.assert_allclose(box.lines[1].get_xydata(), [[1, 1.5]])
     np.testing.assert_allclose(obj.lines[0].get_ydata(), [2, 1])
-    np.testing.assert_allclose(rates.lines[0].get_ydata(), [np.nan, 0.4])
-    np.testing.assert_allclose([line.get_ydata()[1] for line in mean.lines], [0.6, 0.3])
+    np.testing.assert_allclose(align.lines[0].get_ydata(), [0.7, 0.6])
+    np.testing.assert_allclose(shares.lines[0].get_xydata(), [[1, 0.4]])
+    np.testing.assert_allclose([line.get_ydata()[0] for line in mean.lines[:2]], [0.6, 0.3])
     assert "coco" in mean.get_title()
-    assert [(line.get_label(), line.get_ydata()[1]) for line in heads.lines] == [("h0", 0.7), ("h1", 0.5)]
+    assert [(line.get_label(), line.get_ydata()[0]) for line in heads.lines[:2]] == [("h0", 0.7), ("h1", 0.5)]
+    assert [line.get_label() for line in rates.lines] == ["weight/1", "bias"] and rates.get_title() == "learning rate"
+    assert [line.get_label() for line in measured.lines[:1]] == ["align_top1"], "a count is no share: not drawn here"
 
 
 def test_label_statistics(tmp_path: Path, caught: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import yaml
 from utils.study import compare, compared
 from utils.study.measure import Measured, by_size, measure
 from utils.system.errors import UserError
+from utils.weights.checkpoint import save_checkpoint
 
 PAINTED = True
 
@@ -56,8 +57,9 @@ def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_by_hand(tmp_path: Path) -> None:
     values = compared.read_entry(write_run(tmp_path / "a", ROWS), "a", "cpu").values
     assert values == {
+        "frozen layers": "0",
         "epochs": 4,
-        "best epoch": 3,
+        "best epoch": 2,
         "best mAP@0.5": 0.62,
         "best mAP@0.5:0.95": 0.5,
         "best P": 0.5,
@@ -66,7 +68,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         "final mAP@0.5:0.95": 0.4,
         "final P": 0.4,
         "final R": 0.3,
-        "epochs to 90 % of final mAP@0.5:0.95": 2,
+        "first epoch with 90 % of final mAP@0.5:0.95": 1,
         "train-validation gap of the loss": pytest.approx(2.6 - 1.5),
         "seconds per epoch": 4.5,
         "peak memory, GiB": 1.5,
@@ -82,23 +84,24 @@ def test_figures_by_hand(tmp_path: Path) -> None:
 def test_what_best_pt_measures_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes and the patches' own metrics become columns, classes a table; another mAP than in training is said."""
     result = SimpleNamespace(map=0.5, figures={"accuracy": 0.75}, names=["x", "y"], n_gt=np.array([3, 0]),
-        ap50=np.array([0.6, np.nan]), ap=np.array([0.5, np.nan]), p=np.array([0.4, np.nan]), r=np.array([0.3, np.nan]),
+        ap50=np.array([0.6, np.nan]), ap=np.array([0.5, np.nan]), f1_per_class=np.array([0.34, np.nan]),
+        p=np.array([0.4, np.nan]), r=np.array([0.3, np.nan]),
     )  # fmt: skip
     found = Measured(result, {"small": 0.25, "large": -1.0}, {})  # type: ignore[arg-type]
     monkeypatch.setattr(compared, "measure", lambda *_: found)
     runs = [write_run(tmp_path / f"a_seed{i}", ROWS, seed=i) for i in range(2)]
     entries = compared.read_entries(runs, "cpu")
-    assert [e.note for e in entries] == ["", ""]
+    assert [e.notes for e in entries] == [(), ()]
     values = entries[0].values
     assert values["accuracy"] == 0.75 and values["AP@0.5:0.95 of small objects"] == 0.25
     assert values["AP@0.5:0.95 of large objects"] == "no such objects"
-    assert compare.class_table(entries) == [
-        ["figure", "class", "a_seed0", "a_seed1", "a, mean of 2 seeds"],
-        *([figure, "x", v, v, f"{v} ± 0.0000"] for figure, v in
-          (("AP@0.5", "0.6000"), ("AP@0.5:0.95", "0.5000"), ("P", "0.4000"), ("R", "0.3000"))),
+    assert compare.class_rows(entries) == [
+        ["figure", "class", "a_seed0", "a_seed1", "a, mean", "a, standard deviation"],
+        *([figure, "x", v, v, v, 0.0] for figure, v in
+          (("AP@0.5", 0.6), ("AP@0.5:0.95", 0.5), ("F1", 0.34), ("P", 0.4), ("R", 0.3))),
     ]  # fmt: skip
     result.map = 0.49
-    assert "best.pt reaches mAP@0.5:0.95 0.4900 now, 0.5000 while" in compared.read_entries(runs, "cpu")[0].note
+    assert "best.pt reaches mAP@0.5:0.95 0.4900 now, 0.5000 while" in compared.read_entries(runs, "cpu")[0].notes[0]
 
 
 def test_means_over_seeds_of_like_runs_only(tmp_path: Path) -> None:
@@ -126,7 +129,8 @@ def test_means_over_seeds_of_like_runs_only(tmp_path: Path) -> None:
 def test_runs_that_are_not_comparable_are_named(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a", ROWS), write_run(tmp_path / "b", ROWS, lr0=1.0)]
     assert compared.conflicts(compared.read_entries([*runs, tmp_path / "gone"], "cpu")) == []
-    runs += [write_run(tmp_path / "c", ROWS, data="99887766aa"), write_run(tmp_path / "d", ROWS, match="v7")]
+    by_v7 = [["v7" if cell == "coco" else cell for cell in row] for row in ROWS]
+    runs += [write_run(tmp_path / "c", ROWS, data="99887766aa"), write_run(tmp_path / "d", by_v7, match="v7")]
     data, rule = compared.conflicts(compared.read_entries(runs, "cpu"))
     assert data == "NOT COMPARABLE, different data (abcdef01: a, b, d; 99887766: c)"
     assert rule == "NOT COMPARABLE, different matching rules of mAP (coco: a, b, c; v7: d)"
@@ -145,12 +149,12 @@ def test_what_is_missing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixt
     with open(tmp_path / "out/comparison.csv", newline="") as f:
         table = {row["run"]: row for row in csv.DictReader(f)}
     assert list(table) == ["a", "gone", "empty", "c"]
-    assert {v for name in ("gone", "empty") for k, v in table[name].items() if k != "run"} == {"missing"}
-    assert table["a"]["peak memory, GiB"] == "not measured" and table["a"]["seconds per epoch"] == "2.50"
+    assert {v for name in ("gone", "empty") for k, v in table[name].items() if k != "run"} == {""}
+    assert table["a"]["peak memory, GiB"] == "" and table["a"]["seconds per epoch"] == "2.5"
     said = capsys.readouterr().out
     assert "gone holds no finished epoch" in said and "a: best.pt could not be evaluated: there is no" in said
     page = (tmp_path / "out/comparison.html").read_text()
-    assert '<td class="missing">missing</td>' in page and "data:image/png;base64," in page
+    assert 'missing">missing</td>' in page and "data:image/png;base64," in page
     assert "NOT COMPARABLE, different data" in page and "train-validation gap" in page
     assert "http" not in page and "<script" not in page and "src=" in page
     assert re.findall('src="(?!data:)', page) == []
@@ -172,3 +176,49 @@ def test_average_precision_by_object_size() -> None:
     truth = {"x.png": np.array([[10.0, 10.0, 30.0, 30.0, 0.0], [100.0, 100.0, 160.0, 160.0, 0.0]])}
     sizes = by_size(Found(), truth, {"x.png": [200, 300]})  # type: ignore[arg-type]
     assert sizes == {"small": pytest.approx(1.0), "medium": 0.0, "large": -1.0}
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "results.csv", "timing.csv", "data.csv", "result.yaml"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00: [", b"", b"a,b\n1,2\n", b"config: {epochs: x, seed: []}\n"])
+def test_damage_is_named_and_stops_no_comparison(
+    tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / "a", ROWS), write_run(tmp_path / "b", ROWS, seed=1)]
+    (runs[1] / name).write_bytes(content)
+    compare.compare(runs, tmp_path / "out")
+    said, unread = (
+        capsys.readouterr().out,
+        name in ("data.csv", "result.yaml") or (name == "timing.csv" and not content),
+    )
+    assert unread or f"b: {tmp_path / 'b'}" in said, said
+
+
+def test_shuffled_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The head in the midst of the rows."""
+    run = write_run(tmp_path / "a", ROWS)
+    lines = (run / "results.csv").read_text().splitlines(keepends=True)
+    (run / "results.csv").write_text("".join([lines[2], lines[0], lines[1]]))
+    compare.compare([run], tmp_path / "out")
+    assert "its first column is '1', not 'epoch'" in capsys.readouterr().out
+
+
+def test_the_start_stands_beside_and_a_fall_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only a start on the same data, at the same size and by the same rule."""
+    for data, said in (("abcdef0123", True), ("99", False)):
+        meta = {"map50": 0.9, "map": 0.8, "match": "coco", "data": {"fingerprint": data}}
+        save_checkpoint(tmp_path / f"{data}.pt", state={"x": torch.zeros(1)}, meta=meta)
+        run = write_run(tmp_path / f"from_{data}", ROWS, weights=str(tmp_path / f"{data}.pt"))
+        compare.compare([run], tmp_path / "out")
+        assert ("training made it worse: it started from mAP@0.5:0.95 0.8000" in capsys.readouterr().out) == said
+        with open(tmp_path / "out/comparison.csv", newline="") as f:
+            (row,) = csv.DictReader(f)
+        assert row.get("start mAP@0.5:0.95") == ("0.8" if said else None)
+
+
+def test_the_arm_without_freezing_is_the_baseline(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, ROWS) for name in "ab"]
+    settings = yaml.safe_load((runs[1] / "run.yaml").read_text())
+    (runs[1] / "run.yaml").write_text(yaml.safe_dump({**settings, "patches": {"freeze": {"freeze": ["3"]}}}))
+    entries = compared.read_entries(runs, "cpu")
+    assert [row[1] for row in compare.run_rows(entries, ["frozen layers"])] == ["frozen layers", "0 (baseline)", "3"]
+    assert compare.run_rows(entries[:1], ["frozen layers"])[1][1] == "0", "nothing beside it freezes"

@@ -1,6 +1,7 @@
 """Tables of a study from run folders written by hand; words on the command line."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from utils.study import study
 from utils.system.errors import UserError
 from utils.weights.checkpoint import save_checkpoint
 
+START = {"map50": 0.5, "map": 0.25, "match": "coco", "data": {"fingerprint": "abcdef0123"}}
+
 
 def jobs_of(tmp_path: Path) -> list[study.Job]:
     """Arm a: two runs from a checkpoint with mAP50 0.5, arm b: one run from scratch and one that is missing."""
-    save_checkpoint(tmp_path / "w.pt", state={"x": torch.zeros(1)}, meta={"map50": 0.5, "map": 0.25, "match": "coco"})
+    save_checkpoint(tmp_path / "w.pt", state={"x": torch.zeros(1)}, meta=START)
     later = [[*row[:6], value, *row[7:]] for row, value in zip(ROWS, (0.4, 0.2, 0.1, 0.31), strict=True)]
     write_run(tmp_path / "a_seed0", ROWS, seed=0, weights=str(tmp_path / "w.pt"))
     write_run(tmp_path / "a_seed1", later, seed=1, weights=str(tmp_path / "w.pt"))
@@ -36,11 +39,16 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert study.costs([study.Job("c", 0, tmp_path / "none", ())])[1] == ["c", "missing", "missing"]
 
 
-def test_a_start_by_another_rule_is_no_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [{"match": "v7"}, {"data": {"fingerprint": "99"}}, {"config": {"img_size": [96, 96]}}, {"data": {}}]
+)
+def test_a_start_on_other_data_at_another_size_or_by_another_rule_is_no_start(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
     jobs = jobs_of(tmp_path)
     assert study.figures(jobs[0], "mAP")["start"] == 0.25
-    save_checkpoint(tmp_path / "w.pt", state={"x": torch.zeros(1)}, meta={"map50": 0.5, "match": "v7"})
-    assert set(study.figures(jobs[0], "mAP50")) == {"lowest", "final", "best"}
+    save_checkpoint(tmp_path / "w.pt", state={"x": torch.zeros(1)}, meta={**START, **other})
+    assert set(study.figures(jobs[2], "mAP50")) == {"lowest", "final", "best"}
     assert study.figures(jobs[3], "mAP50") == {}
 
 

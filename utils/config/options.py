@@ -341,7 +341,7 @@ def add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
 
 
 def show(value: Any) -> str:
-    return " ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
+    return " ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def say(text: str) -> None:

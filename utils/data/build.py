@@ -178,7 +178,7 @@ def describe_masking(augment: AugmentParams | AugmentPlan, split: str, *, rect: 
     shares = [(start, masked_share(plan.at(start), rect=rect, quad=quad)) for start in starts]
     if not any(share for _, share in shares):
         return f"{split}: every picture is of one image and keeps its image class"
-    each = ", ".join(f"{share:.0%}" + f" from epoch {start + 1} on" * (start > 0) for start, share in shares)
+    each = ", ".join(f"{share:.0%}" + f" from epoch {start} on" * (start > 0) for start, share in shares)
     return note(
         "image classes masked",
         f"{split}: composed of several images, and so without image class: about {each} of the pictures"

@@ -7,7 +7,7 @@ Works in inference mode, in the autocast type where one is given; of a batch not
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -36,6 +36,7 @@ Batch = dict[str, Any]
 Sink = Callable[[Batch, list[Tensor]], None]
 Floats = NDArray[np.float64]
 
+MEANS = ("P", "R", "F1", "mAP50", "mAP")  # columns of the means over the classes
 RULE_TEXT = {
     "coco": "COCO matching, 101 points",
     "v5": "YOLOv5 matching, 101 points",
@@ -93,13 +94,19 @@ class Result:
 
     @property
     def row(self) -> dict[str, float]:
-        """Columns of results.csv: means, loss terms, mAP per head where there are several, what patches measured."""
-        row = {"P": self.mp, "R": self.mr, "F1": self.f1, "mAP50": self.map50, "mAP": self.map}
-        row |= {f"val_{name}": value for name, value in self.losses.items()}
-        if len(self.per_head) > 1:
-            row |= {f"mAP50/{name}": head.map50 for name, head in self.per_head.items()}
-            row |= {f"mAP/{name}": head.map for name, head in self.per_head.items()}
-        return row | self.figures
+        """{column of results.csv: value}, see `columns`."""
+        heads = list(self.per_head.values()) if len(self.per_head) > 1 else []
+        of_heads = [*(head.map50 for head in heads), *(head.map for head in heads)]
+        means = (self.mp, self.mr, self.f1, self.map50, self.map)
+        names = self.columns(self.losses, self.per_head, self.figures)
+        return dict(zip(names, [*means, *self.losses.values(), *of_heads, *self.figures.values()], strict=True))
+
+    @staticmethod
+    def columns(terms: Iterable[str], heads: Collection[str], figures: Iterable[str]) -> list[str]:
+        """Names of what an evaluation gives: means, loss terms, mAP per head where there are several, what patches
+        measure."""
+        of_heads = [f"{kind}/{head}" for kind in ("mAP50", "mAP") for head in heads if len(heads) > 1]
+        return [*MEANS, *(f"val_{term}" for term in terms), *of_heads, *figures]
 
     @property
     def said(self) -> str:

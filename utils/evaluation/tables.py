@@ -131,6 +131,14 @@ def write_figures(result: Result, outputs: Outputs, how: Mapping[str, Any]) -> N
     outputs.text("confusion.csv", text.getvalue())
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells for the screen, head first: the first column to the left, the others to the right."""
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [[cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, width, strict=True))]
+             for row in rows]  # fmt: skip
+    return "\n".join("  ".join(cells).rstrip() for cells in lines)
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table of cells, head first, its columns aligned."""
     width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]

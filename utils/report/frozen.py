@@ -11,12 +11,13 @@ import torch
 
 from models.graph import Detector
 from utils import seams
-from utils.runs.folder import Checkpoint, Facts, Verdict
+from utils.runs.folder import Checkpoint, Facts
 from utils.seams import Source, State
 from utils.system.errors import UserError
 from utils.train.modules import parse_first, parse_modules
 from utils.weights.checkpoint import build_detector, channels_of, lasting
 
+Verdict = list[str] | str  # of a rule: what it found, or why that could not be measured
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 MINIMUM = 2  # checkpoints to compare without a start
 

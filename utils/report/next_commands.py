@@ -96,8 +96,7 @@ def next_stage(run: Facts, best: Path) -> list[Command]:
             own = [*again, "--freeze", "backbone", "--name", f"{run.folder.name}_freeze_backbone"]
             words = [*without(words, {"--freeze"}), *own]
             return [("next stage: fine-tune with the aligned backbone frozen", line("train.py", *words))]
-        best_epoch = int(run.best["epoch"]) + 1 if run.best else 0
-        if best_epoch == run.epochs:
+        if run.best and run.best is run.rows[-1]:
             words = [*words, *again, "--name", f"{run.folder.name}_more"]
             return [("the best epoch is the last: train on from it", line("train.py", *words))]
         return []

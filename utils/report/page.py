@@ -1,26 +1,20 @@
-"""A report as plain data (sections of blocks), and its two forms: one HTML page that needs no other file, and Markdown.
+"""A page as plain data (sections of blocks), and its two forms: one HTML file that needs no other, and Markdown.
 
-Everything that comes from a run's files is escaped; pictures lie in the page as data, curves as inline SVG.
+The HTML is page.html, filled by Jinja2, which escapes everything that comes from a run's files; pictures lie in the
+page as data, curves as inline SVG. Reports and comparisons are such pages.
 """
 
 import base64
-import html
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.report.compare_page import STYLE, WORDS
+from jinja2 import Environment, StrictUndefined
 
-OWN_STYLE = """
-.summary { border: 2px solid #357; padding: .4em 1em; margin: 1em 0 } .summary li { margin: .25em 0 }
-pre { background: #f5f5f5; padding: .6em; white-space: pre-wrap; overflow-wrap: anywhere } img { max-width: 100% }
-td { max-width: 60em; overflow-wrap: anywhere } td.text { text-align: left; white-space: normal }
-svg { display: block } summary { cursor: pointer; font-weight: 600; margin: .5em 0 } h2 { margin-top: 1.6em }
-"""
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
-WRONG = ("looks wrong", "something looks wrong", "unfinished")  # lines of the summary that begin so stand out
+NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%)?( ± [\d.,]+)?|nan")
 WIDTH, HEIGHT = 150, 26  # of a curve, pixels
 
 
@@ -28,6 +22,7 @@ WIDTH, HEIGHT = 150, 26  # of a curve, pixels
 class Text:
     text: str
     warning: bool = False
+    kind = "text"
 
 
 @dataclass(frozen=True)
@@ -36,17 +31,43 @@ class Table:
 
     rows: Sequence[Sequence[str]]
     curves: Sequence[Sequence[float]] = ()
+    kind = "table"
+
+    @property
+    def head(self) -> list[str]:
+        return [*self.rows[0], *(["over the epochs"] if self.curves else [])]
+
+    @property
+    def body(self) -> Sequence[Sequence[str]]:
+        return self.rows[1:]
+
+    @property
+    def sides(self) -> list[str]:
+        """Of each column: `right` where most of what it holds are numbers."""
+        found = []
+        for i in range(len(self.rows[0])):
+            cells = [row[i] for row in self.body if row[i] and not lacking(row[i])]
+            numbers = sum(bool(NUMBER.fullmatch(cell)) for cell in cells)
+            found.append("right" if i and 2 * numbers > len(cells) else "left")
+        return [*found, "left"]
 
 
 @dataclass(frozen=True)
 class Code:
     text: str
+    kind = "code"
 
 
 @dataclass(frozen=True)
 class Picture:
     path: Path
     text: str
+    kind = "picture"
+
+    @property
+    def content(self) -> str:
+        data = base64.b64encode(self.path.read_bytes()).decode()
+        return f"data:{PICTURES[self.path.suffix.lower()]};base64,{data}"
 
 
 Block = Text | Table | Code | Picture
@@ -62,70 +83,31 @@ class Section:
     fold_title: str = ""
 
 
-def as_html(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
-    parts = [f"<h1>{html.escape(title)}</h1>", '<ul class="summary">']
-    parts += [f"<li{warned(text)}>{html.escape(text)}</li>" for text in summary]
-    parts.append("</ul>")
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        parts += [html_block(b) for b in section.blocks]
-        if section.folded:
-            inner = "".join(html_block(b) for b in section.folded)
-            parts.append(f"<details><summary>{html.escape(section.fold_title)}</summary>{inner}</details>")
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    return f"{head}<style>{STYLE}{OWN_STYLE}</style>{''.join(parts)}</html>\n"
+def lacking(cell: str) -> bool:
+    """Whether a cell says that there is no value."""
+    return cell.startswith(("missing", "not measured", "not comparable", "no such objects"))
 
 
-def warned(text: str) -> str:
-    return ' class="warning"' if text.startswith(WRONG) else ""
-
-
-def html_block(block: Block) -> str:
-    if isinstance(block, Text):
-        mark = ' class="warning"' if block.warning else ""
-        return f"<p{mark}>{html.escape(block.text)}</p>"
-    if isinstance(block, Code):
-        return f"<pre>{html.escape(block.text)}</pre>"
-    if isinstance(block, Table):
-        return html_table(block)
-    content = base64.b64encode(block.path.read_bytes()).decode()
-    kind, text = PICTURES[block.path.suffix.lower()], html.escape(block.text)
-    return f'<h3>{text}</h3><div class="wide"><img alt="{text}" src="data:{kind};base64,{content}"></div>'
-
-
-def html_table(table: Table) -> str:
-    head, *rows = table.rows
-    lines = ["".join(f"<th>{html.escape(c)}</th>" for c in (*head, *(["over the epochs"] if table.curves else [])))]
-    for i, row in enumerate(rows):
-        cells = [f"<td{mark(cell)}>{html.escape(cell)}</td>" for cell in row]
-        lines.append("".join(cells) + (f"<td>{curve(table.curves[i])}</td>" if table.curves else ""))
-    body = "".join(f"<tr>{text}</tr>" for text in lines)
-    return f'<div class="wide"><table>{body}</table></div>'
-
-
-def mark(cell: str) -> str:
-    if cell in WORDS or cell.startswith("not measured"):
-        return ' class="missing"'
-    return "" if re.fullmatch(r"[-+]?[\d.,]*(e[-+]?\d+)?%?|nan", cell) else ' class="text"'
-
-
-def curve(values: Sequence[float]) -> str:
-    """A line from the lowest to the highest value; nothing for fewer than two."""
-    if len(values) < 2:
-        return ""
-    low, high = min(values), max(values)
-    span = high - low or 1.0
-    points = " ".join(
+def points(values: Sequence[float]) -> str:
+    """Of a line from the lowest to the highest value."""
+    low, span = min(values), (max(values) - min(values)) or 1.0
+    return " ".join(
         f"{2 + i * (WIDTH - 4) / (len(values) - 1):.1f},{HEIGHT - 3 - (v - low) / span * (HEIGHT - 6):.1f}"
         for i, v in enumerate(values)
     )
-    line = f'<polyline points="{points}" fill="none" stroke="#357" stroke-width="1.3"/>'
-    return f'<svg width="{WIDTH}" height="{HEIGHT}">{line}</svg>'
 
 
-def as_markdown(title: str, summary: Sequence[str], sections: Sequence[Section], out: Path) -> str:
+def as_html(title: str, summary: Sequence[Text], sections: Sequence[Section]) -> str:
+    pages = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    pages.filters["points"] = points
+    pages.tests["lacking"] = lacking
+    template = pages.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return template.render(title=title, summary=summary, sections=sections)
+
+
+def as_markdown(title: str, summary: Sequence[Text], sections: Sequence[Section], out: Path) -> str:
     """out: the folder that the pictures' paths are relative to."""
-    parts = [f"# {plain(title)}", "\n".join(f"- {plain(text)}" for text in summary)]
+    parts = [f"# {plain(title)}", "\n".join(f"- {plain(text.text)}" for text in summary)]
     for section in sections:
         parts.append(f"## {plain(section.title)}")
         parts += [markdown_block(b, out) for b in section.blocks]

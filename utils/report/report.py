@@ -3,24 +3,24 @@
   python -m utils report RUN [--out DIR]
 
 Writes report.html (all in one file) and report.md, by default into the run folder. RUN may also be the folder of a
-study (utils.study, utils.ablate) or of any set of runs: then it is a page over them. Every number is read from the
-runs' own files; what they do not hold is called not measured, a file that cannot be read is named. The rules by which
-something counts as wrong stand in the report (utils/report/rules.py, docs/report.md).
+study or of any set of runs: then it is a page over them. Every number is read from the runs' own files; what they do
+not hold is called not measured, a file that cannot be read is named. The rules by which something counts as wrong stand
+in the report (utils/report/rules.py, docs/report.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config.options import Program, opt
 from utils.report import sections
 from utils.report.folder import study_parts
+from utils.report.frozen import Verdict
 from utils.report.next_commands import Command, next_commands
 from utils.report.page import Block, Code, Section, Text, as_html, as_markdown
-from utils.report.rules import Rule, findings
-from utils.runs.chain import frozen_layers
-from utils.runs.folder import Facts, Verdict, read_facts
-from utils.system.errors import UserError
+from utils.report.rules import DAMAGED, Rule, findings
+from utils.runs.folder import Facts, is_run, read_facts
+from utils.system.errors import UserError, parsing
 from utils.system.files import naming, write_text
 
 Found = Sequence[tuple[Rule, Verdict]]
@@ -33,7 +33,7 @@ def what(run: Facts) -> str:
         return f"{run.folder.name}: run.yaml does not say what it is"
     kind = [f"{patches['multihead'].get('heads')} heads"] if "multihead" in patches else []
     if "freeze" in patches or "unfreeze" in patches:
-        kind.append(f"--freeze {frozen_layers(patches)}")
+        kind.append(f"--freeze {run.frozen}")
     if "unfreeze" in patches:
         stages = (patches["unfreeze"].get("unfreeze_table") or {}).get("stages") or []
         kind.append(f"{len(stages)} openings by --unfreeze" + (" under guard" if config.get("guard_drop") else ""))
@@ -58,8 +58,8 @@ def best(run: Facts) -> str:
     row, last = run.best, run.scored[-1]
     return (
         f"best result: mAP@0.5:0.95 {float(row['mAP']):.4f}, mAP@0.5 {float(row['mAP50']):.4f} at epoch "
-        f"{int(row['epoch']) + 1} (highest fitness; matching rule {row.get('match') or 'not recorded'}); at the last "
-        f"evaluated epoch, {int(last['epoch']) + 1}: {float(last['mAP']):.4f} and {float(last['mAP50']):.4f}"
+        f"{row['epoch']} (highest fitness; matching rule {row.get('match') or 'not recorded'}); at the last "
+        f"evaluated epoch, {last['epoch']}: {float(last['mAP']):.4f} and {float(last['mAP50']):.4f}"
     )
 
 
@@ -82,45 +82,66 @@ def then(commands: Sequence[Command], found: Found) -> str:
     return f"next: {first}{commands[0][0]}: {commands[0][1]}"
 
 
-def run_parts(run: Facts) -> tuple[list[str], list[Section]]:
+MAKERS = (sections.progress, sections.chain, sections.losses, sections.validation, sections.extras, sections.freezing,
+          sections.checkpoints, sections.warnings, sections.what_ran, sections.data, sections.pictures)  # fmt: skip
+
+
+def made(maker: Callable[[Facts], list[Section]], run: Facts) -> list[Section]:
+    """A part of the page; where the run's files hold something else than a run writes, a part that says so."""
+    try:
+        with parsing(DAMAGED):
+            return maker(run)
+    except UserError as error:
+        return [Section(maker.__name__.replace("_", " ").capitalize(), [Text(f"not measured: {error}", True)])]
+
+
+def told(line: Callable[[], str], otherwise: str) -> str:
+    """A line of the summary, likewise."""
+    try:
+        with parsing(DAMAGED):
+            return line()
+    except UserError as error:
+        return f"{otherwise}: not measured, {error}"
+
+
+def run_parts(run: Facts) -> tuple[list[Text], list[Section]]:
     """The five lines on top, and the sections."""
-    found, commands = findings(run), next_commands(run)
-    summary = [what(run), run.status, best(run), wrong(found), then(commands, found)]
-    lines: list[Block] = [b for purpose, command in commands for b in (Text(purpose), Code(command))]
-    made = [
-        sections.anomalies(found),
-        Section("Next", lines or [Text("Nothing that the run's files suggest.")]),
-        sections.progress(run),
-        sections.chain(run),
-        sections.losses(run),
-        sections.validation(run),
-        *sections.extras(run),
-        sections.freezing(run),
-        sections.checkpoints(run),
-        sections.warnings(run),
-        sections.what_ran(run),
-        sections.data(run),
-        sections.pictures(run),
+    found = findings(run)
+    try:
+        with parsing(DAMAGED):
+            commands = next_commands(run)
+    except UserError:
+        commands = []
+    doubtful = any(v and not isinstance(v, str) for _, v in found)
+    unfinished = not run.finished and not run.holder
+    summary = [
+        Text(told(lambda: what(run), run.name)),
+        Text(told(lambda: run.status, "status"), unfinished),
+        Text(told(lambda: best(run), "best result")),
+        Text(wrong(found), doubtful),
+        Text(then(commands, found)),
     ]
-    return summary, [s for s in made if s is not None]
+    lines: list[Block] = [b for purpose, command in commands for b in (Text(purpose), Code(command))]
+    first = [sections.anomalies(found), Section("Next", lines or [Text("Nothing that the run's files suggest.")])]
+    return summary, [*first, *(section for maker in MAKERS for section in made(maker, run))]
 
 
 def report(folder: Path, out: Path | None = None) -> list[str]:
     """Write both forms; the five lines. Errors: UserError where the folder holds no run."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
-    if (folder / "run.yaml").is_file() or (folder / "results.csv").is_file():
-        summary, made = run_parts(read_facts(folder))
+    if is_run(folder):
+        summary, parts = run_parts(read_facts(folder))
         title = f"Run {folder.resolve().name}"
     else:
-        summary, made = study_parts(folder)
+        summary, parts = study_parts(folder)
         title = f"Runs of {folder.resolve().name}"
     out = out or folder
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "report.html", as_html(title, summary, made))
-    write_text(out / "report.md", as_markdown(title, summary, made, out))
-    return summary
+    write_text(out / "report.html", as_html(title, summary, parts))
+    write_text(out / "report.md", as_markdown(title, summary, parts, out))
+    return [text.text for text in summary]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,28 @@
 """What looks wrong in a run, by rules that the report states beside what they found.
 
 A rule reads Facts and returns what it found (an empty list: nothing), or in words why the run's files do not let it be
-measured. Trends are those of utils.run_facts.trend; epochs count from 1.
+measured. Trends are those of utils.report.trend; epochs count from 0.
 """
 
 import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from utils.report.frozen import frozen_moved
-from utils.runs.chain import Stage, faults
+from utils.report.frozen import Verdict, frozen_moved
+from utils.report.trend import FEWEST, trend
+from utils.runs.chain import Limits, judge
 from utils.runs.fingerprint import of_tensors
-from utils.runs.folder import FEWEST, Facts, Series, Verdict, read_table, trend
+from utils.runs.folder import Facts, Series
 from utils.seams import Source
+from utils.system.errors import UserError, parsing
 
 CHANCE = 0.98  # of the chance level, from which a loss counts as being at it
 RISE = 0.05
 STEADY = 0.5
 WAIT = 0.2
+DAMAGED = "the run's files hold something else than a run writes"
+LIMITS = Limits()
 FEW = f"fewer than {FEWEST} epochs"
 
 
@@ -44,7 +47,7 @@ def gaps(run: Facts) -> Verdict:
     if not run.rows:
         return "no epoch is finished"
     missing = sorted(set(range(run.epochs)) - {int(r["epoch"]) for r in run.rows})
-    return [f"results.csv has {run.epochs} rows, but none for epoch {missing[0] + 1}"] if missing else []
+    return [f"results.csv has {run.epochs} rows, but none for epoch {missing[0]}"] if missing else []
 
 
 def unvalidated(run: Facts) -> Verdict:
@@ -101,7 +104,7 @@ def gap(run: Facts) -> Verdict:
 
 def not_a_number(run: Facts) -> Verdict:
     bad = [
-        f"{c} is {r[c]} in epoch {int(r['epoch']) + 1}"
+        f"{c} is {r[c]} in epoch {r['epoch']}"
         for c in run.terms
         for r in run.rows
         if r.get(c) and not math.isfinite(float(r[c]))
@@ -112,7 +115,7 @@ def not_a_number(run: Facts) -> Verdict:
 def levels(run: Facts) -> dict[str, tuple[Series, str]]:
     """{column: (chance level by epoch, its formula)}, as far as the run's files tell it."""
     found: dict[str, tuple[Series, str]] = {}
-    done = {0: 0.0, **dict(run.series("step"))}
+    done = {-1: 0.0, **dict(run.series("step"))}
     steps = {e: v - done[e - 1] for e, v in done.items() if e - 1 in done}
     for flags in run.patches.values():
         classes = list(flags.get("cls_names") or ())
@@ -126,7 +129,7 @@ def levels(run: Facts) -> dict[str, tuple[Series, str]]:
     for term, counter in (("align", "align_pairs"), ("align_box", "align_boxes")):
         if term in run.terms and flags.get("align_weight"):
             start, ramp = int(flags.get("align_start", 0)), max(int(flags.get("align_ramp", 1)), 1)
-            share = {e: min(max((e - start) / ramp, 0.0), 1.0) for e in steps}
+            share = {e: min(max((e + 1 - start) / ramp, 0.0), 1.0) for e in steps}
             many = {e: v / steps[e] for e, v in run.series(counter) if steps.get(e, 0) > 0}
             each = [(e, flags["align_weight"] * share[e] * math.log(m)) for e, m in many.items() if m > 1 and share[e]]
             found[term] = each, f"weight * ln({counter} / steps)"
@@ -160,8 +163,8 @@ def other_best(run: Facts) -> Verdict:
     epoch, held = file.meta.get("epoch"), file.meta.get("map")
     rule = run.scored[-1]["match"]
     if epoch is not None and epoch != int(best["epoch"]) and not (run.config.get("nosave") or run.holder):
-        highest = int(best["epoch"]) + 1
-        said.append(f"best.pt is of epoch {epoch + 1}, the highest fitness in results.csv is that of epoch {highest}")
+        highest = best["epoch"]
+        said.append(f"best.pt is of epoch {epoch}, the highest fitness in results.csv is that of epoch {highest}")
     elif held is not None and file.meta.get("match") == rule and abs(held - float(best["mAP"])) > 1e-9:
         said.append(f"best.pt says mAP@0.5:0.95 {held:.4f}, results.csv {float(best['mAP']):.4f} for its epoch")
     ended = (run.result.get("tensors") or {}).get("best.pt ema")
@@ -173,8 +176,7 @@ def other_best(run: Facts) -> Verdict:
 def weak_head(run: Facts) -> Verdict:
     if len(run.heads) < 2 or not run.best:
         return "one head, or none evaluated"
-    scores = {h: float(run.best[f"mAP50/{h}"]) for h in run.heads if run.best.get(f"mAP50/{h}")}
-    known = {h: v for h, v in scores.items() if math.isfinite(v)}
+    known = run.of_heads()
     said = []
     for head, value in known.items():
         others = [v for h, v in known.items() if h != head]
@@ -207,19 +209,14 @@ def since_the_start(run: Facts) -> Verdict:
     if not run.best:
         return "no epoch was evaluated"
     before = run.origin.meta if isinstance(run.origin, Source) else {}
-    folder = Path(str(run.start.get("run") or ""))
-    previous = None
-    if folder.name and (folder / "results.csv").is_file():
-        damage: list[str] = []
-        previous = Stage(folder.name, {}, read_table(folder / "results.csv", "epoch", damage), 0.0)
-    said, compared = faults(dict(before), previous, Stage(run.folder.name, {}, run.rows, 0.0), 0.01, 1.5, 0.1)
-    if not compared:
-        return run.origin if isinstance(run.origin, str) else "the start has no figures of the same rule"
-    return said
+    found = judge(before, run.before, run)
+    if not found.compared:
+        return run.origin if isinstance(run.origin, str) and not run.before else "; ".join(found.refused)
+    return found.faults
 
 
 def waiting(run: Facts) -> Verdict:
-    shares = [float(r["data_wait"]) for r in run.timing if r.get("data_wait")]
+    shares = run.times("data_wait")
     if not shares:
         return "the wait for data was not measured"
     middle = statistics.median(shares)
@@ -230,7 +227,7 @@ def taken_back(run: Facts) -> Verdict:
     if not run.config.get("guard_drop"):
         return "no guard (--guard-drop)"
     back = [r for r in run.guard if r["event"] == "back"]
-    return [f"after epoch {int(r['epoch']) + 1} the guard took an opening back: {r['action']}" for r in back]
+    return [f"after epoch {r['epoch']} the guard took an opening back: {r['action']}" for r in back]
 
 
 def other_data(run: Facts) -> Verdict:
@@ -255,9 +252,10 @@ RULES = (
     Rule("at chance", f"in the last third of the epochs the median of a term over its chance level is at least {CHANCE}"
          " (image_class: gain * ln(image classes); align: weight * ln(pairs per step)); or accuracy or retrieval ends "
          "not above its chance level", at_chance),
-    Rule("worse than the start", "best mAP@0.5 more than 0.01 below that of the start checkpoint; first loss more than "
-         "1.5 times the last one of the run before; a head's mAP@0.5 more than 0.1 below that of the run before",
-         since_the_start),
+    Rule("worse than the start", f"best mAP@0.5 more than {LIMITS.drop:g} below that of the start checkpoint; first "
+         f"loss more than {LIMITS.loss_jump:g} times the last one of the run before; a head's mAP@0.5 more than "
+         f"{LIMITS.head_drop:g} or {LIMITS.head_share:.0%} below that of the run before; only what was made on the "
+         "same data, at the same size and by the same rule is compared", since_the_start),
     Rule("weak head", "a head's mAP@0.5 in the best epoch below half the mean of the others", weak_head),
     Rule("silent class", "a class with objects whose AP@0.5 is 0 with best.pt", silent_classes),
     Rule("frozen tensors moved", "tensors of frozen modules in best.pt and last.pt against the start checkpoint, bit "
@@ -272,4 +270,13 @@ RULES = (
 
 def findings(run: Facts) -> list[tuple[Rule, Verdict]]:
     """Every rule with what it found."""
-    return [(rule, rule.check(run)) for rule in RULES]
+    return [(rule, checked(rule, run)) for rule in RULES]
+
+
+def checked(rule: Rule, run: Facts) -> Verdict:
+    """What a rule found; where the run's files hold something else than a run writes, that."""
+    try:
+        with parsing(DAMAGED):
+            return rule.check(run)
+    except UserError as error:
+        return str(error)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from utils import seams
+from utils.config.options import show
 from utils.config.train import PLACES, Config
+from utils.report.frozen import Verdict
 from utils.report.page import PICTURES, Block, Code, Picture, Section, Table, Text
 from utils.report.rules import Rule
-from utils.runs.chain import frozen_layers, read_stage, table
-from utils.runs.folder import FEWEST, Facts, Series, Verdict, trend
+from utils.report.trend import FEWEST, trend
+from utils.runs.chain import stage_table
+from utils.runs.folder import Facts, Series
 from utils.system.errors import UserError
-from utils.system.yaml_file import read_yaml
 
 UNMEASURED = "not measured"
 BASE = {"P": "P", "R": "R", "F1": "F1", "mAP50": "mAP@0.5", "mAP": "mAP@0.5:0.95"}
@@ -40,10 +42,6 @@ def number(value: float) -> str:
     return f"{value:.5g}"
 
 
-def show(value: Any) -> str:
-    return (" ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)) or "-"
-
-
 def differing(run: Facts) -> tuple[list[list[str]], list[list[str]]]:
     """Settings as rows (setting, value, default): those that differ from train.py's defaults, and the others."""
     schemas: dict[str, Any] = {"": Config}
@@ -60,14 +58,14 @@ def differing(run: Facts) -> tuple[list[list[str]], list[list[str]]]:
         for key, value in mine.items():
             if key.endswith("_table") or isinstance(value, dict):
                 continue
-            default = show(fields[key]) if key in fields else "unknown"
-            row = [f"{name}.{key}" if name else key, show(value), default]
-            (same if show(value) == default else other).append(row)
+            default = show(fields[key]) or "-" if key in fields else "unknown"
+            row = [f"{name}.{key}" if name else key, show(value) or "-", default]
+            (same if row[1] == default else other).append(row)
     place = [r for r in other if r[0] in PLACES]
     return [r for r in other if r[0] not in PLACES] + place, same
 
 
-def what_ran(run: Facts) -> Section:
+def what_ran(run: Facts) -> list[Section]:
     other, same = differing(run)
     environment, device = run.settings.get("environment") or {}, run.settings.get("device") or {}
     device = device if isinstance(device, dict) else {"type": device}
@@ -76,7 +74,7 @@ def what_ran(run: Facts) -> Section:
     blocks += [Text("Settings that differ from the defaults of train.py"), Table([head, *other])]
     rows = [["versions and device", "value"], *([k, show(v)] for k, v in (environment | device).items())]
     folded: list[Block] = [Table([head, *same])]
-    return Section("What ran", [*blocks, Table(rows), Table(prints(run))], folded, f"{len(same)} settings at default")
+    return [Section("What ran", [*blocks, Table(rows), Table(prints(run))], folded, f"{len(same)} settings at default")]
 
 
 def prints(run: Facts) -> list[list[str]]:
@@ -88,7 +86,7 @@ def prints(run: Facts) -> list[list[str]]:
     rows.append(
         ["start, tensors", str(origin), str(start.get("tensors") or ("-" if origin == "scratch" else UNMEASURED))]
     )
-    rows.append(["data", str((run.settings.get("data") or {}).get("yaml", "")), data_print(run)])
+    rows.append(["data", str((run.settings.get("data") or {}).get("yaml", "")), run.data or UNMEASURED])
     ended = run.result.get("tensors") or {}
     rows += [["end, tensors", name, str(value)] for name, value in ended.items()]
     return rows if ended else [*rows, ["end, tensors", "the run has no result.yaml", UNMEASURED]]
@@ -98,11 +96,7 @@ def files(run: Facts) -> Mapping[str, Mapping[str, str]]:
     return {k: v for k, v in (run.settings.get("files") or {}).items() if isinstance(v, dict) and "path" in v}
 
 
-def data_print(run: Facts) -> str:
-    return str((run.settings.get("data") or {}).get("fingerprint") or UNMEASURED)
-
-
-def data(run: Facts) -> Section:
+def data(run: Facts) -> list[Section]:
     rows = [["split", "images listed", "with a label file", "image classes"]]
     for split in ("train", "val"):
         mine = [row for name, row in run.listing.items() if name.startswith(f"{split} ")]
@@ -112,15 +106,14 @@ def data(run: Facts) -> Section:
             [split, *([str(len(mine)), str(sum(bool(r[1]) for r in mine)), counts] if mine else [UNMEASURED] * 3)]
         )
     names = ", ".join(run.names) or "not recorded"
-    return Section("Data", [Text(f"{len(run.names)} classes: {names}"), Table(rows)])
+    count = f"{len(run.names)} class{'es' * (len(run.names) != 1)}"
+    return [Section("Data", [Text(f"{count}: {names}"), Table(rows)])]
 
 
-def progress(run: Facts) -> Section:
+def progress(run: Facts) -> list[Section]:
     last = run.checkpoint("last.pt")
     steps = run.series("step")
-    seconds = [float(r["seconds"]) for r in run.timing if r.get("seconds")]
-    waits = [float(r["data_wait"]) for r in run.timing if r.get("data_wait")]
-    memory = [float(r["memory_gib"]) for r in run.timing if float(r.get("memory_gib") or 0)]
+    seconds, waits, memory = run.times(), run.times("data_wait"), [v for v in run.times("memory_gib") if v]
     counts = run.settings.get("parameters") or {}
     rows = [
         ["epochs done", f"{run.epochs} of {run.planned or 'not recorded'}"],
@@ -140,22 +133,21 @@ def progress(run: Facts) -> Section:
     said: list[Block] = [Text(run.status)]
     if repeated := run.result.get("replay"):
         said.append(Text(f"Replay of {repeated.get('of')}: {repeated.get('outcome')}"))
-    return Section("Epochs and steps", [*said, Table([["", "value"], *rows])])
+    return [Section("Epochs and steps", [*said, Table([["", "value"], *rows])])]
 
 
-def chain(run: Facts) -> Section | None:
+def chain(run: Facts) -> list[Section]:
     """The stages that led to this run, if it started from another one."""
-    folders, text = [run.folder], ""
-    try:
-        while (before := (read_yaml(folders[0] / "run.yaml", "run.yaml").get("start") or {}).get("run")) is not None:
-            if not Path(before).is_dir() or Path(before).resolve() in [f.resolve() for f in folders]:
-                text = f"{before} is gone; the stages before it are {UNMEASURED}"
-                break
-            folders.insert(0, Path(before))
-        rows = Code(table([read_stage(folder) for folder in folders]))
-    except (UserError, ValueError, KeyError, TypeError) as error:
-        return Section("Chain of stages", [Text(f"{UNMEASURED}: {folders[0]} is damaged ({error})")])
-    return Section("Chain of stages", [rows, Text(text)] if text else [rows]) if len(folders) > 1 or text else None
+    stages, end = [run], ""
+    while before := stages[0].start.get("run"):
+        if not Path(str(before)).is_dir() or Path(before).resolve() in [stage.folder.resolve() for stage in stages]:
+            end = f"{before} is gone; the stages before it are {UNMEASURED}"
+            break
+        stages.insert(0, Facts(Path(before)))
+    if len(stages) == 1 and not end:
+        return []
+    rows, note = stage_table(stages)
+    return [Section("Chain of stages", [Table(rows), Text(note), *([Text(end)] if end else [])])]
 
 
 def anomalies(found: Sequence[tuple[Rule, Verdict]]) -> Section:
@@ -172,19 +164,19 @@ def anomalies(found: Sequence[tuple[Rule, Verdict]]) -> Section:
     )
 
 
-def warnings(run: Facts) -> Section:
+def warnings(run: Facts) -> list[Section]:
     if run.notes is None:
-        return Section("Warnings", [Text(f"{UNMEASURED}: the run kept no notes.csv")])
+        return [Section("Warnings", [Text(f"{UNMEASURED}: the run kept no notes.csv")])]
     if not run.notes:
-        return Section("Warnings", [Text("None was given.")])
+        return [Section("Warnings", [Text("None was given.")])]
     kinds: dict[str, list[Mapping[str, str]]] = {}
     for row in run.notes:
         kinds.setdefault(row["kind"], []).append(row)
     table = [["kind", "times", "things", "the first"]]
     table += [[k, str(len(v)), str(sum(int(r["count"]) for r in v)), v[0]["text"]] for k, v in kinds.items()]
     full = [["epoch", "kind", "things", "text"]]
-    full += [[str(int(r["epoch"]) + 1) if r["epoch"] else "start", r["kind"], r["count"], r["text"]] for r in run.notes]
-    return Section("Warnings", [Table(table)], [Table(full)], f"all {len(run.notes)}")
+    full += [[r["epoch"] or "start", r["kind"], r["count"], r["text"]] for r in run.notes]
+    return [Section("Warnings", [Table(table)], [Table(full)], f"all {len(run.notes)}")]
 
 
 def over_epochs(run: Facts, columns: Iterable[str], lowest: bool, titles: Mapping[str, str] = BASE) -> Table:
@@ -210,29 +202,29 @@ def summary(series: Series, lowest: bool) -> list[str]:
     return [number(series[0][1]), number(best), str(epoch), number(series[-1][1]), slope]
 
 
-def losses(run: Facts) -> Section:
+def losses(run: Facts) -> list[Section]:
     terms = run.terms
     if not terms:
-        return Section("Loss terms", [Text(f"{UNMEASURED}: no epoch is finished")])
+        return [Section("Loss terms", [Text(f"{UNMEASURED}: no epoch is finished")])]
     blocks: list[Block] = [
         Text(RULES_OF_TREND),
         over_epochs(run, terms, True),
     ]
     validation = [c for c in run.columns if c.startswith("val_")]
     blocks += [Text("The same on the validation images"), over_epochs(run, validation, True)]
-    return Section("Loss terms", blocks)
+    return [Section("Loss terms", blocks)]
 
 
-def validation(run: Facts) -> Section:
+def validation(run: Facts) -> list[Section]:
     if not run.scored:
-        return Section("Validation", [Text(f"{UNMEASURED}: no epoch was evaluated")])
+        return [Section("Validation", [Text(f"{UNMEASURED}: no epoch was evaluated")])]
     best = run.best
-    rule = f"Matching rule {best.get('match') or 'not recorded'}; best epoch by fitness: {int(best['epoch']) + 1}."
+    rule = f"Matching rule {best.get('match') or 'not recorded'}; best epoch by fitness: {best['epoch']}."
     blocks: list[Block] = [Text(rule), over_epochs(run, BASE, False)]
     if run.heads:
         columns = [c for kind in ("mAP50", "mAP") for c in run.columns if c.startswith(f"{kind}/")]
         blocks += [Text("Per head (mAP50: at IoU 0.5; mAP: at 0.5:0.95)"), over_epochs(run, columns, False)]
-    return Section("Validation", [*blocks, *per_class(run)])
+    return [Section("Validation", [*blocks, *per_class(run)])]
 
 
 def per_class(run: Facts) -> list[Block]:
@@ -277,20 +269,20 @@ def extremes(run: Facts, columns: Sequence[str]) -> Table:
     return Table(rows, curves)
 
 
-def freezing(run: Facts) -> Section | None:
+def freezing(run: Facts) -> list[Section]:
     """Which modules learn from when, and how mAP went around each opening."""
     if not run.patches.keys() & {"freeze", "unfreeze"}:
-        return None
-    blocks: list[Block] = [Text(f"Frozen by flag: {frozen_layers(run.patches)}; BatchNorm of frozen modules: "
+        return []
+    blocks: list[Block] = [Text(f"Frozen by flag: {run.frozen}; BatchNorm of frozen modules: "
                                 f"{run.config.get('freeze_bn', 'not recorded')}")]  # fmt: skip
     stages = (run.patches.get("unfreeze", {}).get("unfreeze_table") or {}).get("stages") or []
     scores = dict(run.series("mAP50"))
     if stages:
         rows = [["stage", "epoch", "modules", "rate x", "ramp, epochs", "mAP@0.5 before", "lowest", "last"]]
         for i, stage in enumerate(stages):
-            first = int(stage["epoch"]) + 1
-            end = int(stages[i + 1]["epoch"]) if i + 1 < len(stages) else max(run.epochs, first)
-            inside = [v for e, v in scores.items() if first <= e <= end]
+            first = int(stage["epoch"])
+            end = int(stages[i + 1]["epoch"]) if i + 1 < len(stages) else max(run.epochs, first + 1)
+            inside = [v for e, v in scores.items() if first <= e < end]
             around = [number(scores[first - 1]) if first - 1 in scores else UNMEASURED]
             around += [number(min(inside)), number(inside[-1])] if inside else [UNMEASURED] * 2
             rows.append(
@@ -301,19 +293,15 @@ def freezing(run: Facts) -> Section | None:
         table = [["epoch", "event", "mAP@0.5 before", "now", "action"]]
         for r in run.guard:
             before = number(float(r["before"])) if r["before"] else "-"
-            table.append([str(int(r["epoch"]) + 1), r["event"], before, number(float(r["now"])), r["action"]])
-        blocks += [Text("Guard; epochs in the words of an action count from 0, as the flags do"), Table(table)]
-    rates = [c for c in run.columns if c.startswith("lr_")]
-    return (
-        Section("Freezing and opening", blocks, [extremes(run, rates)], "learning rates")
-        if rates
-        else Section("Freezing and opening", blocks)
-    )
+            table.append([r["epoch"], r["event"], before, number(float(r["now"])), r["action"]])
+        blocks += [Text("Guard"), Table(table)]
+    folded = [extremes(run, run.rates)] if run.rates else []
+    return [Section("Freezing and opening", blocks, folded, "learning rates")]
 
 
-def checkpoints(run: Facts) -> Section:
+def checkpoints(run: Facts) -> list[Section]:
     if not run.checkpoints:
-        return Section("Checkpoints", [Text("weights/ holds none")])
+        return [Section("Checkpoints", [Text("weights/ holds none")])]
     rows = [["file", "MB", "epoch", "chosen as", "mAP@0.5", "mAP@0.5:0.95", "rule"]]
     for c in run.checkpoints:
         name, size = c.path.name, f"{c.size / 1e6:.2f}"
@@ -322,14 +310,14 @@ def checkpoints(run: Facts) -> Section:
             continue
         kind = "before an opening, for the guard" if name.startswith("before_") else "every --save-period epochs"
         found = [number(float(c.meta[k])) if k in c.meta else UNMEASURED for k in ("map50", "map")]
-        epoch = str(int(c.meta["epoch"]) + 1) if "epoch" in c.meta else "-"
+        epoch = str(c.meta.get("epoch", "-"))
         rows.append([name, size, epoch, CHOSEN.get(name, kind), *found, str(c.meta.get("match", UNMEASURED))])
-    return Section("Checkpoints", [Table(rows)])
+    return [Section("Checkpoints", [Table(rows)])]
 
 
-def pictures(run: Facts) -> Section:
+def pictures(run: Facts) -> list[Section]:
     found = sorted(p for p in run.folder.iterdir() if p.suffix.lower() in PICTURES)
     first = ("results", "history", "PR_curve", "confusion_matrix")
     found.sort(key=lambda p: first.index(p.stem) if p.stem in first else len(first))
     shown: list[Block] = [Picture(p, p.stem.replace("_", " ")) for p in found]
-    return Section("Pictures", shown[:2] or [Text("none yet")], shown[2:], f"{max(len(found) - 2, 0)} more pictures")
+    return [Section("Pictures", shown[:2] or [Text("none yet")], shown[2:], f"{max(len(found) - 2, 0)} more pictures")]

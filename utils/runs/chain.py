@@ -2,127 +2,133 @@
 
   python -m utils stages table RUN [RUN ...] [--out FILE.md]
   python -m utils stages check WEIGHTS RUN [--max-drop 0.01] [--max-loss-jump 1.5] [--max-head-drop 0.1]
+                                           [--max-head-share 0.3]
 
 Every figure is read from the runs' own files (run.yaml, results.csv, timing.csv, the checkpoint's meta); what is not
 there is called missing.
 `check` compares RUN with the checkpoint WEIGHTS it started from and exits with 1 when mAP@0.5 fell, the loss jumped, or
-a head's mAP@0.5 collapsed.
+a head's mAP@0.5 collapsed. What was made with other data, at another size or by another rule is not compared: that is
+said by name, and so is it where nothing could be compared at all.
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.config.options import Program, chosen, opt
-from utils.evaluation.ap import fitness
 from utils.evaluation.tables import markdown
-from utils.runs.record import read_rows, sums_by_kind
-from utils.system.errors import UserError
-from utils.system.yaml_file import read_yaml
+from utils.runs.folder import Facts, apart
+from utils.system.errors import UserError, parsing
 from utils.weights.checkpoint import read_source
 
-TERMS = ("box", "obj", "cls")
+MISSING = "missing"
+HEAD = ("stage", "frozen layers", "lr0", "epochs", "mAP@0.5", "mAP@0.5:0.95", "mAP@0.5 per head", "seconds")
+# Settings that the loss of a batch depends on: where they differ, two losses are no two values of one quantity.
+OF_LOSS = ("box", "obj", "cls", "cls_pw", "obj_pw", "anchor_t", "fl_gamma", "label_smoothing", "loss_ota", "compat",
+           "mosaic", "mixup")  # fmt: skip
+
+
+class Limits(NamedTuple):
+    """From where on a stage counts as worse than the one before."""
+
+    drop: float = 0.01  # fall of mAP@0.5
+    loss_jump: float = 1.5  # first loss over the last one before
+    head_drop: float = 0.1  # fall of a head's mAP@0.5
+    head_share: float = 0.3  # the same as a share of what it was, where it is more than `drop` too
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a run folder says about itself. Metrics are those of its best epoch, by the fitness that chose best.pt."""
+class Judgement:
+    """A stage against what it started from."""
 
-    name: str
-    settings: dict[str, Any]  # run.yaml; empty = missing
-    rows: list[dict[str, str]]
-    seconds: float
-
-    @property
-    def scored(self) -> list[dict[str, str]]:
-        """Rows of the epochs that were evaluated."""
-        return [r for r in self.rows if r.get("mAP")]
-
-    @property
-    def best(self) -> dict[str, str]:
-        return max(self.scored, key=lambda r: fitness(float(r["mAP50"]), float(r["mAP"])), default={})
-
-    @property
-    def heads(self) -> dict[str, float]:
-        """mAP@0.5 of each head at the best epoch; empty for a single head."""
-        return {k.removeprefix("mAP50/"): float(v) for k, v in self.best.items() if k.startswith("mAP50/")}
-
-    def loss(self, index: int) -> float:
-        """Sum of the training terms of one epoch (0 = first, -1 = last)."""
-        return loss_of(self.rows[index])
+    faults: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # what could not be compared, and why
 
 
-def loss_of(row: Mapping[str, str], prefix: str = "") -> float:
-    """Sum of the loss terms of a row of results.csv; prefix `val_`: of the validation."""
-    known = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-    terms = {k: float(v) for k, v in known.items() if v and k.split("/")[0] in TERMS}
-    return sum(sums_by_kind(terms).values())
+def stage_row(run: Facts) -> list[str]:
+    """A row of the table."""
+    if not run.rows:
+        return [run.folder.name, *[MISSING] * (len(HEAD) - 1)]
+    means = [f"{float(run.best[k]):.4f}" if run.best else MISSING for k in ("mAP50", "mAP")]
+    heads = " ".join(f"{v:.3f}" for v in run.of_heads().values()) or "-"
+    rate = f"{run.config['lr0']:g}" if "lr0" in run.config else MISSING
+    seconds = f"{sum(run.times()):.0f}" if run.timing else MISSING
+    frozen = run.frozen if run.settings else MISSING
+    return [run.folder.name, frozen, rate, str(run.epochs), *means, heads, seconds]
 
 
-def read_stage(folder: Path) -> Stage:
-    if not (folder / "results.csv").is_file():
-        return Stage(folder.name, {}, [], 0.0)
-    seconds = sum(float(r["seconds"]) for r in read_rows(folder / "timing.csv"))
-    return Stage(folder.name, read_yaml(folder / "run.yaml", "run.yaml"), read_rows(folder / "results.csv"), seconds)
+def stage_table(stages: Sequence[Facts]) -> tuple[list[list[str]], str]:
+    """Head and a row for each stage; what stands below it, the rule by which the mAP was made included."""
+    rows = [list(HEAD), *map(stage_row, stages)]
+    rules = sorted({run.best.get("match") or MISSING for run in stages if run.best})
+    note = f"best epoch of each stage; matching rule: {', '.join(rules) or MISSING}; seconds: training and validation"
+    return rows, "\n".join([note, *(gap for run in stages for gap in run.gaps)])
 
 
-def columns(stage: Stage) -> list[str]:
-    """One row of the table."""
-    if not stage.rows:
-        return [stage.name, *["missing"] * 7]
-    config = stage.settings["config"]
-    frozen = frozen_layers(stage.settings["patches"])
-    best = stage.best
-    heads = " ".join(f"{v:.3f}" for v in stage.heads.values()) or "-"
-    found = [f"{float(best[k]):.4f}" for k in ("mAP50", "mAP")] if best else ["missing"] * 2
-    return [stage.name, frozen, f"{config['lr0']:g}", str(len(stage.rows)), *found, heads, f"{stage.seconds:.0f}"]
-
-
-def frozen_layers(patches: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a run's flags say about what does not learn."""
-    flags = patches.get("freeze", {})
-    first = flags.get("trainable_first", -1)
-    words = f"all but the first {first}" if first != -1 else " ".join(flags.get("freeze", ["0"]))
-    return f"{words}, --unfreeze" if "unfreeze" in patches else words
-
-
-def table(stages: list[Stage]) -> str:
-    """Markdown; says by which rule the mAP was made."""
-    head = ["stage", "frozen layers", "lr0", "epochs", "mAP@0.5", "mAP@0.5:0.95", "mAP@0.5 per head", "seconds"]
-    rows = [head, *(columns(s) for s in stages)]
-    rules = sorted({s.best["match"] for s in stages if s.best})
-    note = f"best epoch of each stage; matching rule: {', '.join(rules) or 'missing'}; seconds: training and validation"
-    return f"{markdown(rows)}\n\n{note}"
-
-
-def faults(
-    before: dict[str, Any], previous: Stage | None, now: Stage, drop: float, jump: float, head_drop: float
-) -> tuple[list[str], list[str]]:
-    """What went wrong from the checkpoint with meta `before` (and its run `previous`, where it exists) to the stage
-    `now`, and what was compared: with another matching rule or other heads that is less."""
+def judge(start: Mapping[str, Any], before: Facts | None, now: Facts, limits: Limits = Limits()) -> Judgement:  # noqa: B008
+    """The stage `now` against the checkpoint with the description `start`, and against the run that wrote it."""
     if not now.best:
-        return ["no evaluated epoch in this run"], []
-    said, compared = [], []
-    start, reached = before.get("map50"), float(now.best["mAP50"])
-    if start is not None and before.get("match") == now.best["match"]:
-        compared.append(f"mAP@0.5 {start:.4f} -> {reached:.4f}")
-        if reached < start - drop:
-            said.append(f"mAP@0.5 fell from {start:.4f} to {reached:.4f} (more than {drop:g})")
-    if previous and previous.rows:
-        last, first = previous.loss(-1), now.loss(0)
-        compared.append(f"loss {last:.4f} -> {first:.4f}")
-        if first > jump * last:
-            said.append(
-                f"the loss jumped from {last:.4f} (last epoch before) to {first:.4f} (more than {jump:g} times)"
-            )
-    if previous and previous.heads and set(previous.heads) == set(now.heads):
-        compared.append("each head's mAP@0.5")
-        for head, value in now.heads.items():
-            if value < previous.heads[head] - head_drop:
-                said.append(f"{head} fell from {previous.heads[head]:.4f} to {value:.4f} (more than {head_drop:g})")
-    return said, compared
+        return Judgement(["no evaluated epoch in this run"])
+    found = Judgement()
+    reached = float(now.best["mAP50"])
+    if why := now.apart_from(start):
+        found.refused.append(f"mAP@0.5 ({why})")
+    elif start["map50"] == reached == 0:
+        found.refused.append("mAP@0.5 (0 before and now: nothing was learned yet)")
+    else:
+        found.compared.append(f"mAP@0.5 {start['map50']:.4f} -> {reached:.4f}")
+        if reached < start["map50"] - limits.drop:
+            found.faults.append(f"mAP@0.5 fell from {start['map50']:.4f} to {reached:.4f} (more than {limits.drop:g})")
+    if before is None or not before.rows:
+        found.refused.append("the loss and the heads (the run before is not there)")
+        return found
+    compare_losses(found, before, now, limits)
+    compare_heads(found, before, now, limits)
+    return found
+
+
+def compare_losses(found: Judgement, before: Facts, now: Facts, limits: Limits) -> None:
+    same = [{**run.conditions, "matching rule": "", **{k: str(run.config.get(k)) for k in OF_LOSS}}
+            for run in (before, now)]  # fmt: skip
+    why = apart(*same)
+    old, new = before.total(), now.total()
+    if why or not old or not new:
+        found.refused.append(f"the loss ({why or 'one of the runs has none'})")
+        return
+    last, first = old[-1][1], new[0][1]
+    found.compared.append(f"loss {last:.4f} -> {first:.4f}")
+    if first > limits.loss_jump * last:
+        found.faults.append(
+            f"the loss jumped from {last:.4f} (last epoch before) to {first:.4f} (more than {limits.loss_jump:g} times)"
+        )
+
+
+def compare_heads(found: Judgement, before: Facts, now: Facts, limits: Limits) -> None:
+    old, new = before.of_heads(), now.of_heads()
+    if not new and not old:
+        return  # both have one
+    why = apart(before.conditions, now.conditions) or ("" if set(old) == set(new) else "the run before has other heads")
+    if why:
+        found.refused.append(f"each head's mAP@0.5 ({why})")
+        return
+    found.compared.append("each head's mAP@0.5")
+    for head, value in new.items():
+        fall = old[head] - value
+        share = limits.head_share * old[head]
+        if fall > limits.head_drop or fall > max(share, limits.drop):
+            limit = f"{limits.head_drop:g}" if fall > limits.head_drop else f"{limits.head_share:.0%} of it"
+            found.faults.append(f"{head} fell from {old[head]:.4f} to {value:.4f} (more than {limit})")
+
+
+def outcome(found: Judgement) -> str:
+    """Of a stage without a fault."""
+    rest = f"; not compared: {'; '.join(found.refused)}" if found.refused else ""
+    if not found.compared:
+        return f"nothing could be compared{rest.removeprefix('; not compared')}"
+    return f"nothing wrong; compared: {', '.join(found.compared)}{rest}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +141,14 @@ class Table:
 class Check:
     weights: str = opt("", "checkpoint the stage started from", positional=True)
     run: str = opt("", "run folder of the stage", positional=True)
-    max_drop: float = opt(0.01, "largest fall of mAP@0.5", "evaluation", low=0, high=1)
-    max_loss_jump: float = opt(1.5, "largest ratio of the first loss to the last one before", "loss", low=0)
-    max_head_drop: float = opt(0.1, "largest fall of one head's mAP@0.5", "heads", low=0, high=1)
+    max_drop: float = opt(Limits().drop, "largest fall of mAP@0.5", "evaluation", low=0, high=1)
+    max_loss_jump: float = opt(
+        Limits().loss_jump, "largest ratio of the first loss to the last one before", "loss", low=0
+    )
+    max_head_drop: float = opt(Limits().head_drop, "largest fall of one head's mAP@0.5", "heads", low=0, high=1)
+    max_head_share: float = opt(
+        Limits().head_share, "largest fall of one head's mAP@0.5 as a share of what it was", "heads", low=0, high=1
+    )
 
 
 COMMANDS: dict[str, Program[Any]] = {
@@ -150,21 +161,21 @@ def main(argv: list[str]) -> None:
     about = "Table of a chain of runs, and the checks between stages."
     command, args = chosen("python -m utils stages", about, COMMANDS, argv)
     if command == "table":
-        text = table([read_stage(Path(r)) for r in args.runs])
+        rows, note = stage_table([Facts(Path(r)) for r in args.runs])
+        text = f"{markdown(rows)}\n\n{note}"
         print(text)
         if args.out:
             Path(args.out).write_text(text + "\n")
         return
-    now = read_stage(Path(args.run))
+    now = Facts(Path(args.run))
     if not now.rows:
-        raise UserError(f"{args.run} has no results.csv")
-    folder = Path(args.weights).parent.parent
-    previous = read_stage(folder) if (folder / "results.csv").is_file() else None
-    said, compared = faults(
-        dict(read_source(args.weights).meta), previous, now, args.max_drop, args.max_loss_jump, args.max_head_drop
-    )
-    for fault in said:
+        raise UserError("; ".join(now.gaps) or f"{args.run} has no results.csv with a finished epoch")
+    folder, start = Path(args.weights).parent.parent, read_source(args.weights).meta
+    limits = Limits(args.max_drop, args.max_loss_jump, args.max_head_drop, args.max_head_share)
+    with parsing(f"{args.run} or {args.weights} is damaged"):
+        found = judge(start, Facts(folder) if (folder / "results.csv").is_file() else None, now, limits)
+    for fault in [*found.faults, *now.gaps]:
         print(f"{now.name}: {fault}", file=sys.stderr)
-    if said:
+    if found.faults:
         raise SystemExit(1)
-    print(f"{now.name}: nothing wrong; compared: {', '.join(compared) or 'nothing, the start has no figures'}")
+    print(f"{now.name}: {outcome(found)}")

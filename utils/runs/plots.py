@@ -4,6 +4,7 @@ Pure functions: numbers in, one PNG or JPG out. matplotlib is imported on first 
 state.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from utils.data.labels import Labels
 from utils.evaluation.ap import GRID
 from utils.evaluation.evaluate import Result
 from utils.images.pixels import viewable
-from utils.runs.record import read_rows, sums_by_kind
+from utils.runs.folder import Facts, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,43 +36,39 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return figure, list(np.atleast_1d(np.asarray(figure.subplots(rows, columns))).ravel())
 
 
-def plot_results(source: Path, out: Path) -> None:
-    """Loss terms (training and validation), P, R and mAP over the epochs, from results.csv."""
-    rows = read_rows(source)
-    if not rows:
+def plot_results(run: Facts, out: Path) -> None:
+    """Loss terms (training and validation), P, R, mAP, rates and what patches measured over the epochs; a panel for
+    each kind of quantity that the run has."""
+    if not run.rows:
         return
-    epochs = [int(r["epoch"]) + 1 for r in rows]
-    train = [sums_by_kind(terms(r, "")) for r in rows]
-    val = [sums_by_kind(terms(r, "val_")) if r.get("mAP") else {} for r in rows]
-    figure, axes = new_figure(13, 6.5, 2, 3)
-    for ax, kind in zip(axes, ("box", "obj", "cls"), strict=False):
-        ax.plot(epochs, [t[kind] for t in train], ".-", label="training")
-        ax.plot(epochs, [v.get(kind, np.nan) for v in val], ".-", label="validation")
-        ax.set_title(f"{kind} loss")
-        ax.legend()
-    groups = (("precision, recall", ("P", "R")), (f"mAP ({rows[-1].get('match') or 'no'} matching)", ("mAP50", "mAP")))
-    for ax, (title, names) in zip(axes[3:], groups, strict=False):
-        for name in names:
-            ax.plot(epochs, [float(r.get(name) or "nan") for r in rows], ".-", label=name)
-        ax.set_title(title)
-        ax.legend()
-    heads = [k for k in rows[-1] if k.startswith("mAP50/")]
-    for name in heads:
-        axes[5].plot(epochs, [float(r.get(name) or "nan") for r in rows], ".-", label=name.removeprefix("mAP50/"))
-    for name in () if heads else ("lr_weight", "lr_bias"):
-        axes[5].plot(epochs, [float(r.get(name) or "nan") for r in rows], ".-", label=name)
-    axes[5].set_title("mAP@0.5 per head" if heads else "learning rate")
-    axes[5].legend()
-    for ax in axes:
-        ax.set_xlabel("epoch")
+    panels: dict[str, dict[str, Series]] = {
+        f"{kind} loss": {"training": run.total(kind=kind), "validation": run.total("val_", kind)} for kind in run.kinds
+    }
+    of_patches = [term for term in run.terms if term.split("/")[0] not in run.kinds]
+    panels |= {f"{term} loss": {"training": run.series(term)} for term in of_patches}
+    panels["precision, recall, F1"] = {name: run.series(name) for name in ("P", "R", "F1")}
+    rule = run.scored[-1].get("match") if run.scored else ""
+    panels[f"mAP ({rule or 'no'} matching)"] = {name: run.series(name) for name in ("mAP50", "mAP")}
+    panels["mAP@0.5 per head"] = {head: run.series(f"mAP50/{head}") for head in run.heads}
+    panels["learning rate"] = {name.removeprefix("lr_"): run.series(name) for name in run.rates}
+    shares = [name for name in run.extras if (s := run.series(name)) and all(-1 <= value <= 1 for _, value in s)]
+    for family in dict.fromkeys(re.split("[/_]", name)[0] for name in shares):
+        mine = [name for name in shares if re.split("[/_]", name)[0] == family]
+        panels[family] = {name: run.series(name) for name in mine}
+    drawn = {title: lines for title, each in panels.items() if (lines := {k: v for k, v in each.items() if v})}
+    figure, axes = new_figure(13, 3.25 * -(-len(drawn) // 3), -(-len(drawn) // 3), 3)
+    for ax, (title, lines) in zip(axes, drawn.items(), strict=False):
+        for label, points in lines.items():
+            ax.plot([epoch for epoch, _ in points], [value for _, value in points], ".-", label=label)
+        if run.best and not title.endswith(("loss", "rate")):
+            ax.axvline(int(run.best["epoch"]), color="grey", linewidth=1, linestyle=":", label="best.pt")
+        ax.set(title=title, xlabel="epoch")
+        ax.locator_params(axis="x", integer=True)
         ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    for ax in axes[len(drawn) :]:
+        ax.set_axis_off()
     figure.savefig(out, dpi=100)
-
-
-def terms(row: Mapping[str, str], prefix: str) -> dict[str, float]:
-    """Loss terms of a row whose columns start with `prefix`."""
-    kinds = tuple(prefix + k for k in ("box", "obj", "cls"))
-    return {k.removeprefix(prefix): float(v) for k, v in row.items() if k.split("/")[0] in kinds and v}
 
 
 def plot_evaluation(result: Result, folder: Path) -> None:

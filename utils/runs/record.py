@@ -19,11 +19,15 @@ import torch
 import yaml
 from torch import Tensor
 
+from models.loss import LOSS_KINDS
 from utils.runs import fingerprint
 from utils.system import dist
+from utils.system.errors import UserError
 from utils.system.files import ROOT, append_text, write_text
 
 VERSION = "0.1.0"
+Row = dict[str, str]  # of a CSV file
+WORDS = {"class", "event", "action", "match"}  # columns of CSV files that hold no number
 
 
 def environment() -> dict[str, Any]:
@@ -129,7 +133,10 @@ class Results:
         for file in (self.folder / name for name in ("results.csv", "timing.csv", "guard.csv")):
             if file.exists():
                 lines = whole_lines(file)
-                kept = [line for line in lines[1:] if int(line.split(",")[0]) < keep_epochs]
+                epochs = [line.split(",")[0] for line in lines[1:]]
+                if damaged := [number for number, epoch in enumerate(epochs, 2) if not epoch.isdecimal()]:
+                    raise UserError(f"{file}:{damaged[0]}: damaged, the row begins with no epoch; take it out")
+                kept = [line for line, epoch in zip(lines[1:], epochs, strict=True) if int(epoch) < keep_epochs]
                 write_text(file, "".join(lines[:1] + kept) if kept else "")
         text = self.folder / "results.txt"
         if text.exists():
@@ -149,8 +156,8 @@ class Results:
     def append_text(self, row: Mapping[str, Any]) -> None:
         """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls:
         YOLOv7's order."""
-        losses = [row[k] for k in ("box", "obj", "cls", "total")]
-        metrics = [row[k] for k in ("P", "R", "mAP50", "mAP", "val_box", "val_obj", "val_cls")]
+        losses = [row.get(k, 0.0) for k in (*LOSS_KINDS, "total")]
+        metrics = [row.get(k, 0.0) for k in ("P", "R", "mAP50", "mAP", *(f"val_{kind}" for kind in LOSS_KINDS))]
         line = (
             f"{row['at']:>10}{row['memory']:>10}"
             + "%10.4g" * 4 % tuple(losses)
@@ -161,12 +168,47 @@ class Results:
 
 def whole_lines(file: Path) -> list[str]:
     """Lines of a text file without a last one that was cut short by a kill."""
-    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
+def read_rows(file: Path) -> list[Row]:
     """Rows of a CSV written by Results, without a last one that a kill cut short; empty where there is none."""
     return list(csv.DictReader(whole_lines(file))) if file.is_file() else []
+
+
+def check_head(file: Path, head: Sequence[str]) -> bool:
+    """True; ValueError where a CSV begins otherwise."""
+    with open(file, newline="", encoding="utf-8") as stream:
+        found = next(csv.reader(stream), [])
+    if found[: len(head)] != list(head):
+        raise ValueError(f"its head is {','.join(found)!r:.200}, not {','.join(head)!r}")
+    return True
+
+
+def read_table(file: Path, key: str, damage: list[str]) -> list[Row]:
+    """Rows of a CSV whose first column is `key`; damaged ones are named and left out."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        damage.append(f"{file}: its last line was cut short (a kill while it was written) and is left out")
+    found: list[Row] = []
+    reader = csv.DictReader(whole_lines(file))
+    if lines and (reader.fieldnames or [""])[0] != key:
+        raise ValueError(f"its first column is {(reader.fieldnames or [''])[0]!r:.60}, not {key!r}")
+    for row in reader:
+        try:
+            if None in row or None in row.values():
+                raise ValueError("another number of cells than the head has")
+            for name, text in row.items():
+                if text and name not in WORDS:
+                    int(text) if name == "epoch" else float(text)
+        except ValueError as error:
+            damage.append(f"{file}:{reader.line_num}: damaged row left out ({error!s:.200})")
+            continue
+        found.append(row)
+    return found
 
 
 def shown(terms: Mapping[str, Tensor]) -> dict[str, str]:
@@ -174,9 +216,9 @@ def shown(terms: Mapping[str, Tensor]) -> dict[str, str]:
     return {k: f"{v:.4f}" for k, v in sums_by_kind({n: float(t) for n, t in terms.items()}).items()}
 
 
-def sums_by_kind(terms: Mapping[str, float], kinds: Sequence[str] = ("box", "obj", "cls")) -> dict[str, float]:
+def sums_by_kind(terms: Mapping[str, float]) -> dict[str, float]:
     """`box/head_0`, `box/head_1`, ... added up to `box`; other terms as they are."""
-    total = dict.fromkeys(kinds, 0.0)
+    total: dict[str, float] = {}
     for name, value in terms.items():
         kind = name.split("/")[0]
         total[kind] = total.get(kind, 0.0) + value

@@ -18,7 +18,9 @@ from typing import Any
 from utils import seams
 from utils.config.options import Program, chosen, opt, restored
 from utils.config.train import Config
+from utils.evaluation.tables import markdown
 from utils.runs import fingerprint, manifest, record
+from utils.runs.folder import Facts
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.files import write_text
@@ -45,6 +47,11 @@ class Recorded:
         begun = self.content.get("folder")
         names = self.content.get("files") or {}
         return {k: whole(v, str(begun)) if begun and k in names else v for k, v in settings.items()}
+
+    @property
+    def files(self) -> Facts:
+        """What else its folder holds."""
+        return Facts(self.folder)
 
     @property
     def start(self) -> dict[str, str]:
@@ -101,18 +108,18 @@ def check_data(cfg: Config, now: manifest.Manifest) -> None:
         raise UserError(f"--data {cfg.data}: not the data of {old.folder}:\n  " + "\n  ".join(lines))
 
 
-def announce(original: Path, folder: Path) -> None:
+def announce(replayed: Path, folder: Path) -> None:
     """Print each difference between the inputs of the original and those of the replay in `folder`."""
-    then, now = read(str(original)), read(str(folder))
+    then, now = read(str(replayed)), read(str(folder))
     lines = [*inputs(then.content, now.content), *data_files(then, now)]
     said = f"{len(lines)} differences:" if lines else "no difference in environment, device, files or data"
     print(f"replay of {then.folder}: {said}")
     if lines:
         note("replay differs", f"{said} {'; '.join(lines)}", count=len(lines))
     print("".join(f"  {line}\n" for line in lines), end="")
-    done, ended = len(record.read_rows(then.folder / "results.csv")), (then.folder / "result.yaml").is_file()
-    if done < then.cfg.epochs and not ended:
-        print(f"  the original has {done} of {then.cfg.epochs} epochs: only these can be compared")
+    original = then.files
+    if original.epochs < then.cfg.epochs and not original.ended:
+        print(f"  the original has {original.epochs} of {then.cfg.epochs} epochs: only these can be compared")
 
 
 def inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -144,7 +151,7 @@ def data_files(then: Recorded, now: Recorded) -> list[str]:
     old, new = then.content.get("data") or {}, now.content.get("data") or {}
     if old.get("fingerprint") == new.get("fingerprint"):
         return []
-    before, after = (fingerprint.read_listing(r.folder / "data.csv") for r in (then, now))
+    before, after = then.files.listing, now.files.listing
     lines = []
     for name in dict.fromkeys([*before, *after]) if before else ():
         split, path = name.split(" ", 1)
@@ -170,7 +177,7 @@ def finish(folder: Path, original: str, early: str) -> bool:
     epoch, why. A replay is compared as well; False when it differs, or nothing is there to compare with."""
     if not dist.main():
         return True
-    result: dict[str, Any] = {"epochs": len(record.read_rows(folder / "results.csv")), "tensors": final_tensors(folder)}
+    result: dict[str, Any] = {"epochs": Facts(folder).epochs, "tensors": final_tensors(folder)}
     if early:
         result["ended"] = early
     same = True
@@ -195,21 +202,22 @@ def final_tensors(folder: Path) -> dict[str, str]:
 
 def compare(original: Recorded, folder: Path, tensors: Mapping[str, str]) -> tuple[bool, str]:
     """Whether a replay is what the original was, as far as that goes, and how to say it."""
-    then, now = record.read_rows(original.folder / "results.csv"), record.read_rows(folder / "results.csv")
+    files = original.files
+    then, now = files.rows, Facts(folder).rows
     nothing: dict[str, str] = {}
     for old, new in zip_longest(then, now[: len(then)], fillvalue=nothing):
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name):
                 was, became = (r.get(name, "not there") for r in (old, new))
                 return False, f"first difference: epoch {old['epoch']}, {name}: then {was}, now {became}"
-    file = original.folder / "result.yaml"
-    final = (read_yaml(file, "--replay").get("tensors") or {}) if file.is_file() else {}
+    final = files.result.get("tensors") or {}
     for name, print_ in final.items():
         if tensors.get(name) != print_:
             was, became = short(final, name), short(tensors, name)
             return False, f"first difference: after the last epoch, tensors of {name}: then {was}, now {became}"
     if not then and not final:
-        return False, f"nothing to compare with: {original.folder} has neither results.csv nor result.yaml"
+        why = "; ".join(files.gaps) or f"{original.folder} has neither results.csv nor result.yaml"
+        return False, f"nothing to compare with: {why}"
     if final:
         return True, f"identical: {len(then)} epochs of results.csv, and the tensors of {', '.join(final)}"
     return True, f"identical as far as the original goes: {len(then)} of {original.cfg.epochs} epochs, no final tensors"
@@ -232,10 +240,12 @@ def chain(run: str) -> list[Recorded]:
 
 def check_link(before: Recorded, after: Recorded) -> None:
     """The earlier run must have ended, and in the tensors that the later one started from."""
-    file, used = before.folder / "result.yaml", after.start
-    if not file.is_file():
+    files, used = before.files, after.start
+    if not files.ended:
         raise UserError(f"{after.folder} started from {before.folder}, which never ended (it has no result.yaml)")
-    ended = (read_yaml(file, "chain").get("tensors") or {}).get(f"{Path(used['weights']).name} ema")
+    ended = (files.result.get("tensors") or {}).get(f"{Path(used['weights']).name} ema")
+    if files.gaps:
+        raise UserError("; ".join(files.gaps))
     if ended not in (None, used["tensors"]):  # numbered copies are not in result.yaml
         raise UserError(
             f"{after.folder} started from {used['weights']} with the tensors {short(used, 'tensors')}, "
@@ -250,14 +260,15 @@ def names(stages: Sequence[Recorded]) -> list[str]:
 
 def table(stages: Sequence[Recorded], project: Path) -> str:
     """Markdown: each stage of a chain and how its replay ended."""
-    lines = ["| stage | original | replay |", "|---|---|---|"]
+    rows = [["stage", "original", "replay"]]
     for stage, name in zip(stages, names(stages), strict=True):
-        file = project / name / "result.yaml"
+        files = Facts(project / name)
         outcome = "not begun" if not (project / name).exists() else "not finished"
-        if file.is_file():
-            outcome = str((read_yaml(file, "table").get("replay") or {}).get("outcome", "not a replay"))
-        lines.append(f"| {name} | {stage.folder} | {outcome} |")
-    return "\n".join(lines)
+        if files.ended:
+            said = (files.result.get("replay") or {}).get("outcome", "not a replay")
+            outcome = "; ".join(files.gaps) or str(said)
+        rows.append([name, str(stage.folder), outcome])
+    return markdown(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,22 @@
-"""How much of a network should learn: the same training for several freeze points and seeds, then their comparison.
+"""How much of a network should learn: a study whose arms are freeze points, then the comparison of all runs.
 
   python -m utils ablate --freeze-list 0,3,4,5,6 --seeds 0,1,2 -- --data DATA.yaml --cfg MODEL.yaml ...
 
-After `--` come train.py's flags, the same for every run, so that all have equal budgets. Runs are called freeze_1_to_N
-(N = the first N modules do not learn), with _seedS where there are several seeds. A study (utils.study) whose arms are
-the freeze points: the command goes on where it was stopped, and a run that fails leaves the others alone.
+After `--` come train.py's flags, the same for every run, so that all have equal budgets. Arms are called freeze_N: the
+first N modules do not learn; freeze_0 is the baseline. All else is as in a study.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config.options import Program, opt
-from utils.study import compare
-from utils.study.study import OWN, TRAINING, Job, carry_out, common_words, conclude, numbers
+from utils.study.compare import compare
+from utils.study.study import OWN, TRAINING, Shared, common_words, conclude, numbers, study
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Shared):
     freeze_list: str = opt("", "numbers of leading modules that do not learn, as 0,3,4", "freezing", required=True)
-    seeds: str = opt("0", "seeds, as 0,1,2")
     project: str = opt("runs/ablate", "folder of the runs and of the comparison", "saving")
 
 
@@ -29,14 +27,8 @@ PROGRAM = Program(
 
 def main(argv: list[str]) -> None:
     given = PROGRAM.parse(argv)
-    args, words = given.cfg, common_words(given, OWN | {"--freeze"})
-    freezes, seeds = numbers(args.freeze_list, "--freeze-list"), numbers(args.seeds, "--seeds")
-    project, jobs = Path(args.project), []
-    for seed in seeds:
-        for freeze in freezes:
-            arm = f"freeze_1_to_{freeze}"
-            name = arm + (f"_seed{seed}" if len(seeds) > 1 else "")
-            jobs.append(Job(arm, seed, project / name, (*words, "--freeze", str(freeze))))
-    failed = carry_out(jobs)
-    compare.compare([job.folder for job in jobs], project / "comparison")
+    args, common = given.cfg, common_words(given, OWN | {"--freeze"})
+    arms = {f"freeze_{n}": ("--freeze", str(n)) for n in numbers(args.freeze_list, "--freeze-list")}
+    jobs, failed = study(arms, common, Path(args.project), args)
+    compare([job.folder for job in jobs], Path(args.project) / "comparison")
     conclude(failed)

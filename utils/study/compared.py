@@ -6,58 +6,29 @@ comparable with each other.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from utils.config.train import PLACES
-from utils.runs.chain import Stage, loss_of, read_stage
-from utils.runs.record import read_rows
+from utils.runs.folder import Facts, is_run
 from utils.study.measure import Measured, measure
-from utils.system.errors import UserError
-from utils.system.yaml_file import read_yaml
+from utils.system.errors import UserError, parsing
 
 UNMEASURED = "not measured"
 DRIFT = 0.005  # of mAP@0.5:0.95, beyond which best.pt is no longer what results.csv says
 Value = float | str
-FIGURES = {"mAP50": "mAP@0.5", "mAP": "mAP@0.5:0.95", "P": "P", "R": "R"}
+FIGURES = {"mAP50": "mAP@0.5", "mAP": "mAP@0.5:0.95", "P": "P", "R": "R", "F1": "F1"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a comparison. settings of the stage empty: the run is missing."""
+    """One run of a comparison."""
 
     name: str
-    stage: Stage
+    run: Facts
     measured: Measured | None = None  # best.pt on the validation set
-    note: str = ""  # why something is missing
-    values: dict[str, Value] = field(default_factory=dict)  # the columns
-
-    @property
-    def kind(self) -> str:
-        """The same for runs that are alike."""
-        return like(self.stage.settings)
-
-
-def like(settings: Mapping[str, Any]) -> str:
-    """All of run.yaml that a run's outcome depends on, but for the seed."""
-    config = {k: v for k, v in settings["config"].items() if k not in PLACES | {"seed"}}
-    start = settings.get("start") or {}
-    file = Path(str(start.get("run"))) / "run.yaml"
-    origin = like(read_yaml(file, "run.yaml")) if start.get("run") and file.is_file() else start.get("tensors")
-    return repr((config, settings.get("patches"), fingerprint(settings), origin))
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Of the data; "" where a run does not say it."""
-    return str((settings.get("data") or {}).get("fingerprint", ""))
-
-
-def rule(settings: Mapping[str, Any]) -> str:
-    """By which rule mAP was made."""
-    config = settings["config"]
-    return str(config.get("match", "")) + (", recall to 1" if config.get("v5_metric") else "")
+    notes: tuple[str, ...] = ()  # why something is missing, or is not what it was
+    values: dict[str, Value] = field(default_factory=dict)  # the columns; none: the run is missing
 
 
 def read_entries(folders: Sequence[Path], device: str) -> list[Entry]:
@@ -70,64 +41,69 @@ def read_entries(folders: Sequence[Path], device: str) -> list[Entry]:
 
 
 def read_entry(folder: Path, name: str, device: str) -> Entry:
-    """A run folder as it is; a folder that is not there, or has no epoch yet, gives an entry that says so."""
-    if not (folder / "run.yaml").is_file() or not read_rows(folder / "results.csv"):
-        return Entry(name, Stage(name, {}, [], 0.0), note=f"{folder} holds no finished epoch")
-    stage, found, note = read_stage(folder), None, ""
+    """A run folder as it is; a folder that is not there, is damaged, or has no epoch yet, gives an entry that says
+    so."""
+    run, notes, measured = Facts(folder), [], None
+    if not is_run(folder) or not run.rows or not run.config:
+        return Entry(name, run, notes=(f"{folder} holds no finished epoch", *(run.gaps if is_run(folder) else ())))
     try:
-        found = measure(folder, stage.settings, device)
+        measured = measure(folder, run.settings, device)
     except UserError as error:
-        note = f"best.pt could not be evaluated: {error}"
-    if found and stage.best and abs(found.result.map - float(stage.best["mAP"])) > DRIFT:
-        note = (
-            f"best.pt reaches mAP@0.5:0.95 {found.result.map:.4f} now, {float(stage.best['mAP']):.4f} while it was "
+        notes.append(f"best.pt could not be evaluated: {error}")
+    try:
+        with parsing(f"{folder} is damaged"):
+            values = figures(run, measured)
+    except UserError as error:
+        return Entry(name, run, notes=(str(error), *run.gaps))
+    if measured and run.best and abs(measured.result.map - float(run.best["mAP"])) > DRIFT:
+        notes.append(
+            f"best.pt reaches mAP@0.5:0.95 {measured.result.map:.4f} now, {float(run.best['mAP']):.4f} while it was "
             "trained: data, device or code are others now"
         )
-    return Entry(name, stage, found, note, figures(stage, read_rows(folder / "timing.csv"), found))
+    if run.best and run.began.get("mAP", 0) > float(run.best["mAP"]):
+        notes.append(f"training made it worse: it started from mAP@0.5:0.95 {run.began['mAP']:.4f}, see best and start")
+    return Entry(name, run, measured, (*notes, *run.gaps), values)
 
 
-def figures(stage: Stage, timing: Sequence[Mapping[str, str]], measured: Measured | None) -> dict[str, Value]:
-    """The columns of a run. timing: rows of timing.csv."""
-    out: dict[str, Value] = {"epochs": len(stage.rows)}
-    if stage.scored:
-        best, last = stage.best, stage.scored[-1]
-        final = float(last["mAP"])
-        out["best epoch"] = int(best["epoch"]) + 1
-        out |= {f"best {title}": float(best[k]) for k, title in FIGURES.items()}
-        out |= {f"final {title}": float(last[k]) for k, title in FIGURES.items()}
-        reached = next(int(r["epoch"]) + 1 for r in stage.scored if float(r["mAP"]) >= 0.9 * final)
-        out["epochs to 90 % of final mAP@0.5:0.95"] = reached if final else UNMEASURED
-        out["train-validation gap of the loss"] = loss_of(last, "val_") - loss_of(last)
-    memory = max((float(t["memory_gib"]) for t in timing), default=0.0)
-    device = stage.settings.get("device") or {}
-    out["seconds per epoch"] = statistics.median(float(t["seconds"]) for t in timing) if timing else UNMEASURED
-    out["peak memory, GiB"] = memory or UNMEASURED
+def figures(run: Facts, measured: Measured | None) -> dict[str, Value]:
+    """The columns of a run."""
+    out: dict[str, Value] = {"frozen layers": run.frozen, "epochs": run.epochs}
+    if run.scored:
+        last, final = run.scored[-1], float(run.scored[-1]["mAP"])
+        out |= {f"start {FIGURES[k]}": v for k, v in run.began.items()}
+        out["best epoch"] = int(run.best["epoch"])
+        out |= {f"best {title}": float(run.best[k]) for k, title in FIGURES.items() if run.best.get(k)}
+        out |= {f"final {title}": float(last[k]) for k, title in FIGURES.items() if last.get(k)}
+        reached = next((int(r["epoch"]) for r in run.scored if float(r["mAP"]) >= 0.9 * final), UNMEASURED)
+        out["first epoch with 90 % of final mAP@0.5:0.95"] = reached if final else UNMEASURED
+        train, val = dict(run.total()), dict(run.total("val_"))
+        if int(last["epoch"]) in val:
+            out["train-validation gap of the loss"] = val[int(last["epoch"])] - train[int(last["epoch"])]
+    device = run.settings.get("device") or {}
+    device = device if isinstance(device, dict) else {"type": device}
+    out["seconds per epoch"] = statistics.median(run.times()) if run.times() else UNMEASURED
+    out["peak memory, GiB"] = max(run.times("memory_gib"), default=0.0) or UNMEASURED
     out["device"] = str(device.get("gpu") or device.get("cpu") or device.get("type") or UNMEASURED)
-    out["trainable parameters"] = stage.settings.get("parameters", {}).get("trainable_params", UNMEASURED)
+    out["trainable parameters"] = (run.settings.get("parameters") or {}).get("trainable_params", UNMEASURED)
     for column, title in (("mAP50", "mAP@0.5"), ("mAP", "mAP@0.5:0.95")):
-        heads = {k.partition("/")[2]: v for k, v in stage.best.items() if k.startswith(f"{column}/") and v}
-        out |= {f"{title} of {head}": float(value) for head, value in heads.items()}
+        out |= {f"{title} of {head}": value for head, value in run.of_heads(column).items()}
     if measured:
         sizes = {f"AP@0.5:0.95 of {name} objects": v for name, v in measured.by_size.items()}
         out |= {k: "no such objects" if v < 0 else v for k, v in sizes.items()}
         out |= measured.result.figures
-    out["data"] = fingerprint(stage.settings)[:8] or UNMEASURED
-    out["matching rule"] = rule(stage.settings) or UNMEASURED
+    out["data"] = run.data[:8] or UNMEASURED
+    out["matching rule"] = run.rule or UNMEASURED
     return out
 
 
 def conflicts(entries: Sequence[Entry]) -> list[str]:
     """Why some of the runs cannot be compared with others; empty where they all can."""
     said = []
-    reasons: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
-        ("data", lambda s: fingerprint(s)[:8]),
-        ("matching rules of mAP", rule),
-    )
-    for what, of in reasons:
-        there: dict[str, list[str]] = {}
+    for what, column in (("data", "data"), ("matching rules of mAP", "matching rule")):
+        there: dict[Value, list[str]] = {}
         for entry in entries:
-            if entry.stage.settings and of(entry.stage.settings):
-                there.setdefault(of(entry.stage.settings), []).append(entry.name)
+            if entry.values.get(column, UNMEASURED) != UNMEASURED:
+                there.setdefault(entry.values[column], []).append(entry.name)
         if len(there) > 1:
             each = "; ".join(f"{value}: {', '.join(names)}" for value, names in there.items())
             said.append(f"NOT COMPARABLE, different {what} ({each})")
@@ -139,11 +115,11 @@ def repetitions(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     seed of its group stands alone."""
     groups: dict[object, list[Entry]] = {}
     for entry in entries:
-        if entry.stage.settings:
-            seed = entry.stage.settings["config"].get("seed")
-            mine = groups.setdefault(entry.kind, [])
-            if seed in [e.stage.settings["config"].get("seed") for e in mine]:
-                groups[entry.name, entry.kind] = [entry]
+        if entry.values:
+            kind = entry.run.likeness
+            mine = groups.setdefault(kind, [])
+            if entry.run.config.get("seed") in [e.run.config.get("seed") for e in mine]:
+                groups[entry.name, kind] = [entry]
             else:
                 mine.append(entry)
     return {group_name([e.name for e in group]): group for group in groups.values()}
@@ -175,3 +151,8 @@ def spread(values: Sequence[Value | None]) -> tuple[float, float] | None:
     if len(numbers) < len(values) or len(numbers) < 2:
         return None
     return statistics.mean(numbers), statistics.stdev(numbers)
+
+
+def with_spread(pair: tuple[float, float] | None, digits: int = 4) -> str:
+    """`0.3426 ± 0.0096`; empty where there is nothing."""
+    return "" if pair is None else f"{pair[0]:,.{digits}f} ± {pair[1]:,.{digits}f}"

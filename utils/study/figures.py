@@ -13,7 +13,7 @@ import numpy.typing as npt
 from utils.evaluation.ap import GRID
 from utils.images.pixels import viewable
 from utils.images.read import read_any
-from utils.runs.chain import loss_of
+from utils.runs.folder import Series
 from utils.runs.plots import colour, draw_box, draw_label, draw_matrix, new_figure
 from utils.study.compared import Entry, repetitions
 
@@ -28,7 +28,7 @@ Styles = Mapping[str, Mapping[str, Any]]
 def plot_all(entries: Sequence[Entry], folder: Path) -> list[Path]:
     """Every picture for which there is data; the files that were written."""
     look = styles(entries)
-    out = [learning(entries, look, folder / "learning.png")] if any(e.stage.rows for e in entries) else []
+    out = [learning(entries, look, folder / "learning.png")] if any(e.values for e in entries) else []
     measured = [e for e in entries if e.measured and len(e.measured.result.curves.classes)]
     if measured:
         out += [
@@ -60,14 +60,12 @@ def learning(entries: Sequence[Entry], look: Styles, out: Path) -> Path:
 
     figure, axes = new_figure(13, 9, 2, 2)
     for ax, (column, title) in zip(axes, (("mAP50", "mAP@0.5"), ("mAP", "mAP@0.5:0.95")), strict=False):
-        for entry in (e for e in entries if e.stage.rows):
-            rows = entry.stage.scored
-            plot_line(ax, rows, [float(r[column]) for r in rows], look[entry.name])
+        for entry in (e for e in entries if e.values):
+            plot_line(ax, entry.run.series(column), look[entry.name])
         ax.set(title=f"{title}, validation")
     for ax, (prefix, title) in zip(axes[2:], (("", "training"), ("val_", "validation")), strict=True):
-        for entry in (e for e in entries if e.stage.rows):
-            rows = entry.stage.scored if prefix else entry.stage.rows
-            plot_line(ax, rows, [loss_of(r, prefix) for r in rows], look[entry.name])
+        for entry in (e for e in entries if e.values):
+            plot_line(ax, entry.run.total(prefix), look[entry.name])
         ax.set(title=f"sum of the loss terms, {title}")
     for ax in axes:
         ax.set_xlabel("epoch")
@@ -78,8 +76,8 @@ def learning(entries: Sequence[Entry], look: Styles, out: Path) -> Path:
     return out
 
 
-def plot_line(ax: "Axes", rows: Sequence[Mapping[str, str]], values: Sequence[float], style: Mapping[str, Any]) -> None:
-    ax.plot([int(r["epoch"]) + 1 for r in rows], values, marker=".", **style)
+def plot_line(ax: "Axes", series: Series, style: Mapping[str, Any]) -> None:
+    ax.plot([epoch for epoch, _ in series], [value for _, value in series], marker=".", **style)
 
 
 def legend(ax: "Axes") -> None:

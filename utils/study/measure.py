@@ -33,11 +33,11 @@ class Measured:
     truth: dict[str, npt.NDArray[np.float64]]  # image file -> [n,5] x0,y0,x1,y1 native pixels, class
 
     @property
-    def per_class(self) -> dict[str, tuple[float, float, float, float]]:
-        """AP@0.5, AP@0.5:0.95, P and R of the classes that have objects."""
+    def per_class(self) -> dict[str, tuple[float, ...]]:
+        """AP@0.5, AP@0.5:0.95, F1, P and R of the classes that have objects."""
         r = self.result
-        each = zip(r.names, r.ap50, r.ap, r.p, r.r, r.n_gt, strict=True)
-        return {name: (float(ap50), float(ap), float(p), float(rc)) for name, ap50, ap, p, rc, n in each if n}
+        each = zip(r.ap50, r.ap, r.f1_per_class, r.p, r.r, strict=True)
+        return {name: tuple(map(float, own)) for name, own, n in zip(r.names, each, r.n_gt, strict=True) if n}
 
 
 def measure(folder: Path, settings: Mapping[str, Any], device: str, split: str = "val") -> Measured:

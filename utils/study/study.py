@@ -16,8 +16,12 @@ where that states it), the lowest, the final and the best over the epochs: mean 
 seeds, and each run by itself; in study.md also what an arm costs. study.png: the columns over the epochs, mean and
 range over the seeds.
 
-In Python: `carry_out([Job(...), ...])` trains, `report(jobs, folder, columns)` writes the tables; utils.ablate uses the
-former.
+  python -m utils ablate --freeze-list 0,3,4,5,6 --seeds 0,1,2 -- COMMON TRAIN.PY FLAGS
+
+is the study of how much of a network should learn: arms freeze_0, the baseline, freeze_3, ..., in which the first N
+modules do not learn, and after it the comparison of all runs (`python -m utils compare`).
+
+In Python: `carry_out([Job(...), ...])` trains, `report(jobs, folder, columns)` writes the tables.
 """
 
 import csv
@@ -26,21 +30,22 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from utils.config.options import Given, Program, opt
 from utils.data.spec import read_data
 from utils.evaluation.tables import markdown
+from utils.runs.folder import Facts
 from utils.runs.plots import new_figure
-from utils.runs.record import read_rows
+from utils.study.compared import spread, with_spread
 from utils.study.measure import measure
 from utils.system.errors import UserError
 from utils.system.files import ROOT, write_text
 from utils.system.yaml_file import read_yaml
-from utils.weights.checkpoint import read_source
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}
 KINDS = ("start", "lowest", "final", "best")
@@ -55,6 +60,11 @@ class Job:
     seed: int
     folder: Path
     words: tuple[str, ...]
+
+    @cached_property
+    def run(self) -> Facts:
+        """What its folder says; for when it is trained."""
+        return Facts(self.folder)
 
     @property
     def command(self) -> list[str]:
@@ -92,7 +102,7 @@ def check_same(job: Job) -> None:
     file = job.folder / "run.yaml"
     if not file.is_file():
         return
-    words = shlex.split(str(read_yaml(file, "run.yaml")["command"]))
+    words = shlex.split(str(read_yaml(file, "run.yaml").get("command", "")))
     if [w for w in words if w != "--exist-ok"] != job.command:
         raise UserError(
             f"{job.folder} was made with other flags ({shlex.join(words)}) than this study asks for "
@@ -123,37 +133,17 @@ def train(job: Job) -> bool:
     return code == 0
 
 
-def curve(folder: Path, column: str) -> dict[int, float]:
-    """{epoch, from 1 on: value} of the epochs that have one; empty where the run is missing."""
-    return {int(r["epoch"]) + 1: float(r[column]) for r in read_rows(folder / "results.csv") if r.get(column)}
-
-
-def start_value(job: Job, column: str) -> float | None:
-    """What the checkpoint that the run started from states, if it was measured by the same rule."""
-    rows = read_rows(job.folder / "results.csv")
-    if not rows:
-        return None
-    weights = str(read_yaml(job.folder / "run.yaml", "run.yaml")["config"]["weights"])
-    if not weights or not Path(weights).is_file():
-        return None
-    meta = read_source(weights).meta
-    key = {"mAP50": "map50", "mAP": "map"}.get(column, column)
-    rules = {r["match"] for r in rows if r.get("match")}
-    return float(meta[key]) if meta.get(key) is not None and {meta.get("match")} == rules else None
-
-
 def figures(job: Job, column: str) -> dict[str, float]:
     """start, lowest, final and best of one run, as far as they are there."""
-    values = list(curve(job.folder, column).values())
-    start = start_value(job, column)
-    found = {"lowest": min(values), "final": values[-1], "best": max(values)} if values else {}
-    return ({} if start is None else {"start": start}) | found
+    values = [value for _, value in job.run.series(column)]
+    start = {"start": job.run.began[column]} if values and column in job.run.began else {}
+    return start | ({"lowest": min(values), "final": values[-1], "best": max(values)} if values else {})
 
 
 def evaluate_test(jobs: Sequence[Job], columns: Sequence[str]) -> None:
     """best.pt of the finished runs on the test split, into their test.csv, where that is not there yet."""
     for job in (j for j in jobs if finished(j.folder) and not (j.folder / "test.csv").is_file()):
-        row = measure(job.folder, read_yaml(job.folder / "run.yaml", "run.yaml"), "", "test").result.row
+        row = measure(job.folder, job.run.settings, "", "test").result.row
         known = [c for c in columns if c in row]
         text = "\n".join([",".join(known), ",".join(str(row[c]) for c in known)])
         write_text(job.folder / "test.csv", text + "\n")
@@ -163,17 +153,14 @@ def test_table(jobs: Sequence[Job], columns: Sequence[str]) -> list[list[str]]:
     """Head and a row for each arm: what evaluate_test found."""
     rows = [["arm", "runs", *columns]]
     for arm in dict.fromkeys(j.arm for j in jobs):
-        found = [r for j in jobs if j.arm == arm for r in read_rows(j.folder / "test.csv")]
-        rows.append([arm, str(len(found)), *(spread([float(r[c]) for r in found if r.get(c)]) for c in columns)])
+        found = [r for j in jobs if j.arm == arm for r in j.run.table("test.csv", columns[0])]
+        rows.append([arm, str(len(found)), *(mean([float(r[c]) for r in found if r.get(c)]) for c in columns)])
     return rows
 
 
-def spread(values: Sequence[float]) -> str:
+def mean(values: Sequence[float]) -> str:
     """Mean and standard deviation; of a single value itself."""
-    if not values:
-        return MISSING
-    mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+    return with_spread(spread(values)) or (f"{values[0]:.4f}" if values else MISSING)
 
 
 def tables(jobs: Sequence[Job], column: str) -> list[list[str]]:
@@ -182,7 +169,7 @@ def tables(jobs: Sequence[Job], column: str) -> list[list[str]]:
     for arm in dict.fromkeys(j.arm for j in jobs):
         mine = [figures(j, column) for j in jobs if j.arm == arm]
         there = sum("final" in f for f in mine)
-        cells = [spread([f[kind] for f in mine if kind in f]) for kind in KINDS]
+        cells = [mean([f[kind] for f in mine if kind in f]) for kind in KINDS]
         rows.append([arm, f"{there} of {len(mine)}", *cells])
     return rows
 
@@ -191,17 +178,18 @@ def costs(jobs: Sequence[Job]) -> list[list[str]]:
     """Head and a row for each arm: parameters that train, seconds per epoch (median of a run, evaluation included)."""
     rows = [["arm", "parameters", "seconds per epoch"]]
     for arm in dict.fromkeys(j.arm for j in jobs):
-        mine = [j.folder for j in jobs if j.arm == arm and read_rows(j.folder / "timing.csv")]
-        sizes = {read_yaml(f / "run.yaml", "run.yaml")["parameters"]["trainable_params"] for f in mine}
-        seconds = [statistics.median(float(r["seconds"]) for r in read_rows(f / "timing.csv")) for f in mine]
-        rows.append([arm, ", ".join(f"{size:,}" for size in sorted(sizes)) or MISSING, spread(seconds)])
+        mine = [j.run for j in jobs if j.arm == arm]
+        counts = [(run.settings.get("parameters") or {}).get("trainable_params") for run in mine]
+        sizes = sorted({count for count in counts if isinstance(count, int)})
+        seconds = [statistics.median(run.times()) for run in mine if run.times()]
+        rows.append([arm, ", ".join(f"{size:,}" for size in sizes) or MISSING, mean(seconds)])
     return rows
 
 
 def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str]) -> None:
     """study.md, study.csv and study.png of what is there; the tables on the screen too."""
     folder.mkdir(parents=True, exist_ok=True)
-    known = {name: None for j in jobs for row in read_rows(j.folder / "results.csv")[:1] for name in row}
+    known = {name: None for j in jobs for name in j.run.columns}
     if known and (unknown := [c for c in columns if c not in known]):
         raise UserError(f"--columns {','.join(unknown)}: not in results.csv, which has {', '.join(known)}")
     parts = [f"{column}, mean ± standard deviation\n\n{markdown(tables(jobs, column))}" for column in columns]
@@ -213,10 +201,11 @@ def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str]) -> None:
         writer = csv.writer(f)
         writer.writerow(["arm", "seed", "run", "epochs", *(f"{c} {kind}" for c in columns for kind in KINDS)])
         for job in jobs:
-            done = len(read_rows(job.folder / "results.csv"))
-            cells = [str(figures(job, c).get(kind, MISSING)) for c in columns for kind in KINDS]
-            writer.writerow([job.arm, job.seed, job.folder.name, done or MISSING, *cells])
+            cells = [figures(job, c).get(kind, "") for c in columns for kind in KINDS]
+            writer.writerow([job.arm, job.seed, job.folder.name, job.run.epochs or "", *cells])
     plot(jobs, columns, folder / "study.png")
+    for job in jobs:
+        print("".join(f"{gap}\n" for gap in job.run.gaps if job.folder.exists()), end="")
     print(f"{text}\n\ntables and picture: {folder / 'study.md'}, {folder / 'study.png'}")
 
 
@@ -225,13 +214,13 @@ def plot(jobs: Sequence[Job], columns: Sequence[str], out: Path) -> None:
     figure, axes = new_figure(6.5 * len(columns) + 2, 5, 1, len(columns))
     for ax, column in zip(axes, columns, strict=True):
         for i, arm in enumerate(dict.fromkeys(j.arm for j in jobs)):
-            curves = [c for j in jobs if j.arm == arm and (c := curve(j.folder, column))]
+            curves = [c for j in jobs if j.arm == arm and (c := dict(j.run.series(column)))]
             epochs = sorted(set.intersection(*map(set, curves))) if curves else []
             values = [[c[e] for c in curves] for e in epochs]
             shade, dashes = f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]
             ax.plot(epochs, [statistics.mean(v) for v in values], dashes, marker=".", label=arm, color=shade)
             ax.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=shade)
-        starts = {s for j in jobs if (s := start_value(j, column)) is not None}
+        starts = {j.run.began[column] for j in jobs if column in j.run.began}
         if len(starts) == 1:
             ax.axhline(starts.pop(), color="grey", linewidth=1, linestyle="--", label="start")
         ax.set(title=column, xlabel="epoch")
@@ -281,14 +270,20 @@ def folder_name(arm: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Shared:
+    """Options of a study and of an ablation."""
+
+    seeds: str = opt("0", "seeds, as 0,1,2")
+    columns: str = opt("mAP50", "columns of results.csv to compare, as mAP50,mAP", "evaluation")
+    test: bool = opt(False, "evaluate best.pt on the test split at the end", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Shared):
     arm: tuple[str, ...] = opt(
         (), "a name and its flags of train.py; once for each arm", required=True, repeated=True, metavar="'NAME: FLAGS'"
     )
-    seeds: str = opt("0", "seeds, as 0,1,2")
     project: str = opt("", "folder of the runs and of the tables", "saving", required=True)
-    columns: str = opt("mAP50", "columns of results.csv to compare, as mAP50,mAP", "evaluation")
-    test: bool = opt(False, "evaluate best.pt on the test split at the end", "evaluation")
 
 
 TRAINING = "TRAIN.PY'S FLAGS, THE SAME FOR EVERY RUN"
@@ -303,7 +298,13 @@ def main(argv: list[str]) -> None:
     arms = dict(map(read_arm, args.arm))
     if len({folder_name(name) for name in arms}) != len(args.arm):
         raise UserError("--arm: two arms have the same name")
-    project = Path(args.project)
+    conclude(study(arms, common, Path(args.project), args)[1])
+
+
+def study(
+    arms: Mapping[str, Sequence[str]], common: Sequence[str], project: Path, args: Shared
+) -> tuple[list[Job], list[Path]]:
+    """Train and compare; the runs, and the folders of those that failed."""
     jobs = [
         Job(name, seed, project / f"{folder_name(name)}_seed{seed}", (*common, *words))
         for seed in numbers(args.seeds, "--seeds")
@@ -317,4 +318,4 @@ def main(argv: list[str]) -> None:
     if args.test:
         evaluate_test(jobs, columns)
     report(jobs, project, columns)
-    conclude(failed)
+    return jobs, failed

@@ -7,7 +7,7 @@ from torch import nn
 
 from models.graph import Detector
 from utils import seams
-from utils.config.options import help_topic
+from utils.config.options import help_topic, show
 from utils.config.train import PLACES, parse, program
 from utils.system.errors import quiet_pipe
 from utils.system.notes import note
@@ -114,7 +114,3 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
     for name, flags in settings.get("patches", {}).items():
         flat |= {f"{name}.{k}": show(v) for k, v in flags.items() if not k.endswith("_table")}
     return flat
-
-
-def show(value: Any) -> str:
-    return " ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)

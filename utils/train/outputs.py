@@ -9,9 +9,10 @@ from models.graph import Detector
 from utils import seams
 from utils.data.dataset import Sample
 from utils.data.loader import Batch, collate
-from utils.evaluation.evaluate import Result, Sink, evaluate
+from utils.evaluation.evaluate import MEANS, Result, Sink, evaluate
 from utils.evaluation.tables import number, write_classes
 from utils.runs import fingerprint, manifest, plots, record, replay, resumable
+from utils.runs.folder import Facts
 from utils.runs.manifest import Manifest
 from utils.system import dist
 from utils.system.device import peak_memory, peak_resident
@@ -37,14 +38,6 @@ def validate(run: Run, sink: Sink | None = None) -> Result:
     )
 
 
-def metric_columns(run: Run) -> list[str]:
-    """Names of `Result.row`, for epochs that were not evaluated."""
-    heads = [f"{kind}/{name}" for kind in ("mAP50", "mAP") for name in run.model.group_names]
-    terms = [f"val_{name}" for name in run.loss_step.criterion.terms]
-    several = heads if len(run.model.group_names) > 1 else []
-    return ["P", "R", "F1", "mAP50", "mAP", *terms, *several, *run.patches.metric_names()]
-
-
 def line(result: Result) -> str:
     """The means on one line, with the rule they were made by, and what patches measured on a second."""
     heads = (
@@ -68,8 +61,9 @@ def write_rows(
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
     found: dict[str, Any] = result.row if result else {}
     memory = peak_memory(run.device)
-    unmeasured = dict.fromkeys(("P", "R", "F1", "mAP50", "mAP"), "") if result and not result.measured else {}
-    columns = {**dict.fromkeys(metric_columns(run), ""), **found, **unmeasured, "match": result.match if result else ""}
+    names = Result.columns(run.loss_step.criterion.terms, run.model.group_names, run.patches.metric_names())
+    unmeasured = dict.fromkeys(MEANS, "") if result and not result.measured else {}
+    columns = {**dict.fromkeys(names, ""), **found, **unmeasured, "match": result.match if result else ""}
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
     timing = {
         "seconds": f"{seconds:.2f}",
@@ -78,12 +72,11 @@ def write_rows(
     }
     run.results.append("timing.csv", {"epoch": run.epoch, **timing})
     kinds = record.sums_by_kind(losses)
-    val = record.sums_by_kind(result.losses if result else {})
+    val = record.sums_by_kind({f"val_{name}": value for name, value in (result.losses if result else {}).items()})
     run.results.append_text(
-        {k: kinds[k] for k in ("box", "obj", "cls")}
+        {**found, **val, **kinds}
         | {"total": sum(kinds.values()), "at": f"{run.epoch}/{run.cfg.epochs - 1}", "memory": f"{memory:.3g}G"}
-        | {"labels": labels, "size": size, **{k: found.get(k, 0.0) for k in ("P", "R", "mAP50", "mAP")}}
-        | {f"val_{k}": val[k] for k in ("box", "obj", "cls")}
+        | {"labels": labels, "size": size}
     )
     outcome = line(result) if result else "(not evaluated)"
     print(f"  loss {sum(kinds.values()):.4f}  data wait {waited:.0%}  {outcome}")
@@ -123,7 +116,7 @@ def close_folder(run: Run) -> None:
     """Evaluate best.pt once more, draw the pictures, say where everything is."""
     run.audit.close()
     if run.guard.ended:
-        print(f"ended after epoch {run.epoch} of {run.cfg.epochs}: {run.guard.ended}")
+        print(f"ended after {run.epoch} of {run.cfg.epochs} epochs: {run.guard.ended}")
     best = run.dir / "weights" / "best.pt"
     dist.barrier()  # rank 0 may still be writing it
     if best.is_file():  # --nosave writes it only where the last epoch is the best one
@@ -133,7 +126,7 @@ def close_folder(run: Run) -> None:
         result = validate(run, lambda batch, found: plots.plot_found(batch, found, names, run.dir))
         print(f"{'best.pt' if best.is_file() else 'last epoch'}: {line(result)}")
         if dist.main():
-            plots.plot_results(run.dir / "results.csv", run.dir / "results.png")
+            plots.plot_results(Facts(run.dir), run.dir / "results.png")
             plots.plot_evaluation(result, run.dir)
             write_classes(run.dir / "per_class.csv", result)
         run.patches.each("after_evaluation", result, partial(measure, run), run.dir)

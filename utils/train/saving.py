@@ -97,7 +97,7 @@ def save(run: Run, result: Result | None) -> None:
     if kept and better and dist.main():
         checkpoint.save_checkpoint(weights / "best.pt", state=state, meta=meta)
     if kept and run.cfg.save_period > 0 and (run.epoch + 1) % run.cfg.save_period == 0 and dist.main():
-        checkpoint.save_checkpoint(weights / f"epoch_{run.epoch + 1:03d}.pt", state=state, meta=meta)
+        checkpoint.save_checkpoint(weights / f"epoch_{run.epoch:03d}.pt", state=state, meta=meta)
     if run.guard.back:
         go_back(run)
     if kept or due:

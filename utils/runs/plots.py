@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+FEW_LINES = 8  # that a legend in a small panel holds in one column
 FEW = 20  # classes up to which each gets a line or a label of its own
 Image = npt.NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ def plot_results(run: Facts, out: Path) -> None:
     rule = run.scored[-1].get("match") if run.scored else ""
     panels[f"mAP ({rule or 'no'} matching)"] = {name: run.series(name) for name in ("mAP50", "mAP")}
     panels["mAP@0.5 per head"] = {head: run.series(f"mAP50/{head}") for head in run.heads}
-    panels["learning rate"] = {name.removeprefix("lr_"): run.series(name) for name in run.rates}
+    panels["learning rate"] = one_line_each({name.removeprefix("lr_"): run.series(name) for name in run.rates})
     shares = [name for name in run.extras if (s := run.series(name)) and all(-1 <= value <= 1 for _, value in s)]
     for family in dict.fromkeys(re.split("[/_]", name)[0] for name in shares):
         mine = [name for name in shares if re.split("[/_]", name)[0] == family]
@@ -65,10 +66,18 @@ def plot_results(run: Facts, out: Path) -> None:
         ax.set(title=title, xlabel="epoch")
         ax.locator_params(axis="x", integer=True)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8 if len(lines) <= FEW_LINES else 6, ncols=-(-len(lines) // FEW_LINES))
     for ax in axes[len(drawn) :]:
         ax.set_axis_off()
     figure.savefig(out, dpi=100)
+
+
+def one_line_each(lines: Mapping[str, Series]) -> dict[str, Series]:
+    """Equal curves drawn once, under the first of their names and how many more there are."""
+    names: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for name, points in lines.items():
+        names.setdefault(tuple(points), []).append(name)
+    return {f"{n[0]} and {len(n) - 1} more" if n[1:] else n[0]: list(points) for points, n in names.items()}
 
 
 def plot_evaluation(result: Result, folder: Path) -> None:

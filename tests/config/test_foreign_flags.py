@@ -1,31 +1,12 @@
-"""Every flag of YOLOv7's four programs works, is passed over with a line, or is refused with what does it here."""
+"""Flags of other programs are passed over with a line or refused with what does it here.
+
+That every flag of YOLOv7's four programs is answered: tests/conformance/test_compatibility.py.
+"""
 
 import pytest
 
 from tests.config.test_options import NEEDED, PROGRAMS
-from utils.config.foreign_flags import INSTEAD, WITHOUT_MEANING
 from utils.system.errors import UserError
-
-V7 = {
-    "train": "weights cfg data hyp epochs batch-size img-size rect resume nosave notest noautoanchor evolve bucket "
-    "cache-images image-weights device multi-scale single-cls adam sync-bn local_rank workers project entity name "
-    "exist-ok quad linear-lr label-smoothing upload_dataset bbox_interval save_period artifact_alias freeze v5-metric",
-    "test": "weights data batch-size img-size conf-thres iou-thres task device single-cls augment verbose save-txt "
-    "save-hybrid save-conf save-json project name exist-ok no-trace v5-metric",
-    "detect": "weights source img-size conf-thres iou-thres device view-img save-txt save-conf nosave classes "
-    "agnostic-nms augment update project name exist-ok no-trace",
-    "export": "weights img-size batch-size dynamic dynamic-batch grid end2end max-wh topk-all iou-thres conf-thres "
-    "device simplify include-nms fp16 int8",
-}
-V5 = "optimizer cos-lr imgsz batch cache noval noplots evolve seed patience local-rank ndjson-file"
-
-
-@pytest.mark.parametrize(("name", "flags"), [*V7.items(), ("train", V5)])
-def test_every_flag_is_answered(name: str, flags: str) -> None:
-    for flag in flags.split():
-        plain = flag.replace("_", "-")
-        known = plain in PROGRAMS[name].names() or plain in WITHOUT_MEANING or plain in INSTEAD
-        assert known, f"{name}.py --{flag}"
 
 
 def test_flags_without_meaning_are_passed_over_with_their_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,3 +32,25 @@ def test_flags_of_another_form_name_what_does_it_here(name: str, flag: str, said
     with pytest.raises(UserError) as error:
         PROGRAMS[name].parse([*NEEDED.get(name, []), flag, "x"])
     assert said in str(error.value) and f"{flag} is not a flag of {name}.py" in str(error.value)
+
+
+@pytest.mark.parametrize("words", [["--cache", "ram"], ["--cache=ram"], ["--cache-images", "ram"], ["--cache_images"]])
+def test_the_place_of_a_cache(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert PROGRAMS["train"].values([*words, "--epochs", "4"]) == {"cache_images": True, "epochs": 4}
+    assert ("ram is passed over" in capsys.readouterr().out) == ("ram" in words[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("train", "--cache disk", "--cache-images disk: images are kept in RAM"),
+        ("train", "--cache=disk", "leave --cache-images out"),
+        ("test", "--task study", "once per --img-size"),
+        ("export", "--img 640 640", "'640' belongs to no flag: --img-size takes one value"),
+        ("train", "--adam yes", "'yes' belongs to no flag: --adam takes no value"),
+        ("train", "yes", "'yes' belongs to no flag$"),
+    ],
+)
+def test_values_of_another_program(name: str, words: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        PROGRAMS[name].parse([*NEEDED.get(name, []), *words.split()] if words != "yes" else ["yes"])

@@ -17,7 +17,7 @@ from patches.multihead import Flags, patch
 from patches.multihead.head_file import HeadTable
 from tests.shared import ROOT, shared
 from utils.system.errors import UserError
-from utils.weights.checkpoint import load_detector, load_into, read_checkpoint, read_model_yaml
+from utils.weights.checkpoint import load_detector, load_into, read_checkpoint, read_model
 from utils.weights.convert import convert
 from utils.weights.foreign import as_meta, read_foreign
 from utils.weights.guess import guess_model
@@ -224,5 +224,5 @@ def test_a_plain_state_of_a_shipped_model_needs_no_model_yaml(
 
 def test_unknown_keys_of_a_model_yaml_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.yaml").write_text(yaml.safe_dump({**SMALL, "flavour": 3}))
-    read_model_yaml(str(tmp_path / "m.yaml"))
+    read_model(str(tmp_path / "m.yaml"))
     assert "m.yaml: flavour: not known in a model YAML" in capsys.readouterr().out

@@ -25,6 +25,16 @@ WITHOUT_MEANING = {
     "dnn": (False, "ONNX files are run by onnxruntime, not by OpenCV"),
 }
 
+# {(flag of ours, its value elsewhere): (whether it is passed over, with a line; else an error), what to say}
+VALUES = {
+    ("cache-images", "ram"): (True, "images are kept in RAM in any case"),
+    ("cache-images", "disk"): (False, "images are kept in RAM or read from their files; leave --cache-images out"),
+    ("task", "study"): (
+        False,
+        "run test.py once per --img-size, each with a --name of its own; the figures are in metrics.yaml of the folder",
+    ),
+}
+
 # {flag: what to give instead, or why there is nothing}: an error
 INSTEAD = {
     "optimizer": "SGD is the default, --adam takes Adam",

@@ -173,9 +173,7 @@ class Program(Generic[T]):
         words = self.canonical(argv)
         found, extra = self.parser().parse_known_args(words)
         if extra:
-            key, equals, value = extra[0].partition("=")
-            hint = f"; write --{key} {value}" if equals and key in self.names() else ""
-            raise UserError(f"{extra[0]!r:.100} belongs to no flag{hint}")
+            raise UserError(f"{extra[0]!r:.100} belongs to no flag{self.why_left(extra[0], words)}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(found).items()}
         for f, _ in self.fields():
             if f.name in values:
@@ -183,6 +181,17 @@ class Program(Generic[T]):
             elif f.metadata.get("required"):
                 raise UserError(f"{flag(f.name)} is needed: {f.metadata['help']} (see {self.name} --help)")
         return values
+
+    def why_left(self, word: str, words: Sequence[str]) -> str:
+        """What is probably meant with a word that no flag takes."""
+        key, equals, value = word.partition("=")
+        if equals and key in self.names():
+            return f"; write --{key} {value}"
+        at = max((i for i, other in enumerate(words) if other == word), default=0)
+        before = next((i for i in range(at - 1, -1, -1) if FLAG.fullmatch(words[i])), None)
+        if before is None:
+            return ""
+        return f": {words[before]} takes {'one value' if at > before + 1 else 'no value'}"
 
     def names(self) -> dict[str, str]:
         """{name or second name, spelt with -: the flag's name}."""
@@ -199,7 +208,7 @@ class Program(Generic[T]):
     def canonical(self, argv: Sequence[str]) -> list[str]:
         """The words with every flag under its own name; flags of other programs without meaning here are left out, and
         said. Errors: UserError for unknown ones."""
-        known, words, skip = self.names(), [], 0
+        known, words, skip, last = self.names(), list[str](), 0, ""
         for word in argv:
             head, equals, tail = word.partition("=")
             name = head[2:].replace("_", "-")
@@ -208,9 +217,11 @@ class Program(Generic[T]):
                 continue
             skip = 0
             if not FLAG.fullmatch(head):
-                words.append(word)
+                if not passed_over(last, word):
+                    words.append(word)
             elif name in known:
-                words.append(f"--{known[name]}{equals}{tail}")
+                last = known[name]
+                words.append(f"--{last}" if equals and passed_over(last, tail) else f"--{last}{equals}{tail}")
             elif name in foreign_flags.WITHOUT_MEANING:
                 takes_value, why = foreign_flags.WITHOUT_MEANING[name]
                 skip = int(takes_value and not equals)
@@ -284,6 +295,16 @@ class Program(Generic[T]):
                 print(self.help(asked), end="")
                 sys.stdout.flush()
             raise SystemExit(0)
+
+
+def passed_over(name: str, value: str) -> bool:
+    """Whether the value, of another program for a flag of that name, is left out, which is said. UserError: refused."""
+    over, text = foreign_flags.VALUES.get((name, value), (False, ""))
+    if text and not over:
+        raise UserError(f"--{name} {value}: {text}")
+    if over:
+        say(f"--{name} takes no value, {value} is passed over: {text}")
+    return over
 
 
 def chosen(name: str, about: str, commands: Mapping[str, Program[Any]], argv: Sequence[str]) -> tuple[str, Any]:

@@ -126,13 +126,9 @@ def read_source(path: str | Path) -> seams.Source:
 
 
 def read_model(cfg: str) -> dict[str, Any]:
-    """The model YAML of --cfg; a bare name is looked for among those of the program, too."""
-    return read_yaml(cfg, "--cfg", ["cfg/training"])
-
-
-def read_model_yaml(cfg: str) -> dict[str, Any]:
-    """The model YAML of --cfg; keys that nothing here reads are said."""
-    spec = read_yaml(cfg, "--cfg")
+    """The model YAML of --cfg; a bare name is looked for among those of the program, too. Keys that nothing here reads
+    are said."""
+    spec = read_yaml(cfg, "--cfg", ["cfg/training"])
     if unknown := sorted(str(key) for key in spec if key not in SETTINGS | OTHER_NETWORK.keys()):
         said = f"{cfg}: {', '.join(unknown)[:200]}: not known in a model YAML, without effect"
         print(note("unknown keys", said, count=len(unknown)))

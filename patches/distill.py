@@ -141,6 +141,11 @@ def node_pairs(words: Sequence[str], student: Detector, teacher: Detector) -> li
     return pairs
 
 
+def shown(value: float) -> str:
+    """A metric; `-` where it was not measured."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
 def check_match(student: Detector, teacher: Detector, path: str) -> None:
     """Cells, anchors and classes of both must be the same ones, else a UserError that says what is not."""
 
@@ -150,7 +155,7 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
             raise UserError("--teacher: both models need anchors, by which boxes of one cell are compared")
         return (priors * model.stride[:, None, None]).float()
 
-    def shown(anchors: Tensor) -> str:
+    def listed(anchors: Tensor) -> str:
         return str([[round(x, 1) for x in level.flatten().tolist()] for level in anchors])
 
     mine, theirs = pixels(student), pixels(teacher)
@@ -164,8 +169,8 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
         raise UserError(f"--teacher {path} detects at strides {both}: they must be the same")
     if mine.shape != theirs.shape or not mine.allclose(theirs, rtol=1e-3):  # half-precision files round anchors
         raise UserError(
-            f"--teacher {path} has other anchors than the student: {shown(theirs)} against {shown(mine)} pixels; write "
-            "the teacher's into the student's model YAML and train with --noautoanchor"
+            f"--teacher {path} has other anchors than the student: {listed(theirs)} against {listed(mine)} pixels; "
+            "write the teacher's into the student's model YAML and train with --noautoanchor"
         )
 
 
@@ -242,10 +247,10 @@ class Distill(Patch[Flags]):
             found, start = measure(self.hidden[0]), measure()
             self.known.copy_(torch.tensor([found.map50, found.map, math.nan]))
             print(
-                f"teacher {path}: mAP@.5 {found.map50:.4f}  mAP@.5:.95 {found.map:.4f}; student at its start: mAP@.5 "
-                f"{start.map50:.4f}  mAP@.5:.95 {start.map:.4f}  ({found.rule})"
+                f"teacher {path}: mAP@.5 {shown(found.map50)}  mAP@.5:.95 {shown(found.map)}; student at its start: "
+                f"mAP@.5 {shown(start.map50)}  mAP@.5:.95 {shown(start.map)}  ({found.rule})"
             )
-            if not found.map > start.map:
+            if found.map <= start.map:  # nan: not measured, for want of objects
                 said = "the teacher is not better than the student at its start (mAP@.5:.95)"
                 print("warning: " + note("teacher not better", said))
 

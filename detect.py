@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from utils.config.detect import PROGRAM, Options
 
@@ -114,7 +113,7 @@ class Output:
         self.files.tell_numbered()
 
 
-def write_picture(path: Path, image: np.ndarray[Any, Any]) -> None:
+def write_picture(path: Path, image: Image) -> None:
     """Errors: UserError where the file is not written whole."""
     good = False
     with parsing(f"{path} cannot be written"):
@@ -123,7 +122,7 @@ def write_picture(path: Path, image: np.ndarray[Any, Any]) -> None:
         raise UserError(f"{path} cannot be written (a full disk, or no right to); --nosave does without")
 
 
-def show(image: np.ndarray[Any, Any], frame: Frame) -> bool:
+def show(image: Image, frame: Frame) -> bool:
     """In a window; whether there is one. A machine without a display is told once, and goes on."""
     try:
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -8,7 +8,6 @@ rounding and how it batches and maps images; with its --iou-thres and --batch-si
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from utils.config.test import Options, program
 if __name__ == "__main__":
     program().answer_help(sys.argv[1:])  # before torch, whose import takes longer than the answer
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.graph import Detector
 from utils import seams
@@ -35,8 +36,6 @@ from utils.system.device import select_device
 from utils.system.errors import UserError, run_main
 from utils.weights import class_rows
 from utils.weights.checkpoint import check_channels, lasting, load_detector
-
-Change = Callable[[seams.Batch], seams.Batch]
 
 
 def main(argv: list[str]) -> Result:
@@ -86,7 +85,7 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
         like="" if args.match == "coco" else args.match,
     )  # fmt: skip
     loader = evaluation(spec, "val" if args.task == "speed" else args.task, patches, settings)
-    names = ["item"] if args.single_cls else list(spec.names)
+    names = list((spec.merged() if args.single_cls else spec).names)
     if args.save_json or args.anno_json:  # what stops the file must not stop it after the evaluation
         coco.check_images(list(map(str, loader.dataset.files)), coco.read_ids(names, args.anno_json))
     judging = EvalSettings(
@@ -96,7 +95,7 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
 
     together: dict[str, Any] = {"others": [other.to(device) for other in models[1:]], "augment": args.augment}
 
-    def measure(detector: Detector | None = None, change: Change | None = None) -> Result:
+    def measure(detector: Detector | None = None, change: seams.BatchChange | None = None) -> Result:
         return evaluate(detector or model, map(change, loader) if change else loader, device, judging, **together)
 
     outputs = Outputs(folder) if dist.main() else None  # also removes those of an earlier run
@@ -123,7 +122,7 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
     return result
 
 
-def write(result: Result, args: Options, names: list[str], sizes: Any, outputs: Outputs) -> None:
+def write(result: Result, args: Options, names: list[str], sizes: NDArray[np.int64], outputs: Outputs) -> None:
     """Tables, curves and whatever files were asked for. sizes [n,2]: native width and height of each image."""
     if args.task == "speed":
         print(tables.speed_line(result))

@@ -10,7 +10,6 @@ of utils/seams.py (search for `patches.`). --help with --cfg also prints the mod
 
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 
 from utils.config.help import help_alone
@@ -37,9 +36,9 @@ from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
 from utils.train.loss_step import LossStep, compile_model, compute_type, make_scaler, place
-from utils.train.run import Run, describe, repeatable, reweigh_images, starting_weights, tell_stage, to_device
-from utils.train.start import Start
-from utils.weights import checkpoint, class_rows
+from utils.train.run import Run, describe, repeatable, reweigh_images, tell_stage, to_device
+from utils.train.start import Start, load_weights, starting_weights
+from utils.weights import checkpoint
 
 
 def setup(begun: Start) -> Run:
@@ -48,7 +47,7 @@ def setup(begun: Start) -> Run:
     with dist.main_first():
         spec = read_data(cfg.data)
         contents = manifest.check(spec, resumed, folder, allow_changed=cfg.allow_changed_data) if resumed else None
-    seen = replace(spec, nc=1, names=("item",)) if cfg.single_cls else spec
+    seen = spec.merged() if cfg.single_cls else spec
     nc, names = seen.nc, list(seen.names)
     patches.each("on_data_read", seen)
 
@@ -56,20 +55,14 @@ def setup(begun: Start) -> Run:
     source = None if resumed else starting_weights(cfg, patches, names)
     graph = begun.spec or anchors.per_level(checkpoint.model_yaml(cfg.cfg, source), cfg.anchors)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
-    if source:
-        state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
-        checkpoint.load_into(model, state, source.path, source)
-    elif resumed:
-        model.load_state_dict(resumed["model"])
+    load_weights(model, patches, source, resumed)
 
     with dist.main_first():  # data, looked at when weights and model are known to be right
         contents = contents or manifest.check(spec, None, folder, allow_changed=False)
         replay.check_data(cfg, contents)
     size = whole_strides(cfg.train_size, int(model.stride.max()))
     train, val = make_loaders(cfg, spec, patches, size, int(model.stride.max()))
-    if anchors.wanted(model, cfg.noautoanchor, loaded=bool(source or resumed)):
-        sizes = anchors.box_sizes(train.dataset.labels, train.dataset.sizes, size)
-        print(anchors.fit_anchors(model, sizes, cfg.anchor_t, cfg.seed))
+    anchors.meet_data(model, cfg, train.dataset, size, loaded=bool(source or resumed))
 
     # what is optimised, and how
     if cfg.sync_bn and dist.world() > 1:
@@ -128,8 +121,7 @@ def begin_epoch(run: Run) -> None:
     saving.before_opening(run)
     run.patches.each("on_epoch_start", run.model, run.optimizer.param_groups, run.at)
     run.train.order.set_epoch(run.epoch, run.batch)
-    if run.cfg.image_weights:
-        reweigh_images(run)
+    reweigh_images(run)
     optim.train_mode(run.loss_step, run.cfg.freeze_bn, run.cfg.fold_frozen)
     tell_stage(run)
     run.audit.epoch_start(run.step)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 Columns = tuple[int | None, ...]  # per class of the data its number in a file; None: the file has no such class
 MADE_UP = re.compile(r"(class|cls|item|object)?[ _-]?(\d+)")
 SHOWN = 5
+ONE_CLASS = ("item",)  # the names where all classes count as one
 
 
 def nameless(names: Sequence[str] | None) -> bool:
     """Whether these are no names: absent, or numbers in order, from 0 or 1."""
-    if not names or list(names) == ["item"]:
+    if not names or tuple(names) == ONE_CLASS:
         return True
     found = [MADE_UP.fullmatch(name.lower()) for name in names]
     numbers = [int(m[2]) for m in found if m]

@@ -162,7 +162,7 @@ class Detector(Graph):
     def criterion(self, settings: LossSettings) -> Criterion:
         return self.head.criterion(settings)
 
-    def decode(self, det: Any) -> list[Part]:
+    def decode(self, det: list[Tensor]) -> list[Part]:
         return self.head.decode(det)
 
     def tap(self, index: int) -> int:
@@ -249,7 +249,7 @@ class Detector(Graph):
         arithmetic."""
         shapes: dict[int, Any] = {}
 
-        def note(index: int, inputs: Any, out: Any) -> None:
+        def note(index: int, inputs: Any, out: Tensor) -> None:
             last = index == len(self.model) - 1
             levels = inputs[0] if isinstance(inputs[0], list) else [inputs[0]]
             shapes[index] = [tuple(t.shape[1:]) for t in levels] if last else tuple(out.shape[1:])
@@ -283,7 +283,7 @@ class Detector(Graph):
         ]
 
 
-def drop_stand_ins(model: nn.Module, _keys: Any) -> None:
+def drop_stand_ins(model: nn.Module, _keys: object) -> None:
     cast(Detector, model).stand_ins = {}
 
 

@@ -69,7 +69,7 @@ def check_rows(spec: Mapping[str, Any], part: str) -> list[Any]:
     return rows
 
 
-def whole(value: Any) -> bool:
+def whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -85,7 +85,7 @@ def check_settings(spec: Mapping[str, Any]) -> None:
         raise GraphError(f"activation: {spec['activation']!r} is none of nn.{', nn.'.join(ACTIVATIONS)}")
 
 
-def spelled(name: str, slope: Any = None) -> str:
+def spelled(name: str, slope: object = None) -> str:
     """An activation in short: `SiLU`, `LeakyReLU(0.1)`."""
     return f"{name}({slope:g})" if isinstance(slope, int | float) else name
 

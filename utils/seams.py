@@ -1,4 +1,5 @@
-"""The places where a patch may touch training. Nothing else in the base knows that patches exist.
+"""The places where a patch may touch training, and the types of what passes there: pictures, batches, the data set.
+Nothing else in the base knows that patches exist.
 
 Build time, once each, in this order:   on_data_read -> layers -> branches -> load_weights -> wrap_dataset
                                         -> on_model_built -> param_groups -> on_start
@@ -8,12 +9,14 @@ Evaluation, in train.py and test.py:    [observe] -> figures -> after_evaluation
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -25,16 +28,113 @@ from utils.system.errors import UserError
 if TYPE_CHECKING:
     from utils.data.spec import DataSpec
 
-Batch = dict[
-    str, Any
-]  # "image" [B,3,H,W] float 0..1, "target" [N,6] image,class,cx,cy,w,h in 0..1, "images" how many it counts for,
-# "share" of the global batch, "most" boxes in one picture, + what a patch's dataset adds
 Output = dict[str, Any]  # "det": raw output of the head, "feat": {N: [B,C,H,W]} of the tapped modules, + one per branch
 Terms = dict[str, Tensor]  # named scalar losses
 Groups = list[dict[str, Any]]  # optimizer groups, each with its name and lr_scale
 State = dict[str, Tensor]
 Records = Mapping[str, Mapping[str, Any]]  # {patch: its record}
 Observed = Mapping[str, Tensor]  # [images,...] each: what patches kept of every evaluated image, on the CPU
+
+
+class Extras(TypedDict, total=False):
+    """What a data set has of each picture beside its boxes, where it has it; collated [B,...]. A patch that adds
+    entries of its own declares a subclass of Batch and casts to it."""
+
+    image_class: Tensor  # int64 [], -1 = unknown
+    infrared: Tensor  # uint8 or uint16 [1 or 3,H,W] of the same geometry
+    paired: Tensor  # bool [], whether every image of the picture has its partner
+    number: Tensor  # int64 [] of the image in the data set
+
+
+class Item(Extras):
+    """One picture with its boxes."""
+
+    image: Tensor  # uint8 or uint16 [C,H,W], RGB where C is 3
+    target: Tensor  # float32 [n,5] class, cx, cy, w, h in 0..1 of the picture
+    gain_pad: Tensor  # float32 [4] gain x, gain y, pad x, pad y: input = native * gain + pad in pixels; 0: augmented
+    path: str
+    shape: Tensor  # int64 [2] native (h, w)
+    quad: NotRequired[bool]  # whether four pictures are to become one
+
+
+class Collated(Extras):
+    """Items together."""
+
+    image: Tensor  # [B,C,H,W] as in the items; on its device float 0..1
+    target: Tensor  # float32 [N,6] number in the batch, class, cx, cy, w, h in 0..1
+    gain_pad: Tensor  # float32 [B,4]
+    path: list[str]
+    shape: Tensor  # int64 [B,2]
+    most: NotRequired[int]  # boxes of the picture that has most; known where the batch is on its device
+
+
+class Batch(Collated):
+    """As a loader gives it."""
+
+    images: int  # samples that it counts for
+    share: float  # their part of the global batch, over all ranks
+
+
+BatchChange = Callable[[Batch], Batch]
+
+
+class Sample(NamedTuple):
+    """What a data set is indexed by. The epoch travels along, so that workers need not be told of it."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+
+class Annotations(Protocol):
+    """The objects of one image (utils.data.labels.Labels)."""
+
+    @property
+    def boxes(self) -> npt.NDArray[np.float32]:
+        """[n,5] class, cx, cy, w, h in 0..1."""
+
+    def __len__(self) -> int: ...
+
+
+class Dataset(Protocol):
+    """What training, evaluation and patches ask of a data set (utils.data.dataset.DetectionDataset)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, sample: Sample, /) -> Item: ...
+    @property
+    def files(self) -> Sequence[Path]: ...
+    @property
+    def labels(self) -> Sequence[Annotations]: ...
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """[n,2] native (h, w)."""
+
+    @property
+    def image_classes(self) -> npt.NDArray[np.int64]:
+        """[n], -1 = unknown."""
+
+    @property
+    def partners(self) -> object | None:
+        """None: the data have no second picture of each scene."""
+
+    @property
+    def reads(self) -> str:
+        """Which picture of a pair detection reads."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def img_size(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def rect(self) -> bool:
+        """Whether the pictures of a batch have a shape of their own, so that they belong together."""
+
+    @property
+    def quad(self) -> bool: ...
+    def with_partners(self, reads: str = "visible", grey: str = "") -> "Dataset": ...
+    def changing(self, changes: Sequence[tuple[int, Mapping[str, float]]]) -> "Dataset":
+        """The same pictures with other augmentation, each from an epoch on."""
 
 
 class Measured(Protocol):
@@ -62,9 +162,7 @@ class Measure(Protocol):
     """Evaluates on the same images by the same rule, without loss terms; on every rank. detector: another than the one
     at hand. change: of every batch as loaded."""
 
-    def __call__(
-        self, detector: Detector | None = None, change: Callable[[Batch], Batch] | None = None
-    ) -> Measured: ...
+    def __call__(self, detector: Detector | None = None, change: BatchChange | None = None) -> Measured: ...
 
 
 class Rates(Protocol):
@@ -103,6 +201,7 @@ class Source:
 
 
 F = TypeVar("F")
+T = TypeVar("T")
 
 
 class Patch(nn.Module, Generic[F]):
@@ -149,7 +248,7 @@ class Patch(nn.Module, Generic[F]):
         """Everything is built, placed and, in a resumed run, restored; nothing is written yet. measure: of the model's
         average on the validation set."""
 
-    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+    def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         return dataset
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None: ...
@@ -183,16 +282,16 @@ class Patch(nn.Module, Generic[F]):
 class Patches(nn.ModuleDict):
     """The active patches, in the order of patches.TABLE. Each method combines one seam over all of them."""
 
-    def fold(self, seam: str, value: Any, *args: Any) -> Any:
+    def fold(self, seam: str, value: T, *args: object) -> T:
         for patch in self.values():
             value = getattr(patch, seam)(value, *args)
         return value
 
-    def each(self, seam: str, *args: Any) -> None:
+    def each(self, seam: str, *args: object) -> None:
         for patch in self.values():
             getattr(patch, seam)(*args)
 
-    def merge(self, seam: str, *args: Any) -> dict[str, Any]:
+    def merge(self, seam: str, *args: object) -> dict[str, Any]:
         """Union of what the patches return; two patches giving one key is an error, not a silent win."""
         merged: dict[str, Any] = {}
         for name, patch in self.items():

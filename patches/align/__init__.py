@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,20 @@ from utils.config.options import check_ranges, opt
 from utils.evaluation.boxes import xywhn_to_xyxy
 from utils.evaluation.evaluate import eval_mode
 from utils.images.pixels import fractions
-from utils.seams import Batch, Groups, Measure, Measured, Observed, Output, Patch, Progress, Source, State, Terms
+from utils.seams import (
+    Batch,
+    Dataset,
+    Groups,
+    Measure,
+    Measured,
+    Observed,
+    Output,
+    Patch,
+    Progress,
+    Source,
+    State,
+    Terms,
+)
 from utils.system import dist
 from utils.system.errors import UserError
 
@@ -133,7 +145,7 @@ class Align(Patch[Flags]):
         print(f"align: {source.path} has no projectors of this shape; they start fresh ({len(own)} tensors)")
         return {**state, **own}
 
-    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+    def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         if dataset.reads != "visible":
             raise UserError(
                 "--align pulls infrared features to those of visible images: it goes with --modality visible"

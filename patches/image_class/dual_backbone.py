@@ -24,7 +24,7 @@ from models.graph import Backbone, Detector
 from patches.image_class.head import ImageHead
 from patches.image_class.training import NAME, ImageClasses, Settings
 from utils.config.options import check_ranges, opt
-from utils.seams import Groups, Progress
+from utils.seams import Dataset, Groups, Progress
 from utils.system import dist
 from utils.system.timing import Clock, Parts, interleaved, ratios
 from utils.system.yaml_file import read_yaml
@@ -84,7 +84,7 @@ class DualBackbone(ImageClasses[Flags]):
         ]
         return [g for g in [*theirs, *mine] if g["params"]]
 
-    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+    def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         self.image_size = dataset.img_size
         return super().wrap_dataset(dataset, split)
 

@@ -11,7 +11,7 @@ chosen by the detection fitness as ever.
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +20,26 @@ from models.graph import Detector
 from patches.image_class.head import UNKNOWN, Figures, ImageHead, balanced_weights, confusion, figures, image_loss
 from utils.data.spec import DataSpec
 from utils.runs import plots
-from utils.seams import Batch, Groups, Measure, Measured, Observed, Output, Patch, Progress, Source, State, Terms
+from utils.seams import (
+    Batch,
+    Dataset,
+    Groups,
+    Measure,
+    Measured,
+    Observed,
+    Output,
+    Patch,
+    Progress,
+    Source,
+    State,
+    Terms,
+)
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.system.rng import rng
 
-NAME = "image_class"  # of the branch, its output, its term and the batch's key
+NAME: Final = "image_class"  # of the branch, its output, its term and the batch's key
 PREFIX = f"branches.{NAME}."
 F = TypeVar("F")
 
@@ -90,7 +103,7 @@ class ImageClasses(Patch[F]):
                 )
         return state
 
-    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+    def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         """Changes nothing of it."""
         if split != "train":
             return dataset
@@ -145,7 +158,7 @@ class ImageClasses(Patch[F]):
         plots.plot_matrix(table.numpy(), self.names, folder / "image_confusion.png", title)
 
 
-def brief(value: Any) -> str:
+def brief(value: object) -> str:
     if isinstance(value, dict):
         return "another one"
     return " ".join(value) if isinstance(value, list) else "missing" if value is None else str(value)

@@ -24,7 +24,7 @@ from patches.modality.stems import SecondStem, early_row, join_rows
 from utils.config.options import check_ranges, opt
 from utils.data.spec import DataSpec
 from utils.images.pixels import CHANNELS
-from utils.seams import Measure, Measured, Patch, Records, Source, State
+from utils.seams import Dataset, Measure, Measured, Patch, Records, Source, State
 from utils.system.errors import UserError
 from utils.train.modules import spans
 
@@ -132,7 +132,7 @@ class Modality(Patch[Flags]):
         )
         return {**state, **{PREFIX + k: v for k, v in stem.starting(state).items()}}
 
-    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+    def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         if self.flags.modality == "visible":
             return dataset
         return dataset.with_partners(self.flags.modality, grey=self.flags.missing if not self.each else "")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from models.graph import Build
+from models.graph import Build, Detector
 from patches.multihead.head import MultiHeadDetect, MultiHeadDetectAttn
 from patches.multihead.head_file import read_head_file, restored_table
 from utils.config.options import opt
@@ -62,7 +62,7 @@ class MultiHead(Patch[Flags]):
         kinds = {"MultiHeadDetect": MultiHeadDetect, **attention}
         return {name: partial(kind, table=self.table, loss=self.flags.head_loss) for name, kind in kinds.items()}
 
-    def on_model_built(self, model: Any, terms: tuple[str, ...]) -> None:
+    def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
         if len(model.groups) != len(self.table.groups):
             raise UserError("--heads: the model YAML has no MultiHeadDetect row; use one of the -1b4h model files")
 

@@ -111,7 +111,7 @@ def read_head_file(path: str, heads: int, names: Sequence[str] = ()) -> HeadTabl
     )
 
 
-def listed(path: str, key: str, entry: Any) -> list[int] | list[str]:
+def listed(path: str, key: str, entry: object) -> list[int] | list[str]:
     """The `classes` of a head: all numbers, or all names."""
     classes = entry.get("classes") if isinstance(entry, dict) else None
     kinds = {type(c) for c in classes} if isinstance(classes, list) else set()
@@ -120,7 +120,7 @@ def listed(path: str, key: str, entry: Any) -> list[int] | list[str]:
     return list(classes or ())
 
 
-def own_names(path: str, names: Any) -> list[str]:
+def own_names(path: str, names: object) -> list[str]:
     """The file's own class names by number; none where it has no `names`."""
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[i] for i in range(len(names))]
@@ -139,7 +139,7 @@ def numbers(path: str, key: str, words: Sequence[int | str], names: Sequence[str
     return tuple(c for c in found if c is not None)
 
 
-def check_title(path: str, key: str, title: Any, group: Sequence[int], names: Sequence[str]) -> None:
+def check_title(path: str, key: str, title: object, group: Sequence[int], names: Sequence[str]) -> None:
     """A head that is called as a class of the data has that class."""
     number = find([str(title)], names)[0] if title else None
     if number is not None and number not in group:

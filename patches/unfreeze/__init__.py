@@ -22,7 +22,7 @@ from models.graph import Detector
 from patches.unfreeze.openings import AUGMENTATION, PRESETS, Opening, by_rule, from_file, from_words, preset_for
 from patches.unfreeze.plan_table import plan_table
 from utils.config.options import check_range, opt
-from utils.seams import Groups, Measure, Patch, Progress, Rates
+from utils.seams import Dataset, Groups, Measure, Patch, Progress, Rates
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.train.modules import depth_groups, parse_modules, spans
@@ -100,7 +100,7 @@ class Unfreeze(Patch[Flags]):
         stages = [{**dataclasses.asdict(o), "hyp": dict(o.hyp)} for o in self.openings]
         return {**super().record(), "unfreeze_plan": False, "unfreeze_table": {"stages": stages}}
 
-    def wrap_dataset(self, dataset: Any, split: str) -> Any:
+    def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         if split != "train":
             return dataset
         self.images = len(dataset)

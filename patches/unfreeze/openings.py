@@ -13,7 +13,6 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from utils.config.options import check_range
 from utils.config.train import Config
@@ -88,7 +87,7 @@ def checked(opening: Opening, where: str) -> Opening:
     return opening
 
 
-def checked_hyp(values: Any, where: str) -> dict[str, float]:
+def checked_hyp(values: object, where: str) -> dict[str, float]:
     """Hyper-parameters that may change within a run: the rate's cycle and augmentation. The others (loss gains,
     momentum, decay, ...) are built into criterion and optimizer once."""
     if not isinstance(values, dict):

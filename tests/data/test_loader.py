@@ -15,10 +15,11 @@ from tests.shared import shared
 from utils.config.settings import DataSettings
 from utils.data.augment import AugmentParams
 from utils.data.build import make_dataset
-from utils.data.dataset import DetectionDataset, Sample, batch_shapes
+from utils.data.dataset import DetectionDataset, batch_shapes
 from utils.data.labels import Labels
-from utils.data.loader import Batch, Fed, Order, class_weights, image_weights, make_loader, multiscale, to_device
+from utils.data.loader import Fed, Order, class_weights, image_weights, make_loader, multiscale, to_device
 from utils.data.spec import read_data
+from utils.seams import Batch, Item, Sample
 from utils.system.errors import UserError
 
 STRONG = AugmentParams(
@@ -53,8 +54,10 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 
 def test_types_that_travel(tmp_path: Path) -> None:
-    batch = batches(open_set(make_set(tmp_path)))[0]
+    dataset = open_set(make_set(tmp_path))
+    batch = batches(dataset)[0]
     assert batch.keys() == {"image", "target", "path", "shape", "gain_pad", "images", "share"}
+    assert batch.keys() == Batch.__required_keys__ and dataset[Sample(0, 0)].keys() == Item.__required_keys__
     assert (batch["image"].dtype, tuple(batch["image"].shape)) == (torch.uint8, (5, 3, 64, 64))
     assert (batch["target"].dtype, batch["target"].shape[1]) == (torch.float32, 6)
     assert batch["target"][:, 0].tolist() == [0, 1, 2, 3, 4]
@@ -63,7 +66,7 @@ def test_types_that_travel(tmp_path: Path) -> None:
     assert there["image"].dtype == torch.float32
     assert torch.equal((there["image"] * 255).round().to(torch.uint8), batch["image"])
     assert there["image"].max() <= 1
-    assert there["most"] == 1
+    assert there["most"] == 1 and there.keys() - batch.keys() == {"most"} <= Batch.__optional_keys__
     crowd = {**batch, "target": batch["target"][[0, 1, 2, 2, 2, 4]]}
     assert (to_device(crowd, "cpu")["most"], to_device({**batch, "target": torch.zeros(0, 6)}, "cpu")["most"]) == (3, 0)
 

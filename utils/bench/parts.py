@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 from torch import Tensor
@@ -59,7 +60,7 @@ def write_pictures(folder: Path, count: int, width: int = 640, height: int = 480
     return file
 
 
-def targets(draw: np.random.Generator, image: int = 0) -> Any:
+def targets(draw: np.random.Generator, image: int = 0) -> npt.NDArray[np.float64]:
     """[BOXES,6] image, class, cx, cy, w, h in 0..1: sides of 3 % to 50 %, small ones more often."""
     wh = np.exp(draw.uniform(np.log(0.03), np.log(0.5), (BOXES, 2)))
     centre = wh / 2 + draw.random((BOXES, 2)) * (1 - wh)
@@ -172,7 +173,7 @@ class TrainedLike(Detector):
     """A detector whose scores are drawn: 2 % of the boxes are objects of about a dozen classes each, as evaluation at
     confidence 0.001 meets them."""
 
-    def decode(self, det: Any) -> list[Part]:
+    def decode(self, det: list[Tensor]) -> list[Part]:
         parts = super().decode(det)
         for i, part in enumerate(parts):
             draw = torch.Generator(part.pred.device).manual_seed(i)

@@ -361,7 +361,7 @@ def add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
     group.add_argument(flag(f.name), type=converter(hint), metavar=meta.get("metavar", metavar), **extra, **shared)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     return " ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -32,7 +32,8 @@ def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int,
     closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
     settings = cfg.training_data(size, stride)
     with dist.main_first():  # the others then find its label cache
-        dataset = make_dataset(spec, "train", settings, AugmentPlan(AugmentParams.of(cfg), closes=closes))
+        plan = AugmentPlan(AugmentParams.of(cfg), closes=closes)
+        dataset: seams.Dataset = make_dataset(spec, "train", settings, plan)
     dataset = patches.fold("wrap_dataset", dataset, "train")
     train = make_loader(
         dataset, batch_size=cfg.batch_size, shuffle=True, quad=cfg.quad, workers=cfg.workers, seed=cfg.seed,
@@ -45,7 +46,7 @@ def evaluation(spec: DataSpec, split: str, patches: seams.Patches, settings: Dat
     """Batches of a split, not augmented, in rectangles; the size is rounded up to whole strides."""
     settings = replace(settings, img_size=whole_strides(settings.img_size, settings.stride), rect=True, pad=0.5)
     with dist.main_first():
-        dataset = make_dataset(spec, split, settings)
+        dataset: seams.Dataset = make_dataset(spec, split, settings)
     dataset = patches.fold("wrap_dataset", dataset, split)
     return make_loader(
         dataset, batch_size=settings.batch_size, workers=settings.workers, shuffle=False, seed=settings.seed,

@@ -5,26 +5,22 @@ Evaluation: the picture letterboxed into a square, or with `rect` into the batch
 epoch, index): geometry and colour from separate streams, so that a second image of the same scene can share the
 geometry alone.
 
-Item: image uint8 or uint16 [C,H,W], RGB where C is 3; target float32 [n,5] class, cx, cy, w, h in 0..1 of the picture;
-path; shape int64 [2] native (h, w); gain_pad float32 [4] gain x, gain y, pad x, pad y with input = native * gain + pad
-in pixels (zeros when augmented). Where the data set has classes of whole images, also image_class int64 [], -1 =
-unknown: a picture of parts of several images has none (utils/data/image_classes.py says why). `with_partners()`: also
-infrared [1 or 3,H,W], by the same geometry, its brightness jittered by a draw of its own; paired bool [], whether every
-image of the picture has its partner; number int64 [] of the image. With "infrared" or "both": image is
-the infrared picture in the visible one's channels, or [2C,H,W] of both, and infrared is not there a second time.
+Item: see utils.seams.Item. A picture of parts of several images has no class of its own (utils/data/image_classes.py
+says why). `with_partners()`: also the partner, by the same geometry, its brightness jittered by a draw of its own. With
+"infrared" or "both", `image` is the partner in the visible one's channels, or [2C,H,W] of both, and the partner is not
+there a second time.
 """
 
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as TorchDataset
 
 from utils.config.settings import DataSettings
 from utils.data import augment
@@ -37,17 +33,11 @@ from utils.images.letterbox import fit, place
 from utils.images.pixels import CHANNELS, Image, Pixels, empty, resized, widened
 from utils.images.read import read_image, reduced, reduction
 from utils.images.tiff import Scale
+from utils.seams import Item, Sample
 from utils.system.errors import UserError
 from utils.system.rng import rng
 
 MOSAIC_9 = 0.2  # share of the mosaics that have nine tiles
-
-
-class Sample(NamedTuple):
-    """What a data set is indexed by. The epoch travels along, so that workers need not be told of it."""
-
-    epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 def batch_shapes(
@@ -72,7 +62,7 @@ def masked_share(params: AugmentParams | None, *, rect: bool = False, quad: bool
     return 1 - (1 - mosaic) * (1 - params.paste_in) * (0.5 if quad else 1.0)
 
 
-class DetectionDataset(Dataset[dict[str, Any]]):
+class DetectionDataset(TorchDataset[Item]):
     """See the module's docstring. With `rect` the images are put in order of aspect ratio (`files`, `labels`, `sizes`
     follow), `shapes` holds each batch's (h, w), and mosaic is off.
 
@@ -108,7 +98,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+    def __getitem__(self, sample: Sample) -> Item:
         epoch, index = sample
         others: list[int] = []
         if self.augment is None:
@@ -124,8 +114,6 @@ class DetectionDataset(Dataset[dict[str, Any]]):
                 item["infrared"] = infrared
             item["paired"] = torch.tensor(all(self._partner(i) is not None for i in (index, *others)))
             item["number"] = torch.tensor(index)
-        item["path"] = str(self.files[index])
-        item["shape"] = torch.from_numpy(self.sizes[index])
         if self.quad:
             item["quad"] = bool(rng(self.seed, "quad", epoch, index).random() < 0.5)
         return item
@@ -169,7 +157,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         assert self.partners is not None
         return self.partners.files[self.files[index]]
 
-    def _plain(self, index: int) -> dict[str, Any]:
+    def _plain(self, index: int) -> Item:
         image, gain, pad = self._letterboxed(index)
         boxes = self.labels[index].boxes.copy()
         height, width = image.shape[:2]
@@ -178,9 +166,9 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         scale = native * np.array(gain, np.float32) / whole
         boxes[:, 1:3] = boxes[:, 1:3] * scale + np.array(pad, np.float32) / whole
         boxes[:, 3:5] *= scale
-        return _item(image, boxes, (*gain, *pad))
+        return self._item(index, image, boxes, (*gain, *pad))
 
-    def _augmented(self, epoch: int, index: int, params: AugmentParams) -> tuple[dict[str, Any], list[int]]:
+    def _augmented(self, epoch: int, index: int, params: AugmentParams) -> tuple[Item, list[int]]:
         """The item, and which other images are part of its picture."""
         draw = rng(self.seed, "geometry", epoch, index)
         others: list[int] = []
@@ -207,7 +195,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
         image = self._coloured(epoch, index, image, params)
         image, boxes = augment.flip(draw, image, objects.boxes(), params)
         target = _to_target(objects.classes, boxes, image.shape[1], image.shape[0])
-        return _item(image, target, (0, 0, 0, 0)), others
+        return self._item(index, image, target, (0, 0, 0, 0)), others
 
     def _coloured(self, epoch: int, index: int, image: Image, params: AugmentParams) -> Image:
         """Colour jitter; of a pair, that of the visible picture as if it were alone, and of the infrared one only the
@@ -307,15 +295,16 @@ class DetectionDataset(Dataset[dict[str, Any]]):
             return max(int(h * (self.img_size / long)), 1), max(int(w * (self.img_size / long)), 1)
         return -(-h * self.img_size // long), -(-w * self.img_size // long)  # rounded up, in whole numbers
 
-
-def _item(image: Image, target: npt.NDArray[np.float32], gain_pad: tuple[float, ...]) -> dict[str, Any]:
-    planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
-    cv2.split(image, list(planes))  # writes into them, several times as fast as copying the transposed picture
-    return {
-        "image": torch.from_numpy(planes),
-        "target": torch.from_numpy(target),
-        "gain_pad": torch.tensor(gain_pad, dtype=torch.float32),
-    }
+    def _item(self, index: int, image: Image, target: npt.NDArray[np.float32], gain_pad: tuple[float, ...]) -> Item:
+        planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
+        cv2.split(image, list(planes))  # writes into them, several times as fast as copying the transposed picture
+        return {
+            "image": torch.from_numpy(planes),
+            "target": torch.from_numpy(target),
+            "gain_pad": torch.tensor(gain_pad, dtype=torch.float32),
+            "path": str(self.files[index]),
+            "shape": torch.from_numpy(self.sizes[index]),
+        }
 
 
 def _to_target(

@@ -1,30 +1,30 @@
 """Samplers, collation and loaders: which pictures make up a batch, in which order.
 
 Order: a permutation from (seed, epoch), the same for any number of workers. `loader.order.set_epoch(e)` before each
-epoch; the epoch then travels inside each `Sample`. Batch: see `collate`.
+epoch; the epoch then travels inside each `Sample`. Batch: see utils.seams.Batch.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
-from utils.data.dataset import DetectionDataset, Sample
-from utils.data.labels import UNKNOWN, Labels
+from utils.data.labels import UNKNOWN
 from utils.images.pixels import fractions
+from utils.seams import Annotations, Batch, Collated, Dataset, Item, Sample
 from utils.system.errors import UserError
 from utils.system.rng import rng
 from utils.system.signals import start_worker
 
-Batch = dict[str, Any]
-Collate = Callable[[list[dict[str, Any]]], Batch]
+Collate = Callable[[list[Item]], Collated]
 
 
 class Order(Sampler[list[Sample]]):
@@ -97,19 +97,20 @@ class Order(Sampler[list[Sample]]):
         return len(self.numbers())
 
 
-def collate(items: list[dict[str, Any]]) -> Batch:
-    """Items -> image uint8 or uint16 [B,C,H,W], target float32 [N,6] (number in the batch, class, cx, cy, w, h, 0..1),
-    path list, shape int64 [B,2], gain_pad float32 [B,4]; where the data set has classes of whole images also
-    image_class int64 [B], -1 = unknown; further tensors are stacked, anything else becomes a list."""
+def collate(items: list[Item]) -> Collated:
+    """Tensors are stacked, but targets [n,5] get their picture's number and follow one another [N,6]; anything else
+    becomes a list."""
     rows = [torch.cat([x["target"].new_full((len(x["target"]), 1), i), x["target"]], 1) for i, x in enumerate(items)]
-    batch: Batch = {"image": torch.stack([x["image"] for x in items]), "target": torch.cat(rows)}
+    batch: dict[str, object] = {"image": torch.stack([x["image"] for x in items]), "target": torch.cat(rows)}
+    entries: Sequence[Mapping[str, object]] = items
     for key in (k for k in items[0] if k not in batch):
-        values = [x[key] for x in items]
-        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
-    return batch
+        values = [x[key] for x in entries]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        batch[key] = torch.stack(tensors) if tensors else values
+    return cast(Collated, batch)  # its entries are those of the items
 
 
-def collate_quad(items: list[dict[str, Any]]) -> Batch:
+def collate_quad(items: list[Item]) -> Collated:
     """Four pictures become one of twice the side (2x2), or the first of them enlarged, as its `quad` draw says; the
     one to three left over at the end are enlarged. B pictures [C,H,W] -> about B/4 of [C,2H,2W]."""
     whole = len(items) // 4 * 4
@@ -117,15 +118,15 @@ def collate_quad(items: list[dict[str, Any]]) -> Batch:
     return collate(out + [_enlarged(x) for x in items[whole:]])
 
 
-def _enlarged(item: dict[str, Any]) -> dict[str, Any]:
+def _enlarged(item: Item) -> Item:
     image = interpolate(item["image"][None].float(), scale_factor=2, mode="bilinear", align_corners=False)[0]
-    return {k: v for k, v in item.items() if k != "quad"} | {
-        "image": image.round().clamp(0, torch.iinfo(item["image"].dtype).max).to(item["image"].dtype),
-        "gain_pad": item["gain_pad"] * 2,
-    }
+    whole = image.round().clamp(0, torch.iinfo(item["image"].dtype).max).to(item["image"].dtype)
+    enlarged: Item = {**item, "image": whole, "gain_pad": item["gain_pad"] * 2}
+    enlarged.pop("quad", None)
+    return enlarged
 
 
-def _two_by_two(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _two_by_two(items: list[Item]) -> Item:
     images = [x["image"] for x in items]
     image = torch.cat([torch.cat(images[:2], 2), torch.cat(images[2:], 2)], 1)
     targets = []
@@ -134,29 +135,42 @@ def _two_by_two(items: list[dict[str, Any]]) -> dict[str, Any]:
         target[:, 1:] /= 2
         target[:, 1:3] += torch.tensor([i % 2, i // 2]) / 2
         targets.append(target)
-    rest = {k: v for k, v in items[0].items() if k != "quad"}
-    if "image_class" in rest:
-        rest["image_class"] = torch.tensor(UNKNOWN)  # of four images
-    return rest | {"image": image, "target": torch.cat(targets), "gain_pad": torch.zeros(4)}
+    joined: Item = {**items[0], "image": image, "target": torch.cat(targets), "gain_pad": torch.zeros(4)}
+    joined.pop("quad", None)
+    if "image_class" in joined:
+        joined["image_class"] = torch.tensor(UNKNOWN)  # of four images
+    return joined
 
 
-class Loader(DataLoader[dict[str, Any]]):
+class Loader(DataLoader[Item]):
     """A DataLoader over an `Order`, which is at `loader.order`.
 
     Beside what `collate` gives, a batch has `images`, how many samples it counts for, and `share`, their part of the
     global batch. Workers' bad-input errors arrive as they were raised, without the workers' traceback.
     """
 
-    dataset: DetectionDataset
+    dataset: Dataset  # type: ignore[assignment]  # torch's class of that name promises no more
 
-    def __init__(self, dataset: Dataset[dict[str, Any]], order: Order, **options: Any) -> None:
-        super().__init__(dataset, batch_sampler=order, **options)
+    def __init__(self, dataset: Dataset, order: Order, *, workers: int = 0, collate_fn: Collate = collate) -> None:
+        """The last partial batch included. At most as many workers as there are cores."""
+        workers = min(workers, os.cpu_count() or 1)
+        super().__init__(
+            cast(TorchDataset[Item], dataset),
+            batch_sampler=order,
+            num_workers=workers,
+            collate_fn=collate_fn,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=start_worker,
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(order.seed),  # else each epoch would draw from the global stream
+        )
         self.order = order
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         counts = self.order.images()
         try:
-            for batch, (images, share) in zip(super().__iter__(), counts, strict=True):
+            batches: Iterator[Collated] = super().__iter__()
+            for batch, (images, share) in zip(batches, counts, strict=True):
                 yield {**batch, "images": images, "share": share}
         except UserError as error:
             raise UserError(str(error).rpartition("UserError: ")[2].rstrip()) from None
@@ -185,29 +199,8 @@ class Fed:
         return self.waited / self.total if self.total else 0.0
 
 
-def build_loader(
-    dataset: Dataset[dict[str, Any]],
-    order: Order,
-    *,
-    workers: int = 0,
-    collate_fn: Collate = collate,
-) -> Loader:
-    """A loader over an order, the last partial batch included. At most as many workers as there are cores."""
-    workers = min(workers, os.cpu_count() or 1)
-    return Loader(
-        dataset,
-        order,
-        num_workers=workers,
-        collate_fn=collate_fn,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=start_worker,
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(order.seed),  # else each epoch would draw from torch's global stream
-    )
-
-
 def make_loader(
-    dataset: DetectionDataset, *, batch_size: int, workers: int, shuffle: bool, seed: int, quad: bool = False,
+    dataset: Dataset, *, batch_size: int, workers: int, shuffle: bool, seed: int, quad: bool = False,
     rank: int = 0, ranks: int = 1,
 ) -> Loader:  # fmt: skip
     """The loader of a data set. Its order is at `loader.order` (an `Order`): set_epoch, weights. batch_size: of all
@@ -224,17 +217,17 @@ def make_loader(
         len(dataset), batch_size=batch_size, shuffle=shuffle, seed=seed, grouped=dataset.rect, rank=rank, ranks=ranks,
         whole=not shuffle,
     )  # fmt: skip
-    return build_loader(dataset, order, workers=workers, collate_fn=collate_quad if quad else collate)
+    return Loader(dataset, order, workers=workers, collate_fn=collate_quad if quad else collate)
 
 
-def class_weights(labels: Sequence[Labels], nc: int) -> npt.NDArray[np.float64]:
+def class_weights(labels: Sequence[Annotations], nc: int) -> npt.NDArray[np.float64]:
     """[nc] inverse box counts (1 for a class without boxes), summing to 1."""
     classes = np.concatenate([np.zeros(0), *(x.boxes[:, 0] for x in labels)]).astype(int)
     weights = 1 / np.maximum(np.bincount(classes, minlength=nc), 1)
     return np.asarray(weights / weights.sum())
 
 
-def image_weights(labels: Sequence[Labels], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def image_weights(labels: Sequence[Annotations], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """[n] sum over each image's boxes of its class's weight. For --image-weights pass
     class_weights * (1 - maps)**2, with maps [nc] the last mAP per class, and assign the result to
     `loader.order.weights`."""
@@ -247,8 +240,11 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     device for later without waiting."""
     image = fractions(batch["image"].to(device, non_blocking=True))
     most = int(torch.bincount(batch["target"][:, 0].long(), minlength=1).max())
-    moved: Batch = {k: batch[k].to(device, non_blocking=True) for k in ("target", "image_class") if k in batch}
-    return {**batch, "image": image, **moved, "most": most}
+    target = batch["target"].to(device, non_blocking=True)
+    moved: Batch = {**batch, "image": image, "target": target, "most": most}
+    if (classes := batch.get("image_class")) is not None:
+        moved["image_class"] = classes.to(device, non_blocking=True)
+    return moved
 
 
 def multiscale(image: Tensor, img_size: int, stride: int, seed: int, step: int) -> Tensor:

@@ -49,7 +49,7 @@ class PairRule:
         return next((name for name in names if name.is_file()), None)
 
 
-def read_rule(source: Path, value: Any, root: Path) -> PairRule | None:
+def read_rule(source: Path, value: object, root: Path) -> PairRule | None:
     """The `pairs` key of the data YAML `source`; None where there is none. Errors: UserError naming file and key."""
     if value is None:
         return None

@@ -20,10 +20,11 @@ of what is read, counted and refused.
 import difflib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from models.class_names import ONE_CLASS
 from utils.data import image_classes, pairs
 from utils.data.image_classes import ClassSource
 from utils.data.listing.class_names import class_names
@@ -77,6 +78,10 @@ class DataSpec:
     def cls_names(self) -> tuple[str, ...]:
         """Classes of whole images in the order of their indices; empty where the data set has none."""
         return self.cls.names
+
+    def merged(self) -> "DataSpec":
+        """As --single-cls takes it: all boxes are of one class."""
+        return replace(self, nc=1, names=ONE_CLASS)
 
     @property
     def wants(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,11 +28,10 @@ from utils.evaluation.boxes import to_native, xywhn_to_xyxy
 from utils.evaluation.matching import NMS_OFFSET, RULES, coco_counted, confusion_matrix, find_pairs, tp_table
 from utils.evaluation.nms import nms
 from utils.evaluation.predict import predictions
-from utils.seams import Patches
+from utils.seams import Batch, Patches
 from utils.system import dist
 from utils.system.errors import UserError
 
-Batch = dict[str, Any]
 Sink = Callable[[Batch, list[Tensor]], None]
 Floats = NDArray[np.float64]
 

@@ -1,7 +1,6 @@
 """Decoded predictions of one detector or of several, plain or with test-time augmentation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ def check_together(models: Sequence[Detector], names: Sequence[Sequence[str]], p
             raise UserError(f"--weights {paths[0]} {path}: they read other pictures; evaluate them one by one")
 
 
-def predictions(models: Sequence[Detector], image: Tensor, det: Any, augment: bool = False) -> list[Part]:
+def predictions(models: Sequence[Detector], image: Tensor, det: list[Tensor], augment: bool = False) -> list[Part]:
     """image [B,C,H,W] in 0..1 -> the parts of all models and views, joined along their boxes, before NMS.
 
     det: raw output of the first model on the image as it is, which is not computed again."""

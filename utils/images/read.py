@@ -193,7 +193,7 @@ def _imdecode(data: Bytes, flags: int) -> npt.NDArray[Any]:
     return image
 
 
-def _as_read(image: npt.NDArray[Any]) -> Image:
+def _as_read(image: npt.NDArray[np.generic]) -> Image:
     return np.ascontiguousarray(image, np.uint16 if image.dtype == np.uint16 else np.uint8)
 
 

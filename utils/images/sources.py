@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from utils.system.errors import UserError
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv")
 STREAMS = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
+T = TypeVar("T")
 WAIT = 10.0  # seconds for a stream or a camera to open or to give its next frame
 Bad = Callable[[str, str], None]  # source, what is wrong with it
 
@@ -170,10 +171,10 @@ def video_frames(source: str, refuse: Bad) -> Iterator[Frame]:
         refuse(source, "not one frame can be read of it")
 
 
-def within(seconds: float, work: Callable[[], Any], what: str) -> Any:
+def within(seconds: float, work: Callable[[], T], what: str) -> T:
     """What `work` returns. TimeoutError where it takes longer: it is then left to itself, in a thread that ends with
     the process."""
-    got: list[Any] = []
+    got: list[T] = []
     thread = threading.Thread(target=lambda: got.append(work()), daemon=True)
     thread.start()
     thread.join(seconds)

@@ -174,11 +174,11 @@ def decode_tiff(found: Layout, scale: Scale | None = None, thorough: bool = Fals
     return np.ascontiguousarray(_upright(image, int(_all(found.pages[0].tags.get(274), 1)[0])))
 
 
-def _plane(page: Any, thorough: bool) -> npt.NDArray[Any]:
+def _plane(page: Any, thorough: bool) -> npt.NDArray[np.generic]:
     """The samples of one page [H,W,C]."""
     if thorough and (name := UNCHECKED.get(int(page.compression))):
         _check_lengths(page, name)
-    image: npt.NDArray[Any] = page.asarray(maxworkers=1)
+    image: npt.NDArray[np.generic] = page.asarray(maxworkers=1)
     if int(page.planarconfig) == 2 and image.ndim == 3:
         image = image.transpose(1, 2, 0)
     image = image.reshape(int(page.imagelength), int(page.imagewidth), -1)
@@ -210,14 +210,14 @@ def _check_lengths(page: Any, name: str) -> None:
             raise ImageError(f"is corrupt: part {i + 1} of its data unpacks to {got} bytes in place of {wanted}")
 
 
-def _looked_up(index: npt.NDArray[Any], table: npt.NDArray[Any]) -> Image:
+def _looked_up(index: npt.NDArray[np.generic], table: npt.NDArray[np.generic]) -> Image:
     """Index [H,W] into a palette [3,n] of 16 bits, or of 8 where a writer took it so -> RGB [H,W,3] uint8."""
     wide = table.astype(np.uint32)
     colours = (wide >> 8 if wide.max() >= 256 else wide).astype(np.uint8)
     return np.asarray(colours.T[index], np.uint8)
 
 
-def _scaled(image: npt.NDArray[Any], scale: Scale) -> Image:
+def _scaled(image: npt.NDArray[np.generic], scale: Scale) -> Image:
     low, high = scale
     if not np.isfinite(image).all():
         raise ImageError("holds values that are no numbers (NaN or infinity): no colour can be given to them")
@@ -225,7 +225,7 @@ def _scaled(image: npt.NDArray[Any], scale: Scale) -> Image:
     return np.asarray(np.rint(share * 65535), np.uint16)
 
 
-def _upright(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+def _upright(image: npt.NDArray[np.generic], orientation: int) -> npt.NDArray[np.generic]:
     """As the tag Orientation (1 to 8) says that the rows and columns lie."""
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1] if orientation in (2, 3) else image[::-1]
@@ -234,7 +234,7 @@ def _upright(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     return image.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else image
 
 
-def encode_tiff(image: npt.NDArray[Any]) -> bytes:
+def encode_tiff(image: npt.NDArray[np.generic]) -> bytes:
     """uint8 or uint16 [H,W,C] -> a TIFF without compression, the channels of a pixel side by side."""
     import tifffile
 

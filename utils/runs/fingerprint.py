@@ -36,7 +36,7 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def tensors_in(content: Any, name: str = "") -> dict[str, Tensor]:
+def tensors_in(content: object, name: str = "") -> dict[str, Tensor]:
     """The tensors of nested dicts and lists (the state of an optimizer, say) by their dotted place."""
     if isinstance(content, Tensor):
         return {name: content}

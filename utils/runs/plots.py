@@ -7,18 +7,18 @@ state.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from utils.data.labels import Labels
 from utils.evaluation.ap import GRID
 from utils.evaluation.evaluate import Result
 from utils.images.pixels import viewable
 from utils.runs.folder import Facts, Series
+from utils.seams import Annotations, Collated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,7 +145,7 @@ def draw_matrix(ax: "Axes", counts: npt.NDArray[np.int64], labels: Sequence[str]
     return image
 
 
-def plot_labels(labels: Sequence[Labels], names: Sequence[str], out: Path) -> None:
+def plot_labels(labels: Sequence[Annotations], names: Sequence[str], out: Path) -> None:
     """Boxes per class, where their centres lie, and how large they are."""
     boxes = np.concatenate([np.zeros((0, 5), np.float32), *(x.boxes for x in labels)])
     figure, (count, centre, size) = new_figure(13, 4.2, 1, 3)
@@ -205,7 +205,7 @@ def draw_label(
 
 
 def plot_batch(
-    images: Tensor, rows: Sequence[Any], names: Sequence[str], out: Path, most: int = 16, tile: int = 320
+    images: Tensor, rows: Sequence[npt.ArrayLike], names: Sequence[str], out: Path, most: int = 16, tile: int = 320
 ) -> None:
     """A square of tiles. images [B,C,H,W] uint8 or uint16, shown as `viewable` says; rows[i] [n,5 or 6]: x0,y0,x1,y1
     in pixels of the tile's image, (confidence,) class; boxes below confidence 0.25 are not drawn."""
@@ -232,7 +232,7 @@ def plot_batch(
     out.write_bytes(cv2.imencode(out.suffix, canvas)[1].tobytes())  # unlike imwrite this tells of a full disk
 
 
-def plot_found(batch: Mapping[str, Any], found: Sequence[Tensor], names: Sequence[str], folder: Path) -> None:
+def plot_found(batch: Collated, found: Sequence[Tensor], names: Sequence[str], folder: Path) -> None:
     """val_batch0_labels.jpg and val_batch0_pred.jpg: a batch as loaded, and its detections per image [n,6] in input
     pixels."""
     images = batch["image"]

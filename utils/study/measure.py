@@ -14,7 +14,6 @@ from utils import seams
 from utils.config.options import restored
 from utils.config.train import Config
 from utils.data.build import evaluation
-from utils.data.labels import Labels
 from utils.data.spec import read_data
 from utils.evaluation import coco
 from utils.evaluation.evaluate import Result, evaluate
@@ -65,7 +64,7 @@ def measure(folder: Path, settings: Mapping[str, Any], device: str, split: str =
     return Measured(result, by_size(result, truth, sizes), truth)
 
 
-def native_boxes(labels: Labels, size: Sequence[int]) -> npt.NDArray[np.float64]:
+def native_boxes(labels: seams.Annotations, size: Sequence[int]) -> npt.NDArray[np.float64]:
     """Labels of an image of size (h, w) -> [n,5] x0,y0,x1,y1 native pixels, class."""
     box = labels.boxes.astype(np.float64)
     scale = np.array([size[1], size[0]])

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from models.graph import Detector
-from utils.data.labels import Labels
+from utils.config.train import Config
+from utils.seams import Annotations, Dataset
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.system.rng import rng
@@ -22,7 +23,7 @@ ENOUGH = 0.98
 Floats = npt.NDArray[np.float64]
 
 
-def box_sizes(labels: Sequence[Labels], native: npt.NDArray[np.int64], img_size: int) -> Floats:
+def box_sizes(labels: Sequence[Annotations], native: npt.NDArray[np.int64], img_size: int) -> Floats:
     """Width and height of every box [N,2] in pixels of the network input. native [n,2]: image sizes (h, w)."""
     sizes = [
         label.boxes[:, 3:5] * (hw[::-1] * (img_size / hw.max()))
@@ -75,6 +76,12 @@ def wanted(model: Detector, off: bool, loaded: bool) -> bool:
             "--noautoanchor: the model YAML gives only the number of anchors; list them, or let them be found"
         )
     return unknown or not (off or loaded)
+
+
+def meet_data(model: Detector, cfg: Config, dataset: Dataset, img_size: int, loaded: bool) -> None:
+    """Anchors fitted to the training data, where they are to be; says what was done. loaded: as in `wanted`."""
+    if wanted(model, cfg.noautoanchor, loaded):
+        print(fit_anchors(model, box_sizes(dataset.labels, dataset.sizes, img_size), cfg.anchor_t, cfg.seed))
 
 
 @torch.no_grad()

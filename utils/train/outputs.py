@@ -1,14 +1,11 @@
 """What a run writes for people: rows, lines on the screen, pictures."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from models.graph import Detector
 from utils import seams
-from utils.data.dataset import Sample
-from utils.data.loader import Batch, collate
+from utils.data.loader import collate
 from utils.evaluation.evaluate import MEANS, Result, Sink, evaluate
 from utils.evaluation.tables import number, write_classes
 from utils.runs import fingerprint, manifest, plots, record, replay, resumable
@@ -23,7 +20,7 @@ from utils.train.run import Run
 from utils.weights import checkpoint
 
 
-def measure(run: Run, detector: Detector | None = None, change: Callable[[Batch], Batch] | None = None) -> Result:
+def measure(run: Run, detector: Detector | None = None, change: seams.BatchChange | None = None) -> Result:
     """The average, or another detector with the run's classes, on the validation set and by the run's rule. change: of
     every batch as loaded. No loss terms: the head may be of another kind than the run's."""
     batches = map(change, run.val) if change else run.val
@@ -59,7 +56,7 @@ def write_rows(
         return
     labels, size, waited = losses.pop("labels"), losses.pop("size"), losses.pop("data_wait")
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
-    found: dict[str, Any] = result.row if result else {}
+    found = result.row if result else {}
     memory = peak_memory(run.device)
     names = Result.columns(run.loss_step.criterion.terms, run.model.group_names, run.patches.metric_names())
     unmeasured = dict.fromkeys(MEANS, "") if result and not result.measured else {}
@@ -105,7 +102,7 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
     if run.cfg.replay:
         replay.announce(Path(run.cfg.replay), run.dir)
     names, order = run.meta["names"], run.train.order.order()
-    batch = collate([run.train.dataset[Sample(0, i)] for i in order[: min(run.cfg.batch_size, 16)].tolist()])
+    batch = collate([run.train.dataset[seams.Sample(0, i)] for i in order[: min(run.cfg.batch_size, 16)].tolist()])
     rows = plots.target_rows(batch["target"], len(batch["image"]), *batch["image"].shape[2:])
     with naming(run.dir):
         plots.plot_labels(run.train.dataset.labels, names, run.dir / "labels.png")

@@ -14,17 +14,15 @@ from utils import seams
 from utils.config.settings import EvalSettings
 from utils.config.train import Config
 from utils.data import loader
-from utils.data.loader import Batch, class_weights, image_weights, multiscale
+from utils.data.loader import class_weights, image_weights, multiscale
 from utils.runs import record
 from utils.runs.manifest import Manifest
-from utils.system.errors import UserError
 from utils.system.signals import Interrupt
 from utils.train import optim
 from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
 from utils.train.loss_step import LossStep, compute_type
-from utils.weights import checkpoint, class_rows
 
 
 @dataclass
@@ -84,20 +82,6 @@ def repeatable(cfg: Config, device: torch.device) -> None:
     torch.use_deterministic_algorithms(device.type == "cpu" or cfg.deterministic)
 
 
-def starting_weights(cfg: Config, patches: seams.Patches, names: list[str]) -> seams.Source | None:
-    """What --weights holds, its classes compared with those of the data; None where the run starts from scratch. A
-    patch that acts on weights needs some."""
-    if cfg.weights:
-        source = checkpoint.read_source(cfg.weights)
-        some = any(isinstance(p, seams.Patch) and p.takes_part for p in patches.values())
-        cure = "--transfer-weights keeps the rows of equal names and starts the others fresh"
-        columns = class_rows.compare(source.meta, source.path, names, cfg.data, "" if some else cure)
-        return dataclasses.replace(source, columns=columns)
-    if users := [n for n, p in patches.items() if isinstance(p, seams.Patch) and p.needs_weights]:
-        raise UserError(f"--weights is missing: patches/{', '.join(users)}.py was switched on to act on them")
-    return None
-
-
 def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Manifest, **more: Any) -> dict[str, Any]:
     """What a checkpoint says about itself; more: model YAML, class names, image size."""
     return {
@@ -112,7 +96,7 @@ def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Man
     }
 
 
-def to_device(run: Run, batch: Batch) -> Batch:
+def to_device(run: Run, batch: seams.Batch) -> seams.Batch:
     """The batch where it is computed, images float 0..1, with --multi-scale in the size drawn for this step."""
     batch = loader.to_device(batch, run.device)
     if run.cfg.multi_scale:
@@ -130,7 +114,10 @@ def tell_stage(run: Run) -> None:
 
 
 def reweigh_images(run: Run) -> None:
-    """Draw images by the classes they hold: rare ones, and those found badly in the last evaluation, more often."""
+    """With --image-weights: draw images by the classes they hold: rare ones, and those found badly in the last
+    evaluation, more often."""
+    if not run.cfg.image_weights:
+        return
     labels, nc = run.train.dataset.labels, run.meta["nc"]
     missed = 1 - np.array(run.class_ap if run.class_ap else [0.0] * nc)
     run.train.order.weights = image_weights(labels, class_weights(labels, nc) * missed**2)

@@ -5,7 +5,7 @@ A replay is a new run, from scratch or from weights as its original, with the se
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from models.graph import Detector
 from utils import seams
 from utils.config.options import Given
 from utils.config.train import Config, parse
@@ -21,6 +22,7 @@ from utils.system import dist
 from utils.system.device import select_device
 from utils.system.errors import UserError
 from utils.system.notes import note
+from utils.weights import checkpoint, class_rows
 
 RESUMED = (  # what the description of a checkpoint must hold for its run to go on
     "config", "patches", "spec", "data", "conditions", "next_epoch", "next_batch", "step", "best", "pending",
@@ -121,6 +123,31 @@ def repeat(given: Given[Config]) -> Start:
         patches = replay.make_patches(old)
     device = meet(own)
     return Start(own, patches, device, *claim(own, "name" in given.names), spec=old.spec)
+
+
+def starting_weights(cfg: Config, patches: seams.Patches, names: list[str]) -> seams.Source | None:
+    """What --weights holds, its classes compared with those of the data; None where the run starts from scratch. A
+    patch that acts on weights needs some."""
+    if cfg.weights:
+        source = checkpoint.read_source(cfg.weights)
+        some = any(isinstance(p, seams.Patch) and p.takes_part for p in patches.values())
+        cure = "--transfer-weights keeps the rows of equal names and starts the others fresh"
+        columns = class_rows.compare(source.meta, source.path, names, cfg.data, "" if some else cure)
+        return dataclasses.replace(source, columns=columns)
+    if users := [n for n, p in patches.items() if isinstance(p, seams.Patch) and p.needs_weights]:
+        raise UserError(f"--weights is missing: patches/{', '.join(users)}.py was switched on to act on them")
+    return None
+
+
+def load_weights(
+    model: Detector, patches: seams.Patches, source: seams.Source | None, resumed: Mapping[str, Any] | None
+) -> None:
+    """Tensors of --weights, or those of the run that is resumed; with neither, the model stays as it was drawn."""
+    if source:
+        state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
+        checkpoint.load_into(model, state, source.path, source)
+    elif resumed:
+        model.load_state_dict(resumed["model"])
 
 
 def meet(cfg: Config) -> torch.device:

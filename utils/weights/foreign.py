@@ -119,7 +119,7 @@ def _choose(root: Any) -> tuple[str, Any]:
     fail(f"no weights under {', '.join(CONTAINERS)}; the file has {keys or 'nothing'}")
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: object) -> bool:
     return (
         isinstance(value, dict)
         and len(value) > 0
@@ -274,7 +274,7 @@ def plain(value: Any, depth: int = 0, budget: list[int] | None = None) -> Any:
     return value if isinstance(value, str | int | float) else None
 
 
-def name_list(names: Any) -> list[str] | None:
+def name_list(names: object) -> list[str] | None:
     """Class names by id from a list or from {id: name}; None where it is neither or has gaps."""
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[i] for i in range(len(names))]

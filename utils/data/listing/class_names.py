@@ -19,7 +19,7 @@ from utils.system.files import read_text
 PLAIN = re.compile(r"0|[1-9][0-9]*")
 
 
-def class_names(source: Path, key: str, names: Any) -> tuple[str, ...]:
+def class_names(source: Path, key: str, names: object) -> tuple[str, ...]:
     """The names under `key` of the YAML `source`, checked. Errors: UserError."""
     if isinstance(names, dict):
         ids = list(names)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from utils.data.labels import Problem
 from utils.data.listing.coco_json import Annotated, read_annotations
@@ -38,7 +37,7 @@ def places(entry: str, bases: Sequence[Path], folders: Sequence[str] = ("",)) ->
     return list(dict.fromkeys(base / folder / spelling for spelling in written for folder in folders for base in bases))
 
 
-def first_there(source: Path, key: str, entry: Any, candidates: Sequence[Path], hint: str = "") -> Path:
+def first_there(source: Path, key: str, entry: object, candidates: Sequence[Path], hint: str = "") -> Path:
     """The first of the places that exists. Errors: UserError listing all of them."""
     for place in candidates:
         if os.path.exists(place):
@@ -51,7 +50,9 @@ def first_there(source: Path, key: str, entry: Any, candidates: Sequence[Path], 
     )
 
 
-def list_split(source: Path, split: str, entries: Any, root: Path, names: Sequence[str], download: str = "") -> Listed:
+def list_split(
+    source: Path, split: str, entries: object, root: Path, names: Sequence[str], download: str = ""
+) -> Listed:
     """The images of one split. names: the classes, for COCO files. Errors: UserError naming the file and the key."""
     files: list[Path] = []
     said: list[str] = []

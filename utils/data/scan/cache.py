@@ -55,7 +55,7 @@ def save(folder: Path, entries: dict[str, Entry]) -> None:
     points = [p if p is not None else np.zeros((0, 2), np.float32) for e in rows for p in e.labels.polygons]
     tails = {i: e.labels.tail for i, e in enumerate(rows) if e.labels.tail}
     text = json.dumps({"version": VERSION, "names": names, "problems": problems, "tails": tails}).encode()
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, npt.NDArray[np.generic]] = {
         "meta": np.frombuffer(text, np.uint8),
         "stamps": np.array([e.stamps for e in rows], np.int64),  # [n,2,2]
         "sha256": np.array([(e.image_sha256, e.sha256) for e in rows], "S64"),  # [n,2]
@@ -82,7 +82,7 @@ def _places(folder: Path) -> list[Path]:
     return [folder.with_name(folder.name + ".thaw.cache"), own / f"{name}.thaw.cache"]
 
 
-def _write(target: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+def _write(target: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
     """Errors: UserError where `target` cannot be written."""
     write_whole(target, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
@@ -127,6 +127,6 @@ def _read(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _columns(table: npt.NDArray[Any]) -> Iterable[Any]:
+def _columns(table: npt.NDArray[np.generic]) -> Iterable[Any]:
     """The rows of a table as tuples."""
     return zip(*(table[:, i].tolist() for i in range(table.shape[1])), strict=True)

@@ -100,7 +100,7 @@ def image_class(scene: Scene) -> int:
     return HUES[round(colorsys.rgb_to_hsv(red, green, blue)[0] * 6) % 6]
 
 
-def _rgb(values: npt.NDArray[Any]) -> tuple[int, int, int]:
+def _rgb(values: npt.NDArray[np.generic]) -> tuple[int, int, int]:
     return int(values[0]), int(values[1]), int(values[2])
 
 
@@ -109,7 +109,7 @@ def _thing(
     temperature: float,
     label: int,
     size: tuple[int, int],
-    ground: npt.NDArray[Any],
+    ground: npt.NDArray[np.uint8],
     others: list[Thing],
 ) -> Thing:
     """Draw an object: log-uniform size, a colour away from the ground's, a place that hides no other object

@@ -67,7 +67,7 @@ class Audit:
         if cfg.audit:
             optimizer.register_step_post_hook(self.count_step)
 
-    def count_step(self, *_: Any) -> None:
+    def count_step(self, *_: object) -> None:
         self.taken += 1
 
     def epoch_start(self, step: int) -> None:

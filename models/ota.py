@@ -8,6 +8,10 @@ candidate wanted by several goes to the target of its group with the lowest cost
 
 The BCE of a pair is the candidate's sum over all classes "if none of them" plus what its target's class changes, so
 that nothing of N x C x classes exists. Pairs [N,M] come in chunks. No sum is scattered: minima do not depend on order.
+
+Where the host may look, only pairs whose boxes touch are costed, and of the others those that can win: without overlap
+a cost depends on the target's class alone, and overlap only lowers it, so that the k cheapest of all pairs lie among
+those that touch and the k cheapest of their class without overlap. Crowds of thousands take seconds so.
 """
 
 from collections.abc import Iterator
@@ -22,6 +26,7 @@ from models.iou import pairwise_iou
 TOP = 10  # a box gets as many predictions as its best ten overlaps add up to
 IOU_COST = 3.0
 PAIRS = 1 << 21  # of a chunk; about 100 bytes each
+CROWD = 1 << 13  # pairs of a group, on average, from which on finding those that can win is the shorter way
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1: a class that is certain costs 0, not 0 * inf
 
 
@@ -34,14 +39,19 @@ class Table(NamedTuple):
     want: Tensor  # [N,4] xyxy of the targets, pixels
     label: Tensor  # [N] long, class
 
-    def pair(self, target: Tensor, candidate: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """IoU and cost of pairs, indices that broadcast to the shape of `real`; 0 and inf where not real."""
-        box = self.box[:, candidate].movedim(0, -1)
-        overlap = pairwise_iou(self.want[target], box).masked_fill_(~real, 0)
-        cost = (self.if_none[candidate] + self.change[candidate, self.label[target]]).sub_(
-            (overlap + 1e-8).log_().mul_(IOU_COST)
-        )
-        return overlap, cost.masked_fill_(~real, torch.inf)
+    def pair(self, target: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+        """IoU and cost of pairs, indices that broadcast."""
+        overlap = pairwise_iou(self.want[target], self.box[:, candidate].movedim(0, -1))
+        return overlap, self.cost(target, candidate, overlap)
+
+    def cost(self, target: Tensor, candidate: Tensor, overlap: Tensor) -> Tensor:
+        change = self.change[candidate, self.label[target]]
+        return (self.if_none[candidate] + change).sub_((overlap + 1e-8).log_().mul_(IOU_COST))
+
+    def apart(self, target: Tensor, candidate: Tensor) -> Tensor:
+        """Costs, did the boxes not overlap."""
+        shape = torch.broadcast_shapes(target.shape, candidate.shape)
+        return self.cost(target, candidate, self.if_none.new_zeros(shape))
 
 
 class Groups(NamedTuple):
@@ -56,6 +66,12 @@ class Groups(NamedTuple):
         column = torch.arange(most, device=group.device)
         place = (self.start[group][:, None] + column).clamp(max=len(self.order) - 1)
         return self.order[place], column < self.size[group][:, None]
+
+    def split(self) -> tuple[Tensor, ...]:
+        """The entries of each group, ascending. The host looks."""
+        sizes = self.size.tolist()
+        entries: tuple[Tensor, ...] = self.order[: sum(sizes)].split(sizes)
+        return entries
 
 
 def grouped(group: Tensor, groups: int) -> Groups:
@@ -88,6 +104,7 @@ def ota_rows(
         return rows
     candidates = grouped(torch.where(rows.weight > 0, group[rows.target], groups), groups)
     rivals = grouped(group, groups)
+    table = pair_table(rows, pred, target, anchors, stride, image_size)
     if may_look(pred):
         m, q = int(candidates.size.max()), int(rivals.size.max())
         if m == 0:  # no target fits any anchor
@@ -95,16 +112,28 @@ def ota_rows(
     else:
         q = n if most is None else min(most, n)
         m = c // n * q
-    table = pair_table(rows, pred, target, anchors, stride, image_size)
-    everyone = torch.arange(n, device=group.device)
+    if may_look(pred) and n * m > CROWD * groups:
+        given = group.new_full((c,), n)
+        for own, members in zip(rivals.split(), candidates.split(), strict=True):
+            if len(own) and len(members):
+                given[members] = match_crowd(table, own, members, min(TOP, m))
+    else:
+        given = match_all(table, rivals, candidates, group, m, q)
+    return rows._replace(target=given.clamp(max=n - 1), weight=(given < n).to(rows.weight.dtype))
 
+
+def match_all(table: Table, rivals: Groups, candidates: Groups, group: Tensor, m: int, q: int) -> Tensor:
+    """The target that each of the C candidates is given, or N, by all pairs of each group, which has at most `m`
+    candidates and `q` targets. group [N]."""
+    n, c = len(table.want), len(table.if_none)
+    everyone = torch.arange(n, device=group.device)
     # what each target takes: [N,T], `c` where it takes less
-    taken = torch.cat([choices(table, candidates, t, group, m, c) for t in chunks(everyone, m)])
+    taken = torch.cat([all_choices(table, candidates, t, group, m, c) for t in chunks(everyone, m)])
     claim, by = taken.flatten(), everyone[:, None].expand_as(taken).flatten()
     first = by.new_full((c + 1,), n).scatter_reduce(0, claim, by, "amin")
     last = by.new_full((c + 1,), -1).scatter_reduce(0, claim, by, "amax")
     contested = (first != last)[claim] & (claim < c)
-    if may_look(pred):
+    if may_look(claim):
         which = contested.nonzero().squeeze(1)
         owner = by.clone()
         for part in chunks(which, q):
@@ -113,13 +142,75 @@ def ota_rows(
         parts = chunks(torch.arange(len(claim), device=claim.device), q)
         best = torch.cat([cheapest_rival(table, rivals, claim[p].clamp(max=c - 1), group[by[p]], q) for p in parts])
         owner = torch.where(contested, best, by)
-    given = by.new_full((c + 1,), n).scatter_reduce(0, claim, owner, "amin")[:c]
-    return rows._replace(target=given.clamp(max=n - 1), weight=(given < n).to(rows.weight.dtype))
+    return by.new_full((c + 1,), n).scatter_reduce(0, claim, owner, "amin")[:c]
+
+
+def match_crowd(table: Table, target: Tensor, candidate: Tensor, top: int) -> Tensor:
+    """The target that each of the candidates [M] of a group is given, or N, by the pairs that can win.
+
+    target [Q]: all of the group, ascending. The host looks.
+    """
+    m, n = len(candidate), len(table.want)
+    want, box = table.want[target].T.contiguous(), table.box[:, candidate]
+    classes, kind = table.label[target].unique(return_inverse=True)
+    place = torch.arange(len(target), device=target.device)
+    first = torch.full_like(classes, len(target)).scatter_reduce(0, kind, place, "amin")  # of its class
+    likely = torch.cat([cheapest(table.apart(target[f, None], candidate), min(top, m)) for f in chunks(first, m)])
+
+    low, high = torch.full_like(candidate, n), torch.full_like(candidate, -1)
+    for part in chunks(side_by_side(want, place), m):
+        row, column, real = near(want[:, part], box, likely[kind[part]], top)
+        overlap, cost = (spread(x, real) for x in table.pair(target[part[row]], candidate[column]))
+        pick, wanted = choices(overlap, cost, real, top)
+        claim = spread(column, real).gather(1, pick)[wanted]
+        by = target[part, None].expand_as(pick)[wanted]
+        low.scatter_reduce_(0, claim, by, "amin")
+        high.scatter_reduce_(0, claim, by, "amax")
+    first = first.sort().values
+    for part in chunks(side_by_side(box, (low < high).nonzero().squeeze(1)), len(target)):
+        best = first[cheapest(table.apart(target[first], candidate[part, None]), 1)]
+        row, column, real = near(box[:, part], want, best, 1)
+        _, cost = table.pair(target[column], candidate[part[row]])
+        pick = cheapest(spread(cost, real).masked_fill_(~real, torch.inf), 1)
+        low[part] = target[spread(column, real).gather(1, pick).squeeze(1)]
+    return low
+
+
+def side_by_side(box: Tensor, index: Tensor) -> Tensor:
+    """An index of xyxy boxes, by size in octaves and then by height in the image: parts of it lie in a strip."""
+    x0, y0, x1, y1 = box[:, index]
+    order = y0.argsort()
+    octave = ((x1 - x0) * (y1 - y0))[order].log2_().floor_()
+    return index[order[octave.argsort(stable=True)]]
+
+
+def near(box: Tensor, other: Tensor, likely: Tensor, least: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of xyxy boxes [4,n] with others [4,m] that overlap, or that are listed in the box's `likely` [n,T].
+
+    -> row [P] and column [P] of the pairs, row by row, ascending, and the places [n,W] they take in a table of the
+    boxes (see spread), W the most that one has, at least `least`.
+    """
+    x0, y0, x1, y1 = box[:, :, None]
+    inside = (other[1] < y1.max()).logical_and_(other[3] > y0.min())  # the strip in which all of them lie
+    strip = inside.index_fill_(0, likely.flatten(), True).nonzero().squeeze(1)
+    ox0, oy0, ox1, oy1 = other.index_select(1, strip)
+    pairs = (x0 < ox1).logical_and_(x1 > ox0).logical_and_(y0 < oy1).logical_and_(y1 > oy0)
+    pairs.scatter_(1, torch.searchsorted(strip, likely), True)
+    row, column = pairs.nonzero(as_tuple=True)
+    count = torch.bincount(row, minlength=len(likely))
+    width = torch.arange(max(int(count.max()), least), device=row.device)
+    return row, strip[column], width < count[:, None]
+
+
+def spread(value: Tensor, real: Tensor) -> Tensor:
+    """Values [P] of pairs in their places [n,W], 0 elsewhere."""
+    return value.new_zeros(real.shape).masked_scatter_(real, value)
 
 
 def chunks(index: Tensor, width: int) -> Iterator[Tensor]:
     """Parts of an index whose pairs with `width` others are at most PAIRS."""
-    yield from index.split(max(PAIRS // max(width, 1), 1))
+    if len(index):
+        yield from index.split(max(PAIRS // max(width, 1), 1))
 
 
 def pair_table(
@@ -142,22 +233,27 @@ def pair_table(
     )
 
 
-def choices(table: Table, candidates: Groups, target: Tensor, group: Tensor, most: int, none: int) -> Tensor:
+def all_choices(table: Table, candidates: Groups, target: Tensor, group: Tensor, most: int, none: int) -> Tensor:
     """The candidates [n,T] that targets [n] take, `none` in the places they leave empty."""
     candidate, real = candidates.members(group[target], most)  # [n,M]
-    overlap, cost = table.pair(target[:, None], candidate, real)
-    top = min(TOP, most)
-    k = overlap.topk(top).values.sum(1).long().clamp(min=1).minimum(real.sum(1))  # [n]
-    column = cheapest(cost, top)
-    wanted = torch.arange(top, device=cost.device) < k[:, None]
+    overlap, cost = table.pair(target[:, None], candidate)
+    column, wanted = choices(overlap.masked_fill_(~real, 0), cost, real, min(TOP, most))
     return candidate.gather(1, column).where(wanted, none)
+
+
+def choices(overlap: Tensor, cost: Tensor, real: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """IoU, 0 where not real, and cost of targets with their candidates [n,W] -> the `top` cheapest columns [n,T] and
+    which of them each target takes."""
+    k = overlap.topk(top).values.sum(1).long().clamp(min=1).minimum(real.sum(1))  # [n]
+    column = cheapest(cost.masked_fill_(~real, torch.inf), top)
+    return column, torch.arange(top, device=cost.device) < k[:, None]
 
 
 def cheapest_rival(table: Table, rivals: Groups, candidate: Tensor, group: Tensor, most: int) -> Tensor:
     """For candidates [n] of these groups [n] the target [n] with the lowest cost, of equal ones the first."""
     target, real = rivals.members(group, most)  # [n,Q]
-    _, cost = table.pair(target, candidate[:, None], real)
-    return target.gather(1, cheapest(cost, 1)).squeeze(1)
+    _, cost = table.pair(target, candidate[:, None])
+    return target.gather(1, cheapest(cost.masked_fill_(~real, torch.inf), 1)).squeeze(1)
 
 
 def cheapest(cost: Tensor, k: int) -> Tensor:

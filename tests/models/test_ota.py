@@ -27,6 +27,13 @@ TIES = {
 UNLISTED = {"p3/samecell/focal", "p1/samecell/focal"}
 
 
+@pytest.fixture(params=["all pairs of few", "as a crowd"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "as a crowd":
+        monkeypatch.setattr(ota, "CROWD", 0)
+
+
+@pytest.mark.usefixtures("route")
 def test_items_and_gradients_equal_the_original_and_ties_follow_the_stated_rule() -> None:
     ref = golden()
     ties = ref.json("loss/ota_ties.json")
@@ -53,6 +60,7 @@ def test_items_and_gradients_equal_the_original_and_ties_follow_the_stated_rule(
     assert all(not v["tie_sensitive"] for v in ties.values() if not v["duplicate_candidates"])
 
 
+@pytest.mark.usefixtures("route")
 def test_assigned_cells_and_targets_equal_the_original() -> None:
     """The same set of (image, anchor, cell) with the same boxes; the original lists them in another order."""
     ref = golden()
@@ -125,6 +133,7 @@ def by_definition(loss: DetectionLoss, det: list[Tensor], target: Tensor, size: 
     return found
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_definition(seed: int) -> None:
     det, target, loss = raw(2, 4, 64, 96, seed), boxes(8, 2, 4, seed), criterion(ota=True)
@@ -163,38 +172,102 @@ def test_the_k_cheapest_with_ties_to_the_left() -> None:
     assert torch.equal(cheapest(many, 10), many.sort(dim=1, stable=True).indices[:, :10])
 
 
-def one_group(cost: Tensor, k: list[int], monkeypatch: pytest.MonkeyPatch, look: bool) -> list[int]:
+def crowd(seed: int, images: int = 2, n: int = 150, nc: int = 5) -> tuple[list[Tensor], Tensor]:
+    """Small and large boxes in heaps, one of every fifty twice and some that fit no anchor; predictions of which many
+    are certain, equal or too small to overlap anything."""
+    g = torch.Generator().manual_seed(seed)
+    det = raw(images, nc, 96, 128, seed)
+    for level in det:
+        level *= 1 + 3 * (seed % 3)
+        level[torch.rand(level.shape[:4], generator=g) < 0.3] = -1.0  # ties
+        level[..., 2:4] -= 5 * (torch.rand(level.shape[:4], generator=g) < 0.3).float()[..., None]
+    target = boxes(n, images, nc, seed)
+    target[:, 4:] *= torch.rand(n, 1, generator=g) ** 2 * 0.9 + 0.01
+    heap = torch.rand(n, generator=g) < 0.5
+    target[heap, 2:4] = target[heap, 2:4] * 0.1 + 0.4
+    return det, torch.cat((target, target[::50]))[torch.randperm(len(target) + len(target[::50]), generator=g)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("pairs", [ota.PAIRS, 3000])
+def test_a_crowd_gets_what_all_pairs_give(seed: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costing only the pairs that can win changes no match; also with several parts a group."""
+    det, target = crowd(seed, nc=1 if seed == 3 else 5)
+    loss = criterion(det[0].shape[4] - 5, ota=True)
+    monkeypatch.setattr(ota, "PAIRS", pairs)
+    given = []
+    for least in (1 << 60, 0):
+        monkeypatch.setattr(ota, "CROWD", least)
+        given.append(loss.assign(det, target))
+    assert len(given[0].target) > 50
+    assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
+
+
+def test_boxes_that_touch_no_prediction_take_the_cheapest_of_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All predictions are points: no pair overlaps, and the class alone decides, ties included."""
+    det, target = crowd(1)
+    for level in det:
+        level[..., 2:4] = -40
+    given = []
+    for least in (1 << 60, 0):
+        monkeypatch.setattr(ota, "CROWD", least)
+        given.append(criterion(5, ota=True).assign(det, target))
+    assert len(given[0].target) >= 5
+    assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
+
+
+def test_a_crowd_costs_few_of_its_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of small boxes: the pairs whose cost is computed are a small share of all pairs of the image."""
+    det, target = raw(1, 4, 320, 320), boxes(1500, 1, 4)
+    target[:, 4:] *= 0.1
+    costed, cost = [], Table.cost
+
+    def counted(self: Table, target: Tensor, candidate: Tensor, overlap: Tensor) -> Tensor:
+        costed.append(overlap.numel())
+        return cost(self, target, candidate, overlap)
+
+    monkeypatch.setattr(Table, "cost", counted)
+    loss = criterion(ota=True)
+    candidates = len(drop_idle(plain_rows(target, loss.anchors, [tuple(d.shape[2:4]) for d in det], 4.0)).target)
+    rows = loss.assign(det, target)
+    assert len(rows.target) > 500
+    assert sum(costed) < 0.05 * len(target) * candidates
+
+
+def one_group(cost: Tensor, k: list[int], monkeypatch: pytest.MonkeyPatch, look: bool, crowded: bool) -> list[int]:
     """The targets [C] that candidates get, -1 for none, where costs [N,C] and k are given. One image, two levels."""
     n, c = cost.shape
     monkeypatch.setattr(assign, "may_look", lambda tensor: look)
     monkeypatch.setattr(ota, "may_look", lambda tensor: look)
+    monkeypatch.setattr(ota, "CROWD", 0 if crowded else 1 << 60)
 
-    def pair(self: Table, target: Tensor, candidate: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        overlap = torch.zeros_like(real, dtype=torch.float32)
-        overlap[:, 0] = torch.tensor(k)[target.squeeze(1)].float() if target.shape[1] == 1 else 0
-        return overlap, cost[target, candidate].where(real, torch.inf)
+    def pair(self: Table, target: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(candidate == 0, torch.tensor(k)[target].float(), 0), cost[target, candidate]
 
     monkeypatch.setattr(Table, "pair", pair)
     zeros = torch.zeros(c, dtype=torch.long)
     level = torch.arange(c) // (c // 2)
     rows = Rows(level, zeros, zeros, zeros, zeros, torch.arange(c) % n, torch.ones(c))
-    out = ota_rows(rows, torch.zeros(c, 7), torch.full((n, 6), 0.5), torch.zeros(n, dtype=torch.long), 1,
+    everywhere = torch.tensor([[0, 0, 0.5, 0.5, 1, 1]]).expand(n, 6)
+    out = ota_rows(rows, torch.zeros(c, 7), everywhere, torch.zeros(n, dtype=torch.long), 1,
                    torch.ones(2, 1, 2), torch.ones(2), (32, 32), n)  # fmt: skip
     return [int(t) if w else -1 for t, w in zip(out.target, out.weight, strict=True)]
 
 
-@pytest.mark.parametrize("look", [True, False])
+@pytest.mark.parametrize(("look", "crowded"), [(True, True), (True, False), (False, False)])
 def test_a_candidate_wanted_twice_goes_to_the_cheapest_even_if_that_one_did_not_want_it(
-    look: bool, monkeypatch: pytest.MonkeyPatch
+    look: bool, crowded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cost = torch.tensor([[2.0, 9, 9, 9], [3, 9, 9, 9], [1, 0, 9, 9], [9, 9, 9, 4]])
-    assert one_group(cost, [1, 1, 1, 1], monkeypatch, look) == [2, 2, -1, 3]
+    assert one_group(cost, [1, 1, 1, 1], monkeypatch, look, crowded) == [2, 2, -1, 3]
     cost[1] = torch.tensor([9.0, 9, 3, 9])
-    assert one_group(cost, [1, 1, 1, 1], monkeypatch, look) == [0, 2, 1, 3], "wanted once: whoever wants it has it"
+    assert one_group(cost, [1, 1, 1, 1], monkeypatch, look, crowded) == [0, 2, 1, 3], (
+        "wanted once: whoever wants it has it"
+    )
     outsider = torch.tensor([[2.0, 9, 9, 9], [3, 9, 9, 9], [9, 9, 4, 9], [1, 0, 9, 9]])
-    assert one_group(outsider, [1, 1, 1, 1], monkeypatch, look) == [3, 3, 2, -1], "the last of the group too"
+    assert one_group(outsider, [1, 1, 1, 1], monkeypatch, look, crowded) == [3, 3, 2, -1], "the last of the group too"
     tie = torch.tensor([[1.0, 9, 9, 9], [1, 9, 9, 9], [5, 4, 9, 9], [1, 9, 9, 0]])
-    assert one_group(tie, [1, 1, 1, 2], monkeypatch, look) == [0, 2, -1, 3], "equal costs: the earlier target"
+    assert one_group(tie, [1, 1, 1, 2], monkeypatch, look, crowded) == [0, 2, -1, 3], "equal costs: the earlier target"
 
 
 def test_a_certain_class_is_cheap_not_undefined() -> None:

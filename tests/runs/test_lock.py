@@ -70,7 +70,7 @@ def test_a_start_that_was_refused_leaves_no_folder(tmp_path: Path) -> None:
     with lock.new_run(str(tmp_path), "x", named=True, exist_ok=False) as held:
         (held.folder / "run.yaml").write_text("")
     assert (tmp_path / "x/run.yaml").exists()
-    with pytest.raises(UserError, match=r"exists.*--resume.*--exist-ok"):
+    with pytest.raises(UserError, match=r"exists: choose another --name, or .* --exist-ok"):
         lock.new_run(str(tmp_path), "x", named=True, exist_ok=False)
     with lock.new_run(str(tmp_path), "x", named=True, exist_ok=True):
         pass

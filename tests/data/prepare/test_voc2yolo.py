@@ -89,7 +89,7 @@ def test_bbgt_text(tmp_path: Path, command_line: CommandLine) -> None:
 def test_a_bad_annotation_is_named_and_nothing_is_written(
     tmp_path: Path, command_line: CommandLine, name: str, text: str, said: str
 ) -> None:
-    voc(tmp_path / "a", "a_good.xml" if name != "x.jpg" else "good.md")
+    voc(tmp_path / "a", "a_good.xml" if name == "x.xml" else "good.md")
     (tmp_path / "a" / name).write_text(text)
     words = ["--out", str(tmp_path / "o"), "--classes", "person", "--size", "640", "512"]
     done = command_line("-m", "utils", "voc2yolo", str(tmp_path / "a"), *words)

@@ -194,7 +194,7 @@ class Check:
 @dataclass(frozen=True, kw_only=True)
 class Make(Check):
     out: str = opt("", "folder of the lists", "saving", required=True)
-    ratios: tuple[float, ...] = opt((0.8, 0.1, 0.1), "train val [test]", "data", nargs="+", low=0, high=1)
+    ratios: tuple[float, ...] = opt((0.8, 0.1, 0.1), "train val [test]", "data", nargs="+", low=0)
     seed: int = opt(0, "random seed", low=0)
     how: str = opt("group", "stratified: each class by the ratios; random: images drawn", "data", choices=HOW)
 

@@ -35,8 +35,8 @@ def made(cfg: str, nc: int, groups: Groups = (), full: bool = False, seed: int =
                           (1.0,) * len(groups), full_head=full)  # fmt: skip
         layers = dict(MultiHead(HeadFlags(head_table=dict(vars(table)))).layers())
     torch.manual_seed(seed)
-    # a quarter of the width for the large file alone: the small one's rows of 24 channels are the outputs for 3 classes,
-    # which are not scaled
+    # scaled in the large file alone: the small one's rows of 24 channels are as many as the outputs for 3 classes, and
+    # such rows are not scaled
     small = {"width_multiple": 0.25, "depth_multiple": 0.33} if cfg.startswith("yolov7") else {}
     model = Detector({**spec(cfg), **small}, nc, {**LAYERS, **layers})
     if not seed:

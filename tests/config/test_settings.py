@@ -7,7 +7,7 @@ from utils.config.train import Config
 
 ASKED = Config(
     img_size=(96, 64), batch_size=6, test_batch_size=5, quad=True, rect=True, cache_images=True, single_cls=True,
-    on_bad_data="skip", on_missing_pair="single", workers=3, seed=7, match="v7", v5_metric=True,
+    on_bad_data="skip", on_missing_pair="single", workers=3, seed=7, match="v7", v5_metric=True, max_det=5,
 )  # fmt: skip
 
 

@@ -143,6 +143,7 @@ class Config(Place, Device):
     audit: bool = opt(
         False, "check that what trains, moves and stands still is what was declared; else stop", "freezing", place=True
     )
+    max_det: int = opt(300, "detections kept of a validation picture", "evaluation", low=1)
     v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP", "evaluation")
     match: str = opt("coco", "rule that matches detections to boxes", "evaluation", choices=MATCHES)
     project: str = again(Place, "project", "runs/train")
@@ -228,8 +229,9 @@ class Config(Place, Device):
     def judging(self, names: Sequence[str], autocast: "torch.dtype | None") -> EvalSettings:
         """How validation judges. autocast: type to compute in."""
         return EvalSettings(
-            names=names, match=self.match, v5_metric=self.v5_metric, single_cls=self.single_cls, autocast=autocast
-        )
+            names=names, match=self.match, v5_metric=self.v5_metric, single_cls=self.single_cls, autocast=autocast,
+            max_det=self.max_det,
+        )  # fmt: skip
 
     def training_data(self, size: int, stride: int) -> DataSettings:
         """size: of the training pictures. stride: of the model, pixels."""

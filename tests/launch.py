@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.train import saving
-
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 
@@ -132,6 +130,7 @@ def worth(values: list[float]) -> None:
     import dataclasses
 
     from utils.evaluation import evaluate
+    from utils.train import saving
 
     measure, begin, now = evaluate.evaluate, saving.before_opening, [0]
 

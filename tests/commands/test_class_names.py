@@ -10,7 +10,8 @@ import yaml
 
 import test
 from tests.toy import trained
-from utils.data.spec import label_name, read_data
+from utils.data.listing.label_files import label_name
+from utils.data.spec import read_data
 from utils.system.errors import UserError
 from utils.weights.checkpoint import read_checkpoint
 

@@ -121,8 +121,8 @@ def test_a_file_that_computes_something_else_is_not_written(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--batch", "0"], "--batch 0: expected a number of images, or dynamic"),
-        (["--batch", "many"], "--batch many"),
+        (["--batch", "0"], "--batch-size 0: expected a number of images, or dynamic"),
+        (["--batch", "many"], "--batch-size many: expected"),
         (["--out", "nowhere/x.onnx"], "there is no folder nowhere"),
         (["--out", "README.md"], "README.md exists"),
     ],

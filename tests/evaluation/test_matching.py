@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.evaluation.test_metrics import coco_by_definition, v5_by_definition, v7_by_definition
+from tests.evaluation.test_ap import coco_by_definition, v5_by_definition, v7_by_definition
 from utils.evaluation import matching
 from utils.evaluation.boxes import box_iou
 from utils.evaluation.matching import confusion_matrix, find_pairs, meeting, tp_table

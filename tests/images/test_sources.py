@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.images.sources import find_files, frames
+from utils.images.sources import find_sources, frames
 from utils.system.errors import UserError
 
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
         image = np.zeros((4, 6, 3), np.uint8)
         image[..., 0] = blue  # OpenCV's first channel
         cv2.imwrite(str(tmp_path / "in" / name), image)
-    (tmp_path / "in/notes.txt").write_text("x")
+    (tmp_path / "in/notes.md").write_text("x")
     return tmp_path / "in"
 
 
@@ -35,14 +35,14 @@ def test_folders_are_walked_as_those_of_a_data_set(folder: Path, capsys: pytest.
 
 def test_folders_globs_and_files(folder: Path) -> None:
     def names(source: Path | str) -> list[str]:
-        return [p.name for p in find_files(str(source))]
+        return [Path(p).name for p in find_sources(str(source))]
 
     assert names(folder) == ["a.PNG", "b.png", "c.png"]
     assert names(folder / "*.png") == ["b.png"] and names(folder / "deep/c.png") == ["c.png"]
     with pytest.raises(UserError, match=r"--source .*nothing\*: no file there; wanted images"):
-        find_files(str(folder / "nothing*"))
+        find_sources(str(folder / "nothing*"))
     with pytest.raises(UserError, match="nothing but other files"):
-        find_files(str(folder / "notes.txt"))
+        find_sources(str(folder / "notes.md"))
 
 
 def test_pictures_are_rgb_and_name_their_file(folder: Path) -> None:

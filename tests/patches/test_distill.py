@@ -194,7 +194,7 @@ def test_the_temperature_falls_by_a_cosine() -> None:
     [
         ({"distill_temperature": (0.0,)}, "numbers above 0"),
         ({"distill_temperature": (1.0, 2.0, 3.0)}, "one or two"),
-        ({"distill_gain": -1.0}, "distill_gain must lie in 0"),
+        ({"distill_gain": -1.0}, "--distill-gain must be at least 0, got -1"),
         ({"teacher": ""}, "needs a checkpoint"),
     ],
 )

@@ -208,7 +208,7 @@ def test_one_tensor_too_few_or_too_many_is_enough(fault: str) -> None:
 
 def test_another_number_of_classes_is_said_by_shape() -> None:
     with pytest.raises(UserError, match=r"of another shape: model\.77\.m\.0\.weight"):
-        load_into(small(3), small(4).state_dict(), "x.pt")
+        load_into(small(4), small(5).state_dict(), "x.pt")
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -17,6 +17,7 @@ import numpy as np
 from utils.images.pixels import Image
 from utils.images.read import SUFFIXES, examine, picture, read_bytes
 from utils.images.tiff import ImageError, Scale, is_tiff
+from utils.images.walk import walk
 from utils.system.errors import UserError
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv")
@@ -45,20 +46,26 @@ def moves(source: str) -> bool:
     return is_stream(source) or Path(source).suffix.lower() in VIDEOS
 
 
-def find_sources(source: str) -> list[str]:
-    """Images, videos and streams that --source names; none, or a file of another kind, is an error."""
-    path = Path(source)
+def find_sources(source: str, say: bool = False) -> list[str]:
+    """Images, videos and streams that --source names; none, or a file of another kind, is an error.
+
+    say: print what of a folder was left out.
+    """
+    path, kept = Path(source), {*SUFFIXES, *VIDEOS}
     if is_stream(source):
         return [source]
     if path.suffix.lower() == ".txt" and os.path.exists(path):
-        return _listed(path)
+        return _listed(path, say)
     if path.is_dir():
-        found = _inside(path)
+        below = walk(path, kept)
+        found = [Path(p) for p in sorted([*below.paths, *below.broken], key=lambda p: p.split(os.sep))]
+        if say and below.left_out:
+            print(f"--source {source}: left out: {below.left_out}")
     elif os.path.lexists(path):  # as it is spelt, brackets and all
         found = [path]
     else:
         found = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if not os.path.isdir(p)]
-    known = [str(p) for p in found if p.suffix.lower() in {*SUFFIXES, *VIDEOS}]
+    known = [str(p) for p in found if p.suffix.lower() in kept]
     if not known:
         kinds = f"images ({' '.join(sorted(SUFFIXES))}) or videos ({' '.join(VIDEOS)})"
         raise UserError(
@@ -67,22 +74,7 @@ def find_sources(source: str) -> list[str]:
     return known
 
 
-def _inside(folder: Path) -> list[Path]:
-    """Files below a folder, links to folders followed once; no hidden ones, nor the shadows that macOS packs."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
-        found += [Path(place, name) for name in names if name[0] != "."]
-    return sorted(found)
-
-
-def _listed(path: Path) -> list[str]:
+def _listed(path: Path, say: bool) -> list[str]:
     """What a .txt list names, one source per line: relative to the list, else to the working folder."""
     try:
         lines = read_bytes(path).tobytes().decode("utf-8-sig").splitlines()
@@ -95,7 +87,7 @@ def _listed(path: Path) -> list[str]:
         beside = path.parent / line
         if Path(line).suffix.lower() == ".txt":
             raise UserError(f"--source {path}: {line} is a list as well; a list names pictures, videos and streams")
-        found += find_sources(line if is_stream(line) or not beside.exists() else str(beside))
+        found += find_sources(line if is_stream(line) or not beside.exists() else str(beside), say)
     if not found:
         raise UserError(f"--source {path}: the list is empty; one source per line is expected")
     return list(dict.fromkeys(found))
@@ -106,7 +98,7 @@ def frames(source: str, channels: int = 3, scale: Scale | None = None, bad: Bad 
 
     bad: told of what cannot be read, which is then left out; without it that is an error. Errors: UserError.
     """
-    found = find_sources(source)
+    found = find_sources(source, say=True)
     if channels != 3 and (moving := [s for s in found if moves(s)]):
         raise UserError(f"--source {moving[0]}: videos have 3 channels, the model reads {channels}")
 

@@ -230,7 +230,7 @@ def test_bad_use_says_what_would_be_right(pairs: Path, small_shapes: Path, tmp_p
         (pairs, ["--align", "--quad"], "--quad does not know pairs"),
         (pairs, ["--align", "--align-node", "77"], "--align-node 77: modules 0..76 have features"),
         (pairs, ["--align", "--align-node", "5", "28", "5"], "--align-node 5: .* each can be named once"),
-        (pairs, ["--align", "--align-ramp", "0"], "align_ramp must lie in 1"),
+        (pairs, ["--align", "--align-ramp", "0"], "--align-ramp must be at least 1, got 0"),
     ):
         with pytest.raises(UserError, match=said):
             trained(data, tmp_path, "bad", *flags)
@@ -253,5 +253,5 @@ def test_the_next_stage_and_the_evaluation_know_the_projectors(aligned: Run, pai
 
 
 def test_flags_are_checked() -> None:
-    with pytest.raises(UserError, match="align_dim"):
+    with pytest.raises(UserError, match="--align-dim must be at least 2, got 1"):
         Flags(align_dim=1)

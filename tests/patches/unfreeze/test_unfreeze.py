@@ -251,7 +251,7 @@ def test_uncovered_doubled_overlapping(words: str, frozen: str, message: str) ->
         ({"unfreeze": ("0:77",), "unfreeze_start": 3}, "--unfreeze-start belongs to --progressive-unfreeze"),
         ({"unfreeze_plan": True}, "give one of them"),
         ({"progressive_unfreeze": True, "unfreeze_rate": 0}, "above 0"),
-        ({"progressive_unfreeze": True, "unfreeze_ramp": -1.0}, "unfreeze_ramp must lie in"),
+        ({"progressive_unfreeze": True, "unfreeze_ramp": -1.0}, "--unfreeze-ramp must be at least 0, got -1"),
         ({"unfreeze": ("absent.yaml",)}, "there is no file 'absent.yaml'"),
     ],
 )

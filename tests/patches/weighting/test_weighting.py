@@ -268,8 +268,8 @@ def test_a_frozen_or_foreign_shared_layer_is_an_error() -> None:
         ({"mtl": "dwa", "mtl_weights": (1.0, 1.0)}, "--mtl-weights goes with --mtl fixed"),
         ({"mtl": "fixed", "mtl_weights": (1.0, -1.0)}, "must not be below 0"),
         ({"mtl": "best"}, "mtl must be one of fixed, uncertainty, dwa, gradnorm"),
-        ({"gradnorm_min": 2.0}, "gradnorm_min must lie in"),
-        ({"gradnorm_max": 0.5}, "gradnorm_max must lie in"),
+        ({"gradnorm_min": 2.0}, r"--gradnorm-min must lie in 1e-06\.\.1, got 2"),
+        ({"gradnorm_max": 0.5}, "--gradnorm-max must be at least 1, got 0.5"),
     ],
 )
 def test_wrong_flags_are_errors(flags: dict[str, Any], says: str) -> None:

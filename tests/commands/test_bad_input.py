@@ -15,6 +15,7 @@ from tests.conftest import ROOT, CommandLine
 from tests.shared import shared
 from tests.toy import toy, trained
 from utils.system.errors import UserError
+from utils.weights.foreign import read_foreign
 
 HEADS = ROOT / "data/shapes_1b4h.yaml"
 
@@ -247,8 +248,13 @@ def test_project_that_cannot_be_written(train: Callable[..., str], tmp_path: Pat
     assert "--project" in message and "Not a directory" in message
 
 
-def test_weights_of_another_model(train: Callable[..., str]) -> None:
-    message = train("--weights", str(shared("data/weights/yolov5n.pt")))
+def test_weights_of_another_model(train: Callable[..., str], tmp_path: Path) -> None:
+    """Their classes are compared first; where they name none, what differs is the model."""
+    whole = shared("data/weights/yolov5n.pt")
+    message = train("--weights", str(whole))
+    assert f"the classes of {whole} are not those of" in message and "--transfer-weights" in message
+    torch.save(read_foreign(whole).state, tmp_path / "plain.pt")
+    message = train("--weights", str(tmp_path / "plain.pt"))
     assert "does not fit" in message and "--transfer-weights" in message and "model.0.conv.weight" in message
 
 

@@ -28,6 +28,9 @@ def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int,
     """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles. Groups
     that lie in both splits are said or, with --strict-split, an error."""
     check_groups(spec, strict=cfg.strict_split)
+    if both := set(spec.images("train")) & set(spec.images("val")):
+        said = f"{len(both)} of the {len(spec.images('val'))} validation images are training images as well"
+        print("warning: " + note("validation on training images", f"{said}, e.g. {min(both)}", count=len(both)))
     spec = coloured(cfg, spec)
     closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
     settings = cfg.training_data(size, stride)

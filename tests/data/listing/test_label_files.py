@@ -105,6 +105,16 @@ def test_missing_empty_and_unreadable_labels_are_told_apart(tmp_path: Path) -> N
     assert len(skipped.files) == 9 and skipped.background == 2  # left out, not taken for images that show nothing
 
 
+def test_images_that_share_a_label_are_said(tmp_path: Path) -> None:
+    """a.png and a.jpg are two pictures with one label file."""
+    source = make_set(tmp_path)
+    assert "belong to several images" not in describe(scan_split(read_data(source), "train"), "train")
+    image = sorted((tmp_path / "images/train").iterdir())[0]
+    image.with_suffix(".bmp").write_bytes(image.read_bytes())
+    said = describe(scan_split(read_data(source), "train"), "train")
+    assert f"1 label files belong to several images of one name each, e.g. {tmp_path}/labels/train/00.txt" in said
+
+
 def test_a_label_folder_that_is_none_is_not_an_absent_one(tmp_path: Path) -> None:
     source = make_set(tmp_path)
     (tmp_path / "labels").rename(tmp_path / "moved")

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,8 +161,10 @@ def _labels_of(spec: DataSpec, listed: Listed, images: Sequence[Path]) -> tuple[
     """The label of each image; what to say about their places, and the places tried for the first of them."""
     word = spec.pairs.replace[0].strip("/") if spec.pairs else ""
     found = find_labels([str(path) for path in images if path not in listed.annotated], word)
-    paths = iter(found.paths)
-    return [listed.annotated.get(path) or next(paths) for path in images], found.said, found.tried
+    paths, said = iter(found.paths), list(found.said)
+    if shared := [path for path, images_of in Counter(found.paths).items() if images_of > 1]:
+        said.append(f"{len(shared)} label files belong to several images of one name each, e.g. {shared[0]}")
+    return [listed.annotated.get(path) or next(paths) for path in images], said, found.tried
 
 
 def _outlined(spec: DataSpec, entries: Sequence[Entry]) -> bool:

@@ -227,7 +227,6 @@ TESTED_IN = {
     "bench.page": "commands/test_bench.py",
     "bench.parts": "commands/test_bench.py",
     "bench.sections": "commands/test_bench.py",
-    "data.build": "data/test_loader.py",
     "data.scan.cache": "data/test_scan.py",
     "data.scan.partners": "patches/align/test_align.py",
     "data.prepare.groups": "data/prepare/test_split.py",

@@ -103,12 +103,14 @@ def test_what_does_not_fit_is_said(run: Path, folder: Path, tmp_path: Path) -> N
 
 
 def test_a_resume_on_other_channels(run: Path, folder: Path) -> None:
-    text = (folder / "five.yaml").read_text()
+    text, result = (folder / "five.yaml").read_text(), run / "result.yaml"
     try:
+        result.rename(folder / "result.yaml")  # as if killed after its last save
         (folder / "five.yaml").write_text((folder / "rgb.yaml").read_text())
         said = refused(["--resume", str(run)])
     finally:
         (folder / "five.yaml").write_text(text)
+        (folder / "result.yaml").rename(result)
     assert "reads images of 5 channels" in said and "has images of 3" in said
 
 

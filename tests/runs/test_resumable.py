@@ -116,7 +116,7 @@ def test_a_flipped_bit_is_seen_anywhere_in_the_numbers(tmp_path: Path) -> None:
     good = torch.load(path, weights_only=True)["ema"]["a"]
     flip(path, 0.5)
     assert not torch.equal(torch.load(path, weights_only=True)["ema"]["a"], good)
-    with pytest.raises(UserError, match=r"x\.pt is .*damaged"):
+    with pytest.raises(UserError, match=r"x\.pt is damaged"):
         read_checkpoint(path)
 
 
@@ -125,7 +125,7 @@ def test_both_damaged_names_both(tmp_path: Path) -> None:
     checkpoint(path, 2)
     for name in ("last.pt", "previous.pt"):
         flip(tmp_path / name, 0.5)
-    with pytest.raises(UserError, match=r"(?s)last\.pt is .*damaged.*previous\.pt is .*damaged"):
+    with pytest.raises(UserError, match=r"(?s)last\.pt is damaged.*previous\.pt is damaged"):
         resumable.read(path)
     assert path.exists()
 

@@ -89,15 +89,18 @@ def try_own(path: str | Path) -> dict[str, Any] | None:
 
 
 def says_own(file: Path) -> bool:
-    """Whether a whole zip of torch.save begins as ours. A damaged one does not: foreign.py looks again in the same way
-    and says what is wrong with it."""
+    """Whether a zip of torch.save begins as ours. UserError for a damaged one of which that can still be seen; of
+    another foreign.py looks again in the same way and says what is wrong with it."""
     with file.open("rb") as opened:
-        if opened.read(4) != torch_file.ZIP:
-            return False
+        begins = opened.read(10 * OPENING)  # torch.save writes the description first
+    if begins[:4] != torch_file.ZIP:
+        return False
     try:
-        with parsing(str(file)):
+        with parsing("damaged"):
             return FORMAT.encode() in torch_file.look(file)[:OPENING]
-    except UserError:
+    except UserError as error:
+        if FORMAT.encode() in begins:
+            raise UserError(f"{file} is damaged: {str(error).removeprefix('damaged: ')}") from None
         return False
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,11 +102,12 @@ def nan_term(epoch: int, file: str) -> None:
     import torch
 
     import patches
+    from utils.config.options import opt
     from utils.seams import Patch
 
     @dataclass(frozen=True)
     class Flags:
-        trap: bool = field(default=False, metadata={"help": "a test's"})
+        trap: bool = opt(False, "a test's")
 
     class Trap(Patch[Flags]):
         terms = ("trap",)

@@ -51,14 +51,18 @@ def test_image_classes_change_nothing_else_and_are_watched(
     assert [line.rsplit(",", 1)[0] for line in listing[1:]] == without[1:]
     assert {line.rsplit(",", 1)[1] for line in listing if "val/" in line} == {"unknown"}
 
+    (named.dir / "result.yaml").unlink()  # as if killed after its last save
     begun = begin(["--resume", str(named.dir)])
     with begun.lock:
-        assert manifest.check(read_data(table), begun).fingerprint == named.meta["data"]["fingerprint"]
+        assert (
+            manifest.check(read_data(table), begun.resumed, named.dir, allow_changed=False).fingerprint
+            == named.meta["data"]["fingerprint"]
+        )
         csv = Path(yaml.safe_load(table.read_text())["cls_csv"])
         first = csv.read_text().splitlines()[1]
         csv.write_text(csv.read_text().replace(first, f"{first[:-1]}{(int(first[-1]) + 1) % 4}"))
         with pytest.raises(UserError, match=r"train: 1 with another image class \(images/train/0000\.png\)"):
-            manifest.check(read_data(table), begun)
+            manifest.check(read_data(table), begun.resumed, named.dir, allow_changed=False)
 
 
 def test_strict_split_refuses_shared_groups(table: Path, tmp_path: Path) -> None:

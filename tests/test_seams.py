@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 import shutil
 import subprocess
 import sys
@@ -128,7 +129,8 @@ class Probe(seams.Patch[ProbeFlags]):
 
     def after_evaluation(self, result: seams.Measured, measure: seams.Measure, folder: Path) -> None:
         twice = measure(change=lambda batch: {**batch, "target": batch["target"][:0]})
-        assert "boxes" in result.row and "boxes" not in twice.row and twice.map50 == 0
+        assert "boxes" in result.row and "boxes" not in twice.row
+        assert math.isnan(twice.map50)
         (folder / "probe.txt").write_text(str(len(result.observed["boxes"])))
 
 

@@ -343,7 +343,7 @@ def test_the_masking_is_announced_by_epoch(tmp_path: Path, capsys: pytest.Captur
     for augment, words in (
         (AugmentParams(mosaic=0.5), "about 50% of the pictures"),
         (AugmentParams(), "every picture is of one image"),
-        (plan, "about 100%, 60% from epoch 5 on, 20% from epoch 10 on of the pictures"),
+        (plan, "about 100%, 60% from epoch 4 on, 20% from epoch 9 on of the pictures"),
     ):
         make_dataset(read_data(source), "train", DataSettings(**OPTIONS), augment)
         assert words in capsys.readouterr().out

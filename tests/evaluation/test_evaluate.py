@@ -205,7 +205,8 @@ def test_nothing_found_and_nothing_there() -> None:
         assert result.map == result.mp == result.mr == 0 and result.ap[0] == 0
     seeing = Told([[answer(t, ids) for t in TARGETS]], [ids])
     result = evaluate(seeing, batches([[], [], [], []]), CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
-    assert result.map == 0 and np.isnan(result.ap).all() and result.confusion[:, 5].sum() == 5
+    assert not result.measured and np.isnan([result.map, result.map50, result.mp, result.mr]).all()
+    assert np.isnan(result.ap).all() and result.confusion[:, 5].sum() == 5
     with pytest.raises(UserError, match="no images"):
         evaluate(seeing, [], CPU, EvalSettings(names=NAMES, progress=False))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--match v8"):

@@ -59,6 +59,7 @@ class Toy:
         self.of = Run(
             cfg, Path(), cpu, {}, self.model, patches, self.loss_step, self.ema, self.optimizer, schedule, scaler,
             loader, loader, unused, unused, Watch(self.loss_step.terms, cpu, Path()), self.audit, Guard(cfg, groups),
+            {},
         )  # fmt: skip
         image = (torch.rand(2, 3, 64, 64) * 255).to(torch.uint8)
         target = torch.tensor([[0, 1, 0.5, 0.5, 0.4, 0.4], [1, 5, 0.4, 0.6, 0.6, 0.5]])

@@ -130,10 +130,9 @@ def nan_term(epoch: int, file: str) -> None:
 def worth(values: list[float]) -> None:
     import dataclasses
 
-    from utils.evaluation import evaluate
-    from utils.train import saving
+    from utils.train import outputs, saving
 
-    measure, begin, now = evaluate.evaluate, saving.before_opening, [0]
+    measure, begin, now = outputs.evaluate, saving.before_opening, [0]
 
     def before_opening(run: Any) -> None:
         now[0] = run.epoch
@@ -143,7 +142,7 @@ def worth(values: list[float]) -> None:
         value = values[min(now[0], len(values) - 1)]
         return dataclasses.replace(measure(*args, **kwargs), map50=value, map=value)
 
-    evaluate.evaluate, saving.before_opening = evaluated, before_opening
+    outputs.evaluate, saving.before_opening = evaluated, before_opening
 
 
 def apply(kind: str, *values: str) -> None:

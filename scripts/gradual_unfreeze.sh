@@ -56,7 +56,10 @@ for i in "${!freeze[@]}"; do
         echo "stage $((i + 1)) ($run) was stopped before its end; run this command again to go on" >&2
         exit 1
     fi
-    if ! "$python" -m utils stages check "$weights" "$run" --max-drop "$MAX_DROP" --max-loss-jump "$MAX_LOSS_JUMP" --max-head-drop "$MAX_HEAD_DROP"; then
+    outcome=0
+    "$python" -m utils stages check "$weights" "$run" --max-drop "$MAX_DROP" --max-loss-jump "$MAX_LOSS_JUMP" --max-head-drop "$MAX_HEAD_DROP" || outcome=$?
+    if [ "$outcome" -gt 1 ]; then exit "$outcome"; fi # the check could not be made: a wrong limit is no collapse
+    if [ "$outcome" = 1 ]; then
         if [ "$CONTINUE" != 1 ]; then
             echo "stopped after stage $((i + 1)) ($run). Smaller steps: FREEZE=\"50 40 30 ...\"; lower rates: LR=\"0.01 0.0005 0.0002 0.00005\"; go on all the same: CONTINUE=1" >&2
             exit 1

@@ -246,7 +246,7 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
         "WEIGHTS": str(base_run / "weights/best.pt"), "DATA": str(small_shapes), "CFG": FOUR_HEADS[1],
         "HEAD_CONFIG": FOUR_HEADS[5], "IMG": "64", "BATCH": "4", "WORKERS": "0", "DEVICE": "cpu",
         "PROJECT": str(tmp_path), "PREFIX": "g",
-        "FREEZE": "50 0", "EPOCHS": "1 1", "HYPS": "data/hyp.demo.yaml data/hyp.demo.stage2.yaml", "MAX_DROP": "-2",
+        "FREEZE": "50 0", "EPOCHS": "1 1", "HYPS": "data/hyp.demo.yaml data/hyp.demo.stage2.yaml", "MAX_LOSS_JUMP": "0",
         "PYTHON": sys.executable,
     }  # fmt: skip
     run: Callable[[dict[str, str]], subprocess.CompletedProcess[str]] = lambda extra: subprocess.run(  # noqa: E731
@@ -254,11 +254,13 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     out = run({})
-    assert out.returncode == 1 and "stopped after stage 1" in out.stderr and "mAP@0.5 fell" in out.stderr
+    assert out.returncode == 1 and "stopped after stage 1" in out.stderr and "the loss jumped" in out.stderr
     assert not (tmp_path / "g_stage2_freeze0").exists()
     out = run({"CONTINUE": "1"})
     assert out.returncode == 0, out.stderr
     assert "| g_stage2_freeze0" in out.stdout and "| 50 " in out.stdout
+    out = run({"CONTINUE": "1", "MAX_DROP": "7"})
+    assert out.returncode == 2 and "--max-drop must lie in 0..1" in out.stderr, "a wrong limit is no collapse"
 
 
 def test_published_weights_start_a_run(small_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

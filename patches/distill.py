@@ -28,6 +28,7 @@ from models.iou import iou
 from models.loss import Softplus
 from utils.config.options import check_range, opt
 from utils.data.spec import DataSpec
+from utils.evaluation import tables
 from utils.runs.fingerprint import of_tensors
 from utils.seams import Batch, Groups, Measure, Output, Patch, Progress, Rates, Terms
 from utils.system.errors import UserError
@@ -141,11 +142,6 @@ def node_pairs(words: Sequence[str], student: Detector, teacher: Detector) -> li
     return pairs
 
 
-def shown(value: float) -> str:
-    """A metric; `-` where it was not measured."""
-    return "-" if math.isnan(value) else f"{value:.4f}"
-
-
 def check_match(student: Detector, teacher: Detector, path: str) -> None:
     """Cells, anchors and classes of both must be the same ones, else a UserError that says what is not."""
 
@@ -247,8 +243,9 @@ class Distill(Patch[Flags]):
             found, start = measure(self.hidden[0]), measure()
             self.known.copy_(torch.tensor([found.map50, found.map, math.nan]))
             print(
-                f"teacher {path}: mAP@.5 {shown(found.map50)}  mAP@.5:.95 {shown(found.map)}; student at its start: "
-                f"mAP@.5 {shown(start.map50)}  mAP@.5:.95 {shown(start.map)}  ({found.rule})"
+                f"teacher {path}: mAP@.5 {tables.number(found.map50)}  mAP@.5:.95 {tables.number(found.map)}; "
+                f"student at its start: mAP@.5 {tables.number(start.map50)}  "
+                f"mAP@.5:.95 {tables.number(start.map)}  ({found.rule})"
             )
             if found.map <= start.map:  # nan: not measured, for want of objects
                 said = "the teacher is not better than the student at its start (mAP@.5:.95)"

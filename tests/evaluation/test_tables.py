@@ -1,6 +1,7 @@
 """Tables and label files of an evaluation, from figures put in by hand."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.evaluation.tables import label_lines, markdown, result_table, write_classes, write_per_class_ap
+from utils.evaluation.tables import label_lines, markdown, number, result_table, write_classes, write_per_class_ap
 
 NAN = float("nan")
 
@@ -58,3 +59,7 @@ def test_detections_as_label_lines() -> None:
 
 def test_markdown_is_aligned() -> None:
     assert markdown([["a", "long"], ["xyz", "1"]]) == "| a   | long |\n|-----|------|\n| xyz | 1    |"
+
+
+def test_a_figure_that_was_not_measured_is_a_dash() -> None:
+    assert number(math.nan) == "-" and number(0.25) == "0.2500"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.graph import LAYERS, Detector
 from models.head import View
-from patches.distill import Distill, Flags, coin_kl, output_terms, owner_of, shown
+from patches.distill import Distill, Flags, coin_kl, output_terms, owner_of
 from patches.multihead import Flags as HeadFlags
 from patches.multihead import MultiHead
 from tests.conformance.reference import fill
@@ -364,7 +364,3 @@ def test_two_ranks_are_taught_as_one_run(runs: Path, small_shapes: Path, command
     assert done.returncode == 0, done.stderr
     assert "as declared" in done.stdout and done.stdout.count("student at its start") == 1
     assert [row["teacher_mAP"] for row in rows(runs / "ranks")] == [r["teacher_mAP"] for r in rows(runs / "taught")]
-
-
-def test_a_figure_that_was_not_measured_is_a_dash() -> None:
-    assert shown(math.nan) == "-" and shown(0.25) == "0.2500"

@@ -26,7 +26,7 @@ SMALL = 2  # px
 
 def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int, stride: int) -> tuple[Loader, Loader]:
     """Training batches as augmented as the hyp file and --close-mosaic say; validation batches in rectangles. Groups
-    that lie in both splits are said or, with --strict-split, an error."""
+    and images that lie in both splits are said; with --strict-split such groups are an error."""
     check_groups(spec, strict=cfg.strict_split)
     if both := set(spec.images("train")) & set(spec.images("val")):
         said = f"{len(both)} of the {len(spec.images('val'))} validation images are training images as well"

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks.layers import Conv, ImplicitA, ImplicitM, RepConv
 from models.head import IDetect, folded_rows
-from models.layers import Conv, ImplicitA, ImplicitM, RepConv
 
 Module = TypeVar("Module", bound=nn.Module)
 

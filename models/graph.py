@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from models import csp, layers
+from models.blocks import csp, layers
 from models.fuse import folded
 from models.head import Detect, Head, IDetect, Part
 from models.loss import Criterion, LossSettings

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.layers import ImplicitA, ImplicitM
+from models.blocks.layers import ImplicitA, ImplicitM
 from models.loss import Criterion, DetectionLoss, LossSettings
 
 

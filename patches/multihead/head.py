@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.blocks.layers import CBAM
 from models.class_names import Columns
 from models.head import AnchorHead, Part, Rows, View, folded_rows, prior_biases
-from models.layers import CBAM
 from models.loss import (
     Criterion,
     LossSettings,

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks.layers import CBAM
 from models.graph import LAYERS, Detector, GraphError
-from models.layers import CBAM
 from tests.conformance.reference import filled
 from tests.shared import SHARED, shared
 

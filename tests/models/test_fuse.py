@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.blocks.layers import Conv, DWConv, RepConv
 from models.fuse import fuse
 from models.graph import Detector
 from models.head import IDetect
-from models.layers import Conv, DWConv, RepConv
 from tests.conformance.reference import Absent, dense, filled_model
 from tests.golden import golden
 

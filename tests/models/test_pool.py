@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.layers import SP, MaxPool2d, max_pool
+from models.blocks.layers import SP, MaxPool2d, max_pool
 
 KINDS = [(2, 2, 0), (3, 2, 1), (5, 1, 2), (13, 1, 6), (3, 3, 0), (2, 1, 0), (1, 1, 0), (3, 4, 1)]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import csp, layers
+from models.blocks import csp, layers
+from models.blocks.layers import Conv
 from models.fuse import folded
 from models.graph import LAYERS, Detector
-from models.layers import Conv
 from models.loss import LossSettings
 from patches.multihead import Flags, patch
 from tests.models.test_fuse import random_statistics

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.blocks.layers import ImplicitM
 from models.graph import Detector
-from models.layers import ImplicitM
 from tests.golden import golden, keys
 from tests.models.test_zoo import spec
 from utils.config.train import Config

@@ -7,7 +7,7 @@ All take and return [B,C,H,W]. `n` is how many inner blocks are stacked; it is t
 import torch
 from torch import Tensor, nn
 
-from models.layers import Conv, batch_norm, max_pool
+from models.blocks.layers import Conv, batch_norm, max_pool
 
 
 class Bottleneck(nn.Module):

@@ -18,6 +18,8 @@ from utils.system.errors import UserError
 from utils.system.notes import note
 
 NAME = "run.lock"
+LOG = "log.txt"  # what the run says, where another program started it (utils/study/child.py)
+LEFT = {NAME, LOG}  # in a folder where nothing was begun
 HELD = (errno.EACCES, errno.EAGAIN)
 PATIENCE = 5  # tries, a tenth of a second apart
 
@@ -106,7 +108,8 @@ def new_run(project: str, name: str, *, named: bool, exist_ok: bool, resumes: bo
         raise UserError(f"--project {project}: cannot make {wished}: {error.strerror}") from None
     if not wished.is_dir():
         raise UserError(f"--project {project}: {wished} is there and not a folder")
-    left_over = os.listdir(wished) == [NAME]
+    found = set(os.listdir(wished))
+    left_over = bool(found) and found <= LEFT
     lock = Lock(wished, made=left_over)  # says first when somebody is at work there
     if not exist_ok and not left_over:
         resume = f" continue it with --resume {wished}," if resumes else ""

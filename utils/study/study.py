@@ -28,7 +28,6 @@ import csv
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +40,11 @@ from utils.data.spec import read_data
 from utils.evaluation.tables import markdown
 from utils.runs.folder import Facts
 from utils.runs.plots import new_figure
+from utils.study import child
 from utils.study.compared import spread, with_spread
 from utils.study.measure import measure
 from utils.system.errors import UserError
-from utils.system.files import ROOT, write_text
+from utils.system.files import write_text
 from utils.system.yaml_file import read_yaml
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}
@@ -74,20 +74,31 @@ class Job:
 
 
 def carry_out(jobs: Sequence[Job]) -> list[Path]:
-    """Train what is not finished; the folders of the runs that failed. Errors: UserError where it is stopped by the
-    user, or where a folder holds another run."""
+    """Train what is not finished; the folders of the runs that failed. Errors: UserError where a folder holds another
+    run; SystemExit where it is stopped."""
     for job in jobs:
         check_same(job)
     failed = []
-    for job in jobs:
-        if finished(job.folder):
-            print(f"=== {job.folder}: finished before", flush=True)
-            continue
-        print(f"=== {job.folder}", flush=True)
-        if not train(job):
-            failed.append(job.folder)
-            print(f"=== {job.folder} FAILED, going on with the others", file=sys.stderr, flush=True)
+    with child.Stops().listening() as stops:
+        for job in jobs:
+            if child.ended(job.folder):
+                print(f"=== {job.folder}: finished before", flush=True)
+                continue
+            print(f"=== {job.folder}", flush=True)
+            done = child.train(job.folder, job.command[1:], stops, show)
+            if done.how == "stopped":
+                print(f"stopped in {job.folder}; the same command goes on", file=sys.stderr)
+                raise SystemExit(stops.code)
+            if done.how == "failed":
+                failed.append(job.folder)
+                print(f"=== {job.folder} FAILED ({done.why}), going on with the others", file=sys.stderr, flush=True)
     return failed
+
+
+def show(text: bytes) -> None:
+    """What a run writes, on the screen."""
+    sys.stdout.write(text.decode(errors="replace"))
+    sys.stdout.flush()
 
 
 def conclude(failed: Sequence[Path]) -> None:
@@ -110,29 +121,6 @@ def check_same(job: Job) -> None:
         )
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run has come to its end, be it an early one by --patience."""
-    return (folder / "result.yaml").is_file() and (folder / "weights/last.pt").is_file()
-
-
-def train(job: Job) -> bool:
-    """Start or resume one run; True where it came to its end."""
-    folder = job.folder
-    if (folder / "weights/last.pt").is_file():
-        words = ["train.py", "--resume", str(folder)]
-    else:
-        words = [*job.command, *(["--exist-ok"] if folder.exists() else [])]
-    process = subprocess.Popen([sys.executable, str(ROOT / words[0]), *words[1:]])
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # train.py got it too: it saves and ends
-        process.wait()
-        raise UserError(f"stopped in {folder}; the same command goes on") from None
-    if code == 0 and not finished(folder):
-        raise UserError(f"stopped in {folder}; the same command goes on")
-    return code == 0
-
-
 def figures(job: Job, column: str) -> dict[str, float]:
     """start, lowest, final and best of one run, as far as they are there."""
     values = [value for _, value in job.run.series(column)]
@@ -142,7 +130,7 @@ def figures(job: Job, column: str) -> dict[str, float]:
 
 def evaluate_test(jobs: Sequence[Job], columns: Sequence[str]) -> None:
     """best.pt of the finished runs on the test split, into their test.csv, where that is not there yet."""
-    for job in (j for j in jobs if finished(j.folder) and not (j.folder / "test.csv").is_file()):
+    for job in (j for j in jobs if child.ended(j.folder) and not (j.folder / "test.csv").is_file()):
         row = measure(job.folder, job.run.settings, "", "test").result.row
         known = [c for c in columns if c in row]
         text = "\n".join([",".join(known), ",".join(str(row[c]) for c in known)])

@@ -1,46 +1,29 @@
 """Measure a training run: where a step's time goes, what the settings cost, how fast data and evaluation are.
 
-  python -m bench                               every section but compile, on the best device there is
-  python -m bench freeze loss --rounds 9        some of them
-  python -m bench step -- --img 640 --batch 4   with other flags of train.py, for every row
-  python -m bench --markdown FILE.json ... > BENCHMARKS.md
-
-Every row is a list of train.py's flags and is built and run by the code train.py runs. Rows take turns, round by round,
-in one process; a ratio is the median of the rounds' own ratios to the section's first row. The data are drawn.
-Write with `--out FILE.json`; the table is printed in any case. One OpenMP thread per idle core: set OMP_NUM_THREADS.
+`python -m bench --help` says how it is used. Every row is a list of train.py's flags and is built and run by the code
+train.py runs. Rows take turns, round by round, in one process.
 """
 
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from utils.config.tools import BENCH
+
+if __name__ == "__main__":
+    BENCH.answer_help(sys.argv[1:])  # before torch, whose import takes longer than the answer
 
 from utils.bench import page as bench_page
 from utils.bench.parts import write_pictures
 from utils.bench.sections import SECTIONS, Bench
-from utils.config.options import Program, opt
-from utils.config.shared import Device
 from utils.system.device import select_device
 from utils.system.errors import run_main
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(Device):
-    sections: tuple[str, ...] = opt((), ", ".join(SECTIONS), positional=True, nargs="*", choices=tuple(SECTIONS))
-    rounds: int = opt(7, "rounds in which the rows take turns", "evaluation", low=1)
-    quick: bool = opt(False, "toy sizes, one round: does it run, not how fast", "speed")
-    out: str = opt("", "also write the figures", "saving", metavar="FILE.json")
-    markdown: tuple[str, ...] = opt((), "print BENCHMARKS.md of these files and stop", nargs="+", metavar="FILE.json")
-    before: str = opt("", "with --markdown: an earlier state to compare with", metavar="FILE.json")
-
-
-PROGRAM = Program("python -m bench", str(__doc__), Options, rest="TRAIN.PY'S FLAGS, FOR EVERY ROW")
-
-
 def main(argv: list[str]) -> dict[str, Any] | None:
-    given = PROGRAM.parse(argv)
+    given = BENCH.parse(argv)
     args = given.cfg
     if args.markdown:
         before = json.loads(Path(args.before).read_text()) if args.before else None

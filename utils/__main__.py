@@ -2,31 +2,20 @@
 
 import importlib
 
+from utils.config.tools import TOOLS, listing
 from utils.system.errors import UserError, run_main
-
-TOOLS = {  # name: (module with main(argv), what it does)
-    "report": ("utils.report.report", "one page on a run, or on all runs of a folder"),
-    "compare": ("utils.study.compare", "runs side by side: tables, curves, pictures, one HTML page"),
-    "study": ("utils.study.study", "train several arms with several seeds, then compare"),
-    "ablate": ("utils.study.ablate", "train with several freeze points and seeds, then compare"),
-    "stages": ("utils.runs.chain", "table of a chain of runs, and the checks between stages"),
-    "replay": ("utils.runs.replay", "the stages that led to a run, and how their replays ended"),
-    "convert": ("utils.weights.convert", "weights of YOLOv5 or YOLOv7 -> a checkpoint of ours, or safetensors"),
-    "split": ("utils.data.prepare.split", "split a data set so that groups stay together, or check that they do"),
-    "voc2yolo": ("utils.data.prepare.voc2yolo", "Pascal VOC XML or bbGt text -> YOLO label files"),
-    "shapes": ("utils.data.shapes.scenes", "render the embedded data set"),
-}
 
 
 def main(argv: list[str]) -> None:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        print("usage: python -m utils TOOL ...   (python -m utils TOOL --help says more)\n")
-        print("\n".join(f"  {tool:10}{what}" for tool, (_, what) in TOOLS.items()))
+        print(listing("python -m utils", "TOOL", {name: program.about for name, (_, program) in TOOLS.items()}))
         return
     if name not in TOOLS:
-        raise UserError(f"there is no tool {name!r}; there are: {', '.join(TOOLS)}")
-    importlib.import_module(TOOLS[name][0]).main(argv[1:])
+        raise UserError(f"there is no tool {name!r:.100}; there are: {', '.join(TOOLS)}")
+    module, program = TOOLS[name]
+    program.answer_help(argv[1:])  # before torch, whose import takes longer than the answer
+    importlib.import_module(module).main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -43,19 +43,25 @@ def test_a_flag_that_is_no_literal_is_an_error_not_a_gap(tmp_path: Path) -> None
         read_flags(tmp_path / "odd.py")
 
 
-@pytest.mark.parametrize("script", ["train.py", "test.py", "detect.py", "export.py"])
+@pytest.mark.parametrize("script", ["train.py", "test.py", "detect.py", "export.py", "bench.py"])
 def test_help_imports_no_torch(script: str) -> None:
-    """The process that answers --help has loaded nothing heavy when it ends."""
+    out, loaded = help_and_heavy(script)
+    assert out.startswith(f"usage: {'python -m bench' if script == 'bench.py' else script}") and not loaded
+    assert ("--rounds" if script == "bench.py" else "--weights") in out
+
+
+def help_and_heavy(script: str, *words: str) -> tuple[str, list[str]]:
+    """What `SCRIPT WORDS --help` prints, and the heavy modules that its process has loaded when it ends."""
     heavy = ["torch", "torchvision", "cv2", "scipy", "matplotlib", "numpy"]
     code = f"""
 import atexit, runpy, sys
 atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))
-sys.argv = [{script!r}, "--help"]
+sys.argv = [{script!r}, *{words!r}, "--help"]
 runpy.run_path({script!r}, run_name="__main__")
 """
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert out.startswith(f"usage: {script}") and "--weights" in out
-    assert ast.literal_eval(out.splitlines()[-1]) == []
+    *lines, last = out.splitlines()
+    return "\n".join(lines), ast.literal_eval(last)
 
 
 def test_only_a_help_without_a_model_is_answered_early(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,8 @@ from typing import Any
 
 import pytest
 
-import bench
-from utils.config import detect, export, test, train
+from utils.config import detect, export, test, tools, train
 from utils.config.options import Program, opt
-from utils.data.prepare import split
-from utils.runs import chain, replay
-from utils.study import ablate, study
 from utils.system.errors import UserError
 
 PROGRAMS: dict[str, Any] = {
@@ -18,9 +14,9 @@ PROGRAMS: dict[str, Any] = {
     "test": test.program(),
     "detect": detect.PROGRAM,
     "export": export.PROGRAM,
-    "bench": bench.PROGRAM,
+    "bench": tools.BENCH,
 }
-ALL = PROGRAMS | {"study": study.PROGRAM, "ablate": ablate.PROGRAM}
+ALL = PROGRAMS | {"study": tools.STUDY, "ablate": tools.ABLATE}
 NEEDED = {"test": ["--weights", "w.pt"], "detect": ["--weights", "w.pt", "--source", "x"], "export": ["--weights", "w"]}
 
 
@@ -133,19 +129,3 @@ def test_help_in_each_program(name: str, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as ended:
         ALL[name].parse(["--help"])
     assert ended.value.code == 0 and "[OPTIONS]" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("main", [split.main, chain.main, replay.main, study.main, ablate.main])
-@pytest.mark.parametrize("word", ["-h", "--help"])
-def test_help_in_each_tool(main: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([word])
-    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: python -m utils ")
-
-
-def test_commands_of_a_tool(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="there is no command 'mak'; there are: make, check"):
-        split.main(["mak"])
-    with pytest.raises(SystemExit):
-        split.main(["make", "--help"])
-    assert "--ratios" in capsys.readouterr().out

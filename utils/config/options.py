@@ -44,6 +44,7 @@ ALIASES = {  # second names of options, of whatever program
     "notest": ("noval",),
 }
 LONG = 40  # options, from which on a program's help is a list of topics
+SHORT = 10  # up to so many stand in one list, without topics
 FLAG = re.compile(r"--[A-Za-z][\w-]*")
 T = TypeVar("T")
 TYPES: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}  # as in YAML
@@ -253,9 +254,10 @@ class Program(Generic[T]):
                     parser.add_argument(f.name, metavar=f.name.upper(), type=converter(hint), default=argparse.SUPPRESS,
                                         nargs=f.metadata.get("nargs"), help=f.metadata["help"])  # fmt: skip
                 elif f.metadata["topic"] == name:
-                    if name not in groups:
-                        groups[name] = parser.add_argument_group(f"{name} ({TOPICS[name]})")
-                    add_flag(groups[name], f, hint)
+                    title = titled(name) if len(self.fields()) > SHORT else "options"
+                    if title not in groups:
+                        groups[title] = parser.add_argument_group(title)
+                    add_flag(groups[title], f, hint)
         return parser
 
     def positionals(self) -> list[str]:
@@ -281,7 +283,7 @@ class Program(Generic[T]):
         ]
         for name in topics:
             flags = " ".join(flag(f.name) for f, _ in self.fields() if f.metadata["topic"] == name)
-            lines += [f"  {name} ({TOPICS[name]})" if TOPICS[name] != name else f"  {name}"]
+            lines += [f"  {titled(name)}"]
             lines += textwrap.wrap(
                 flags, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
             )
@@ -297,6 +299,11 @@ class Program(Generic[T]):
             raise SystemExit(0)
 
 
+def titled(topic: str) -> str:
+    """A topic as the help heads it: its name is always there to be asked for."""
+    return TOPICS[topic] if topic in TOPICS[topic].split() else f"{topic} ({TOPICS[topic]})"
+
+
 def passed_over(name: str, value: str) -> bool:
     """Whether the value, of another program for a flag of that name, is left out, which is said. UserError: refused."""
     over, text = foreign_flags.VALUES.get((name, value), (False, ""))
@@ -305,18 +312,6 @@ def passed_over(name: str, value: str) -> bool:
     if over:
         say(f"--{name} takes no value, {value} is passed over: {text}")
     return over
-
-
-def chosen(name: str, about: str, commands: Mapping[str, Program[Any]], argv: Sequence[str]) -> tuple[str, Any]:
-    """Of a program with several commands the one that the first word names, and its options."""
-    word = argv[0] if argv else "--help"
-    if word in ("-h", "--help"):
-        lines = [f"  {command:8} {program.about}" for command, program in commands.items()]
-        print("\n".join([f"usage: {name} COMMAND ...   ({name} COMMAND --help says more)\n", about, "", *lines]))
-        raise SystemExit(0)
-    if word not in commands:
-        raise UserError(f"{name}: there is no command {word!r:.100}; there are: {', '.join(commands)}")
-    return word, commands[word].parse(argv[1:]).cfg
 
 
 def help_topic(argv: Sequence[str]) -> str | None:

@@ -9,10 +9,9 @@ in the report (utils/report/rules.py, docs/report.md).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.options import Program, opt
+from utils.config.tools import REPORT
 from utils.report import sections
 from utils.report.folder import study_parts
 from utils.report.frozen import Verdict
@@ -144,17 +143,8 @@ def report(folder: Path, out: Path | None = None) -> list[str]:
     return [text.text for text in summary]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    run: str = opt("", "run folder, or a folder of runs", positional=True)
-    out: str = opt("", "folder for report.html and report.md (default: RUN)", "saving")
-
-
-PROGRAM = Program("python -m utils report", "One page on a run, or on all runs of a folder.", Options)
-
-
 def main(argv: list[str]) -> None:
-    args = PROGRAM.parse(argv).cfg
+    args = REPORT.parse(argv).cfg
     out = Path(args.out) if args.out else Path(args.run)
     print("\n".join(report(Path(args.run), out)))
     print(f"report in {out / 'report.html'}")

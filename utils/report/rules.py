@@ -9,9 +9,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from utils.config.tools import Limits
 from utils.report.frozen import Verdict, frozen_moved
 from utils.report.trend import FEWEST, trend
-from utils.runs.chain import Limits, judge
+from utils.runs.chain import judge
 from utils.runs.fingerprint import of_tensors
 from utils.runs.folder import Facts, Series
 from utils.seams import Source
@@ -252,10 +253,10 @@ RULES = (
     Rule("at chance", f"in the last third of the epochs the median of a term over its chance level is at least {CHANCE}"
          " (image_class: gain * ln(image classes); align: weight * ln(pairs per step)); or accuracy or retrieval ends "
          "not above its chance level", at_chance),
-    Rule("worse than the start", f"best mAP@0.5 more than {LIMITS.drop:g} below that of the start checkpoint; first "
-         f"loss more than {LIMITS.loss_jump:g} times the last one of the run before; a head's mAP@0.5 more than "
-         f"{LIMITS.head_drop:g} or {LIMITS.head_share:.0%} below that of the run before; only what was made on the "
-         "same data, at the same size and by the same rule is compared", since_the_start),
+    Rule("worse than the start", f"best mAP@0.5 more than {LIMITS.max_drop:g} below that of the start checkpoint; "
+         f"first loss more than {LIMITS.max_loss_jump:g} times the last one of the run before; a head's mAP@0.5 more "
+         f"than {LIMITS.max_head_drop:g} or {LIMITS.max_head_share:.0%} below that of the run before; only what was "
+         "made on the same data, at the same size and by the same rule is compared", since_the_start),
     Rule("weak head", "a head's mAP@0.5 in the best epoch below half the mean of the others", weak_head),
     Rule("silent class", "a class with objects whose AP@0.5 is 0 with best.pt", silent_classes),
     Rule("frozen tensors moved", "tensors of frozen modules in best.pt and last.pt against the start checkpoint, bit "

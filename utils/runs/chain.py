@@ -1,8 +1,7 @@
 """A chain of runs at a glance: the table of its stages, and the checks between one stage and the next.
 
   python -m utils stages table RUN [RUN ...] [--out FILE.md]
-  python -m utils stages check WEIGHTS RUN [--max-drop 0.01] [--max-loss-jump 1.5] [--max-head-drop 0.1]
-                                           [--max-head-share 0.3]
+  python -m utils stages check WEIGHTS RUN [--max-drop 0.01 ...]
 
 Every figure is read from the runs' own files (run.yaml, results.csv, timing.csv, the checkpoint's meta); what is not
 there is called missing.
@@ -15,9 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from utils.config.options import Program, chosen, opt
+from utils.config.tools import STAGES, Limits
 from utils.evaluation.tables import markdown
 from utils.runs.folder import Facts, apart
 from utils.system.errors import UserError, parsing
@@ -28,15 +27,6 @@ HEAD = ("stage", "frozen layers", "lr0", "epochs", "mAP@0.5", "mAP@0.5:0.95", "m
 # Settings that the loss of a batch depends on: where they differ, two losses are no two values of one quantity.
 OF_LOSS = ("box", "obj", "cls", "cls_pw", "obj_pw", "anchor_t", "fl_gamma", "label_smoothing", "loss_ota", "compat",
            "mosaic", "mixup")  # fmt: skip
-
-
-class Limits(NamedTuple):
-    """From where on a stage counts as worse than the one before."""
-
-    drop: float = 0.01  # fall of mAP@0.5
-    loss_jump: float = 1.5  # first loss over the last one before
-    head_drop: float = 0.1  # fall of a head's mAP@0.5
-    head_share: float = 0.3  # the same as a share of what it was, where it is more than `drop` too
 
 
 @dataclass(frozen=True)
@@ -80,8 +70,10 @@ def judge(start: Mapping[str, Any], before: Facts | None, now: Facts, limits: Li
         found.refused.append("mAP@0.5 (0 before and now: nothing was learned yet)")
     else:
         found.compared.append(f"mAP@0.5 {start['map50']:.4f} -> {reached:.4f}")
-        if reached < start["map50"] - limits.drop:
-            found.faults.append(f"mAP@0.5 fell from {start['map50']:.4f} to {reached:.4f} (more than {limits.drop:g})")
+        if reached < start["map50"] - limits.max_drop:
+            found.faults.append(
+                f"mAP@0.5 fell from {start['map50']:.4f} to {reached:.4f} (more than {limits.max_drop:g})"
+            )
     if before is None or not before.rows:
         found.refused.append("the loss and the heads (the run before is not there)")
         return found
@@ -100,10 +92,9 @@ def compare_losses(found: Judgement, before: Facts, now: Facts, limits: Limits) 
         return
     last, first = old[-1][1], new[0][1]
     found.compared.append(f"loss {last:.4f} -> {first:.4f}")
-    if first > limits.loss_jump * last:
-        found.faults.append(
-            f"the loss jumped from {last:.4f} (last epoch before) to {first:.4f} (more than {limits.loss_jump:g} times)"
-        )
+    if first > limits.max_loss_jump * last:
+        jump = f"from {last:.4f} (last epoch before) to {first:.4f}"
+        found.faults.append(f"the loss jumped {jump} (more than {limits.max_loss_jump:g} times)")
 
 
 def compare_heads(found: Judgement, before: Facts, now: Facts, limits: Limits) -> None:
@@ -117,9 +108,9 @@ def compare_heads(found: Judgement, before: Facts, now: Facts, limits: Limits) -
     found.compared.append("each head's mAP@0.5")
     for head, value in new.items():
         fall = old[head] - value
-        share = limits.head_share * old[head]
-        if fall > limits.head_drop or fall > max(share, limits.drop):
-            limit = f"{limits.head_drop:g}" if fall > limits.head_drop else f"{limits.head_share:.0%} of it"
+        share = limits.max_head_share * old[head]
+        if fall > limits.max_head_drop or fall > max(share, limits.max_drop):
+            limit = f"{limits.max_head_drop:g}" if fall > limits.max_head_drop else f"{limits.max_head_share:.0%} of it"
             found.faults.append(f"{head} fell from {old[head]:.4f} to {value:.4f} (more than {limit})")
 
 
@@ -131,35 +122,8 @@ def outcome(found: Judgement) -> str:
     return f"nothing wrong; compared: {', '.join(found.compared)}{rest}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    runs: tuple[str, ...] = opt((), "run folders of the stages, in their order", positional=True, nargs="+")
-    out: str = opt("", "also write the table to this file", "saving")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    weights: str = opt("", "checkpoint the stage started from", positional=True)
-    run: str = opt("", "run folder of the stage", positional=True)
-    max_drop: float = opt(Limits().drop, "largest fall of mAP@0.5", "evaluation", low=0, high=1)
-    max_loss_jump: float = opt(
-        Limits().loss_jump, "largest ratio of the first loss to the last one before", "loss", low=0
-    )
-    max_head_drop: float = opt(Limits().head_drop, "largest fall of one head's mAP@0.5", "heads", low=0, high=1)
-    max_head_share: float = opt(
-        Limits().head_share, "largest fall of one head's mAP@0.5 as a share of what it was", "heads", low=0, high=1
-    )
-
-
-COMMANDS: dict[str, Program[Any]] = {
-    "table": Program("python -m utils stages table", "Table of a chain of runs.", Table),
-    "check": Program("python -m utils stages check", "Compare a stage with what it started from.", Check),
-}
-
-
 def main(argv: list[str]) -> None:
-    about = "Table of a chain of runs, and the checks between stages."
-    command, args = chosen("python -m utils stages", about, COMMANDS, argv)
+    command, args = STAGES.parse(argv)
     if command == "table":
         rows, note = stage_table([Facts(Path(r)) for r in args.runs])
         text = f"{markdown(rows)}\n\n{note}"
@@ -171,9 +135,8 @@ def main(argv: list[str]) -> None:
     if not now.rows:
         raise UserError("; ".join(now.gaps) or f"{args.run} has no results.csv with a finished epoch")
     folder, start = Path(args.weights).parent.parent, read_source(args.weights).meta
-    limits = Limits(args.max_drop, args.max_loss_jump, args.max_head_drop, args.max_head_share)
     with parsing(f"{args.run} or {args.weights} is damaged"):
-        found = judge(start, Facts(folder) if (folder / "results.csv").is_file() else None, now, limits)
+        found = judge(start, Facts(folder) if (folder / "results.csv").is_file() else None, now, args)
     for fault in [*found.faults, *now.gaps]:
         print(f"{now.name}: {fault}", file=sys.stderr)
     if found.faults:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from utils import seams
-from utils.config.options import Program, chosen, opt, restored
+from utils.config.options import restored
+from utils.config.tools import REPLAY
 from utils.config.train import Config
 from utils.evaluation.tables import markdown
 from utils.runs import fingerprint, manifest, record
@@ -271,25 +272,8 @@ def table(stages: Sequence[Recorded], project: Path) -> str:
     return markdown(rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chain:
-    run: str = opt("", "run folder of the last stage", positional=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table(Chain):
-    project: str = opt("", "folder of the replays", positional=True)
-
-
-COMMANDS: dict[str, Program[Any]] = {
-    "chain": Program("python -m utils replay chain", "The stages that led to a run: run.yaml, weights, name.", Chain),
-    "table": Program("python -m utils replay table", "How the replays of these stages ended.", Table),
-}
-
-
 def main(argv: list[str]) -> None:
-    about = "The stages that led to a run, and how their replays ended."
-    command, args = chosen("python -m utils replay", about, COMMANDS, argv)
+    command, args = REPLAY.parse(argv)
     stages = chain(args.run)
     if command == "table":
         print(table(stages, Path(args.project)))

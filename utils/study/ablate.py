@@ -6,27 +6,15 @@ After `--` come train.py's flags, the same for every run, so that all have equal
 first N modules do not learn; freeze_0 is the baseline. All else is as in a study.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.options import Program, opt
+from utils.config.tools import ABLATE
 from utils.study.compare import compare
-from utils.study.study import OWN, TRAINING, Shared, common_words, conclude, numbers, study
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(Shared):
-    freeze_list: str = opt("", "numbers of leading modules that do not learn, as 0,3,4", "freezing", required=True)
-    project: str = opt("runs/ablate", "folder of the runs and of the comparison", "saving")
-
-
-PROGRAM = Program(
-    "python -m utils ablate", "Train with several freeze points and seeds, then compare.", Options, rest=TRAINING
-)
+from utils.study.study import OWN, common_words, conclude, numbers, study
 
 
 def main(argv: list[str]) -> None:
-    given = PROGRAM.parse(argv)
+    given = ABLATE.parse(argv)
     args, common = given.cfg, common_words(given, OWN | {"--freeze"})
     arms = {f"freeze_{n}": ("--freeze", str(n)) for n in numbers(args.freeze_list, "--freeze-list")}
     jobs, failed = study(arms, common, Path(args.project), args)

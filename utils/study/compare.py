@@ -11,11 +11,9 @@ confusion.png, images.png, comparison.html (all in one file).
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.options import Program, opt
-from utils.config.shared import Device
+from utils.config.tools import COMPARE
 from utils.evaluation.tables import aligned
 from utils.report.page import Picture, Section, Table, Text, as_html
 from utils.study.compared import (
@@ -169,15 +167,6 @@ def compare(runs: Sequence[Path], out: Path, device: str = "") -> list[Entry]:
     return entries
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(Device):
-    runs: tuple[str, ...] = opt((), "run folders", positional=True, nargs="+")
-    out: str = opt("", "folder for the comparison", "saving", required=True)
-
-
-PROGRAM = Program("python -m utils compare", "Runs side by side: tables, curves, pictures, one HTML page.", Options)
-
-
 def main(argv: list[str]) -> None:
-    args = PROGRAM.parse(argv).cfg
+    args = COMPARE.parse(argv).cfg
     compare([Path(r) for r in args.runs], Path(args.out), args.device)

@@ -35,7 +35,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from utils.config.options import Given, Program, opt
+from utils.config.options import Given
+from utils.config.tools import STUDY, Arms
 from utils.data.spec import read_data
 from utils.evaluation.tables import markdown
 from utils.runs.folder import Facts
@@ -257,31 +258,8 @@ def folder_name(arm: str) -> str:
     return arm.replace(",", "").replace(" ", "_")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """Options of a study and of an ablation."""
-
-    seeds: str = opt("0", "seeds, as 0,1,2")
-    columns: str = opt("mAP50", "columns of results.csv to compare, as mAP50,mAP", "evaluation")
-    test: bool = opt(False, "evaluate best.pt on the test split at the end", "evaluation")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(Shared):
-    arm: tuple[str, ...] = opt(
-        (), "a name and its flags of train.py; once for each arm", required=True, repeated=True, metavar="'NAME: FLAGS'"
-    )
-    project: str = opt("", "folder of the runs and of the tables", "saving", required=True)
-
-
-TRAINING = "TRAIN.PY'S FLAGS, THE SAME FOR EVERY RUN"
-PROGRAM = Program(
-    "python -m utils study", "Train several arms with several seeds, then compare.", Options, rest=TRAINING
-)
-
-
 def main(argv: list[str]) -> None:
-    given = PROGRAM.parse(argv)
+    given = STUDY.parse(argv)
     args, common = given.cfg, common_words(given, OWN)
     arms = dict(map(read_arm, args.arm))
     if len({folder_name(name) for name in arms}) != len(args.arm):
@@ -290,7 +268,7 @@ def main(argv: list[str]) -> None:
 
 
 def study(
-    arms: Mapping[str, Sequence[str]], common: Sequence[str], project: Path, args: Shared
+    arms: Mapping[str, Sequence[str]], common: Sequence[str], project: Path, args: Arms
 ) -> tuple[list[Job], list[Path]]:
     """Train and compare; the runs, and the folders of those that failed."""
     jobs = [

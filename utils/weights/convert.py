@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from utils import seams
-from utils.config.options import Program, opt
+from utils.config.tools import CONVERT
 from utils.system.errors import UserError, fail
 from utils.weights.checkpoint import (
     build_detector,
@@ -126,16 +125,6 @@ def convert(source: Path, out: Path, only_det: bool = False) -> str:
     return f"{text}\nwrote {out}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    source: str = opt("", "weights to read: .pt or .safetensors", positional=True)
-    out: str = opt("", "file to write: .pt (our checkpoint) or .safetensors", positional=True)
-    only_det: bool = opt(False, "of our checkpoint with further branches the detector alone", "model")
-
-
-PROGRAM = Program("python -m utils convert", str(__doc__), Options)
-
-
 def main(argv: list[str]) -> None:
-    args = PROGRAM.parse(argv).cfg
+    args = CONVERT.parse(argv).cfg
     print(convert(Path(args.source), Path(args.out), args.only_det))

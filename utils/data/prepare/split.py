@@ -16,14 +16,12 @@ exchanged while that helps; the best of these.
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from utils.config.options import Program, chosen, opt
+from utils.config.tools import SPLIT
 from utils.data.prepare.groups import compiled, findings, groups_of, shared
 from utils.data.scan import scan_split
 from utils.data.spec import SPLITS, DataSpec, read_data
@@ -33,7 +31,6 @@ from utils.system.rng import rng
 Floats = npt.NDArray[np.float64]
 ORDERS = 16  # starts of the search
 CLASS_WEIGHT = 0.1
-HOW = ("group", "stratified", "random")
 
 
 def cost(placed: Floats, shares: Floats) -> float:
@@ -185,28 +182,8 @@ def make(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    data: str = opt("", "data YAML", "data", positional=True)
-    group: str = opt("", "regular expression, its parenthesis the group (default: group_pattern)", "data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Make(Check):
-    out: str = opt("", "folder of the lists", "saving", required=True)
-    ratios: tuple[float, ...] = opt((0.8, 0.1, 0.1), "train val [test]", "data", nargs="+", low=0)
-    seed: int = opt(0, "random seed", low=0)
-    how: str = opt("group", "stratified: each class by the ratios; random: images drawn", "data", choices=HOW)
-
-
-COMMANDS: dict[str, Program[Any]] = {
-    "make": Program("python -m utils split make", "Write lists of images for a new split.", Make),
-    "check": Program("python -m utils split check", "Report groups that lie in several splits.", Check),
-}
-
-
 def main(argv: list[str]) -> None:
-    what, args = chosen("python -m utils split", "Split a data set by groups.", COMMANDS, argv)
+    what, args = SPLIT.parse(argv)
     spec = read_data(args.data)
     if what == "make" and args.how != "group":
         if args.group:

@@ -1,8 +1,5 @@
 """Annotations of other forms -> YOLO label files.
 
-  python -m utils voc2yolo Annotations --out labels/train --classes person                 # Pascal VOC XML (LLVIP)
-  python -m utils voc2yolo annotations --out labels --classes person --ignore people person? cyclist --size 640 512
-
 Two forms are read. Pascal VOC: NAME.xml with size/width, size/height and object/{name, bndbox/{xmin,ymin,xmax,ymax}}
 in pixels, in any encoding that its head names. Piotr Dollar's bbGt text (KAIST): NAME.txt, a first line
 `% bbGt version=3`, then per line a class and x y w h in pixels (upper left corner, size); it does not say how large the
@@ -23,11 +20,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.config.options import Program, opt
+from utils.config.tools import VOC2YOLO
 from utils.images.read import SUFFIXES, examine, read_bytes
 from utils.images.tiff import ImageError
 from utils.images.walk import walk
@@ -230,25 +226,8 @@ def convert(
     return count
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    source: str = opt("", "folder of annotations, sub-folders included", positional=True)
-    out: str = opt("", "folder for the label files", "saving", required=True)
-    classes: tuple[str, ...] = opt((), "class names, in the order of ids", "data", nargs="+", required=True)
-    ignore: tuple[str, ...] = opt((), "names to leave out", "data", nargs="+")
-    size: tuple[int, ...] = opt((), "width and height where a file does not say it", "data", nargs=2, low=1)
-    images: str = opt("", "folder of the pictures, whose sizes are compared", "data")
-    keep_difficult: bool = opt(False, "keep objects marked difficult, or to be ignored", "data")
-    first_pixel: int = opt(
-        -1, "number of the first pixel in VOC files, 0 or 1 (default: told from the boxes)", "data", high=1
-    )
-
-
-PROGRAM = Program("python -m utils voc2yolo", "Pascal VOC XML or bbGt text -> YOLO label files.", Options)
-
-
 def main(argv: list[str]) -> None:
-    args = PROGRAM.parse(argv).cfg
+    args = VOC2YOLO.parse(argv).cfg
     for folder in filter(None, (args.source, args.images)):
         if not Path(folder).is_dir():
             raise UserError(f"{folder} is no folder")

@@ -7,7 +7,6 @@ A picture is first *described* (`Scene`: background, objects with class, geometr
 Confusable on purpose: circle / ellipse / ring / crescent, square / rectangle / diamond, triangle / arrow / star, plus
 / saltire. Visibility rule: an object is labelled when at least 40 % of its area can be seen (not covered, not outside
 the picture); its box is the extent of what can be seen. Byte-identical for a seed. Command: python -m utils shapes
-[--out DIR] [--seed N]
 
 With a class of the whole image (data/shapes_joint.yaml): the same pictures, and in the label files a one-hot last line
 that names the hue of the background, which no box depends on; a tenth of the images, drawn singly, has no such line.
@@ -27,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from utils.config.options import Program, opt
+from utils.config.tools import SHAPES
 from utils.images.pixels import Image
 from utils.images.tiff import encode_tiff
 from utils.system.errors import UserError
-from utils.system.files import ROOT
 from utils.system.rng import rng
 
 VERSION = 2  # raise it when a pixel or a label changes: existing folders are rendered anew
@@ -335,16 +333,7 @@ def _made(folder: Path, settings: dict[str, Any]) -> bool:
         return False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    out: str = opt(str(ROOT / "data" / "shapes"), "folder (default: data/shapes of the program)", "saving")
-    seed: int = opt(SETTINGS["seed"], "of the random scenes", low=0)
-
-
-PROGRAM = Program("python -m utils shapes", "Render the embedded shapes data set.", Options)
-
-
 def main(argv: list[str]) -> None:
-    args = PROGRAM.parse(argv).cfg
+    args = SHAPES.parse(argv).cfg
     ensure(Path(args.out), {"seed": args.seed})
     print(f"{args.out}: {sum(1 for _ in os.scandir(Path(args.out, 'images', 'train')))} training images")

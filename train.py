@@ -10,7 +10,6 @@ of utils/seams.py (search for `patches.`). --help with --cfg also prints the mod
 
 import sys
 import time
-from functools import partial
 
 from utils.config.help import help_alone
 from utils.config.options import help_topic
@@ -90,7 +89,7 @@ def setup(begun: Start) -> Run:
         saving.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
     announce.announce(run, source)
-    patches.each("on_start", model, optimizer.param_groups, schedule, partial(outputs.measure, run))
+    patches.each("on_start", model, optimizer.param_groups, schedule)
     if cfg.compile:
         compile_model(loss_step)
     if not resumed:
@@ -100,6 +99,7 @@ def setup(begun: Start) -> Run:
 
 def fit(run: Run) -> None:
     """The loop: epochs of training, evaluation of the average, files."""
+    outputs.measure_start(run)
     while run.epoch < run.cfg.epochs and not run.guard.ended:
         begin_epoch(run)
         start = time.perf_counter()

@@ -1,5 +1,5 @@
 """--teacher CKPT: a frozen detector teaches the one that trains.
-Seams: on_data_read, on_model_built, on_start, on_epoch_start, loss_terms, on_epoch_end.
+Seams: on_data_read, on_model_built, before_training, on_epoch_start, loss_terms, on_epoch_end.
 
 z are logits, p_T = sigmoid(z / T); t the teacher's, s the student's. Each cell and anchor counts by w = the teacher's
 objectness there, in a weighted mean over the batch: <x> = sum w x / max(sum w, 1) (after arXiv:1805.06361).
@@ -30,7 +30,7 @@ from utils.config.options import check_range, opt
 from utils.data.spec import DataSpec
 from utils.evaluation import tables
 from utils.runs.fingerprint import of_tensors
-from utils.seams import Batch, Groups, Measure, Output, Patch, Progress, Rates, Terms
+from utils.seams import Batch, Groups, Measure, Measured, Output, Patch, Progress, Terms
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.weights.checkpoint import load_detector
@@ -237,19 +237,16 @@ class Distill(Patch[Flags]):
             + (f"features {', '.join(f'{a}:{b}' for a, b in self.pairs)}" if self.pairs else "no features")
         )
 
-    def on_start(self, model: Detector, groups: Groups, rates: Rates, measure: Measure) -> None:
-        path = self.flags.teacher
-        if self.known.isnan().all():
-            found, start = measure(self.hidden[0]), measure()
-            self.known.copy_(torch.tensor([found.map50, found.map, math.nan]))
-            print(
-                f"teacher {path}: mAP@.5 {tables.number(found.map50)}  mAP@.5:.95 {tables.number(found.map)}; "
-                f"student at its start: mAP@.5 {tables.number(start.map50)}  "
-                f"mAP@.5:.95 {tables.number(start.map)}  ({found.rule})"
-            )
-            if found.map <= start.map:  # nan: not measured, for want of objects
-                said = "the teacher is not better than the student at its start (mAP@.5:.95)"
-                print("warning: " + note("teacher not better", said))
+    def before_training(self, start: Measured | None, measure: Measure) -> None:
+        found = measure(self.hidden[0])
+        self.known.copy_(torch.tensor([found.map50, found.map, math.nan]))
+        print(
+            f"teacher {self.flags.teacher}: mAP@.5 {tables.number(found.map50)}  mAP@.5:.95 "
+            f"{tables.number(found.map)}  ({found.rule})"
+        )
+        if start is not None and found.map <= start.map:  # nan: not measured, for want of objects
+            said = "the teacher is not better than the student at its start (mAP@.5:.95)"
+            print("warning: " + note("teacher not better", said))
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:
         first, last = self.flags.distill_temperature[0], self.flags.distill_temperature[-1]

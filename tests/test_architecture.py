@@ -248,7 +248,6 @@ TESTED_IN = {
     "study.measure": "study/test_compare.py",
     "system.sync_bn": "system/test_dist.py",
     "train.audit.plan": "train/audit/test_audit.py",
-    "train.outputs": "commands/test_train.py",
     "train.run": "test_seams.py",
     "train.saving": "commands/test_resume.py",
     "train.start": "commands/test_resume.py",

@@ -2,7 +2,7 @@
 Nothing else in the base knows that patches exist.
 
 Build time, once each, in this order:   on_data_read -> layers -> branches -> load_weights -> wrap_dataset
-                                        -> on_model_built -> param_groups -> on_start
+                                        -> on_model_built -> param_groups -> on_start -> before_training
 Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights -> on_step_end] -> on_epoch_end
 Evaluation, in train.py and test.py:    [observe] -> figures -> after_evaluation; test.py calls on_data_read as well
 """
@@ -244,9 +244,12 @@ class Patch(nn.Module, Generic[F]):
         (epochs), and `phases`, decay cycles that begin in mid-run (utils.train.optim)."""
         return groups
 
-    def on_start(self, model: Detector, groups: Groups, rates: Rates, measure: Measure) -> None:
-        """Everything is built, placed and, in a resumed run, restored; nothing is written yet. measure: of the model's
-        average on the validation set."""
+    def on_start(self, model: Detector, groups: Groups, rates: Rates) -> None:
+        """Everything is built, placed and, in a resumed run, restored; nothing is written yet."""
+
+    def before_training(self, start: Measured | None, measure: Measure) -> None:
+        """Before the first step, not of a resumed run. start: what the weights it begins with reach on the validation
+        set; None: from scratch, or not measured. measure: on the same images."""
 
     def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         return dataset

@@ -22,7 +22,7 @@ from models.graph import Detector
 from patches.unfreeze.openings import AUGMENTATION, PRESETS, Opening, by_rule, from_file, from_words, preset_for
 from patches.unfreeze.plan_table import plan_table
 from utils.config.options import check_range, opt
-from utils.seams import Dataset, Groups, Measure, Patch, Progress, Rates
+from utils.seams import Dataset, Groups, Patch, Progress, Rates
 from utils.system.errors import UserError
 from utils.system.notes import note
 from utils.train.modules import depth_groups, parse_modules, spans
@@ -143,7 +143,7 @@ class Unfreeze(Patch[Flags]):
                 split += [{**group, "params": params, "name": f"{group['name']}/{number + 1}", **own}] if params else []
         return [{**group, "phases": phases} for group in split] if phases else split
 
-    def on_start(self, model: Detector, groups: Groups, rates: Rates, measure: Measure) -> None:
+    def on_start(self, model: Detector, groups: Groups, rates: Rates) -> None:
         late = [str(i) for i, o in enumerate(self.openings, 1) if o.epoch >= rates.epochs]
         if late:
             said = f"unfreeze: stage {', '.join(late)} would open after the last epoch ({rates.epochs}): never does"

@@ -135,7 +135,12 @@ class Config(Place, Device):
         False, "weights and features in NHWC order: faster, other last digits", "speed", negatable=True
     )
     compile: bool = opt(False, "compile the model (torch.compile): minutes at the start, then faster", "speed")
-    notest: bool = opt(False, "evaluate after the last epoch only", "evaluation", place=True)
+    notest: bool = opt(
+        False, "no evaluation between the epochs, only of the start and after the last one", "evaluation", place=True
+    )
+    measure_start: bool = opt(
+        True, "evaluate the --weights before the first epoch (start.csv)", "evaluation", place=True, negatable=True
+    )
     nosave: bool = opt(False, "write checkpoints after the last epoch only", "saving", place=True)
     save_steps: int = opt(0, "also write last.pt every so many steps within an epoch", "saving", low=0)
     save_minutes: float = opt(0.0, "also write last.pt every so many minutes within an epoch", "saving", low=0)

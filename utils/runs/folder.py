@@ -29,6 +29,9 @@ SECTIONS = ("config", "patches", "data", "start", "environment", "files", "param
 NUMBERS = {"epochs": int, "seed": int, "batch_size": int, "lr0": float}  # settings that are calculated with
 
 
+START, START_CLASSES = "start.csv", "start_per_class.csv"  # what a stage's weights reached before its first epoch
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file in weights/; error: why it cannot be read."""
@@ -80,6 +83,16 @@ class Facts:
         return self.table("per_class.csv", "class")
 
     @cached_property
+    def start_row(self) -> Row:
+        """start.csv: what the weights it began with reached, measured as its epochs are; empty where it was not."""
+        return next(iter(self.table(START)), {})
+
+    @cached_property
+    def start_classes(self) -> list[Row]:
+        """start_per_class.csv"""
+        return self.table(START_CLASSES, "class")
+
+    @cached_property
     def notes(self) -> list[Row] | None:
         """None: this run kept none."""
         kept: list[Row] = []
@@ -106,7 +119,8 @@ class Facts:
     @property
     def damage(self) -> list[str]:
         """What of the whole folder cannot be read."""
-        for part in ("settings", "rows", "timing", "guard", "classes", "notes", "result", "listing", "checkpoints"):
+        for part in ("settings", "rows", "start_row", "timing", "guard", "classes", "start_classes", "notes", "result",
+                     "listing", "checkpoints"):  # fmt: skip
             getattr(self, part)
         return self.gaps
 
@@ -219,7 +233,11 @@ class Facts:
 
     @cached_property
     def began(self) -> dict[str, float]:
-        """mAP50 and mAP of the start, as far as it states them and they can be compared with this run's."""
+        """Where it began: the columns of an evaluation as they were measured before its first epoch; else mAP50 and mAP
+        as its start states them, where they can be compared with this run's."""
+        measured = {k: float(v) for k, v in self.start_row.items() if v and k not in ("epoch", "step", "match")}
+        if "mAP50" in measured:
+            return measured
         meta = self.origin.meta if isinstance(self.origin, Source) else {}
         known = {} if self.apart_from(meta) else {"mAP50": meta["map50"], "mAP": meta.get("map")}
         return {column: float(value) for column, value in known.items() if isinstance(value, (int, float))}

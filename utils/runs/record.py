@@ -122,6 +122,16 @@ def as_yaml(content: Mapping[str, Any], flow: bool | None = False) -> str:
     return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=flow))
 
 
+def as_csv(row: Mapping[str, Any], head: bool = True) -> str:
+    """A row of a table, with its head above it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    if head:
+        writer.writeheader()
+    writer.writerow(row)
+    return text.getvalue()
+
+
 class Results:
     """results.csv (every metric of every epoch, no clock in it), results.txt, timing.csv, guard.csv of a run folder."""
 
@@ -146,12 +156,7 @@ class Results:
         """One row of a CSV; the header is written with the first."""
         file = self.folder / name
         fresh = not file.exists() or file.stat().st_size == 0
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-        append_text(file, text.getvalue())
+        append_text(file, as_csv(row, head=fresh))
 
     def append_text(self, row: Mapping[str, Any]) -> None:
         """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls:
@@ -202,7 +207,7 @@ def read_table(file: Path, key: str, damage: list[str]) -> list[Row]:
             if None in row or None in row.values():
                 raise ValueError("another number of cells than the head has")
             for name, text in row.items():
-                if text and name not in WORDS:
+                if text and name not in WORDS and (name, text) != ("epoch", "start"):
                     int(text) if name == "epoch" else float(text)
         except ValueError as error:
             damage.append(f"{file}:{reader.line_num}: damaged row left out ({error!s:.200})")

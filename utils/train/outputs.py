@@ -9,11 +9,11 @@ from utils.data.loader import collate
 from utils.evaluation.evaluate import MEANS, Result, Sink, evaluate
 from utils.evaluation.tables import number, write_classes
 from utils.runs import fingerprint, manifest, plots, record, replay, resumable
-from utils.runs.folder import Facts
+from utils.runs.folder import START, START_CLASSES, Facts
 from utils.runs.manifest import Manifest
 from utils.system import dist
 from utils.system.device import peak_memory, peak_resident
-from utils.system.files import naming
+from utils.system.files import naming, write_text
 from utils.system.notes import keep_in
 from utils.train import optim
 from utils.train.run import Run
@@ -33,6 +33,29 @@ def validate(run: Run, sink: Sink | None = None) -> Result:
     return evaluate(
         run.ema.model, run.val, run.device, run.judging, criterion=criterion, patches=run.patches, first_batch_sink=sink
     )
+
+
+def measure_start(run: Run) -> None:
+    """What the weights that a stage starts from reach before anything has learned, as the epochs are evaluated:
+    start.csv, a row `start` with the columns of an evaluation, and start_per_class.csv. Nothing of training depends on
+    it. From scratch there is nothing to measure."""
+    if run.step:
+        return
+    result = validate(run) if run.cfg.weights and run.cfg.measure_start else None
+    if result and dist.main():
+        with naming(run.dir):
+            write_text(run.dir / START, record.as_csv({"epoch": "start", "step": 0, **evaluated(run, result)}))
+            write_classes(run.dir / START_CLASSES, result)
+        print(f"start, {run.cfg.weights}: {line(result)}")
+    run.patches.each("before_training", result, partial(measure, run))
+
+
+def evaluated(run: Run, result: Result | None) -> dict[str, float | str]:
+    """The columns of an evaluation, empty where nothing was measured."""
+    names = Result.columns(run.loss_step.criterion.terms, run.model.group_names, run.patches.metric_names())
+    unmeasured = dict.fromkeys(MEANS, "") if result and not result.measured else {}
+    found = result.row if result else {}
+    return {**dict.fromkeys(names, ""), **found, **unmeasured, "match": result.match if result else ""}
 
 
 def line(result: Result) -> str:
@@ -58,9 +81,7 @@ def write_rows(
     rates = {f"lr_{g['name']}": g["lr"] for g in run.optimizer.param_groups}
     found = result.row if result else {}
     memory = peak_memory(run.device)
-    names = Result.columns(run.loss_step.criterion.terms, run.model.group_names, run.patches.metric_names())
-    unmeasured = dict.fromkeys(MEANS, "") if result and not result.measured else {}
-    columns = {**dict.fromkeys(names, ""), **found, **unmeasured, "match": result.match if result else ""}
+    columns = evaluated(run, result)
     run.results.append("results.csv", {"epoch": run.epoch, "step": run.step, **rates, **losses, **columns, **extra})
     timing = {
         "seconds": f"{seconds:.2f}",
@@ -91,7 +112,8 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
     where = {**run.conditions, "parameters": optim.count_parameters(run.loss_step)}
     inputs = {"files": files, "start": start, "data": {**run.meta["data"], "names": contents.names}}
     with naming(run.dir):
-        (run.dir / "result.yaml").unlink(missing_ok=True)  # of a run that --exist-ok replaces
+        for name in ("result.yaml", START, START_CLASSES):  # of a run that --exist-ok replaces
+            (run.dir / name).unlink(missing_ok=True)
         fingerprint.write_listing(run.dir / manifest.NAME, contents.listing)
     record.write_run_yaml(
         run.dir / "run.yaml",

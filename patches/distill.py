@@ -32,7 +32,7 @@ from utils.evaluation import tables
 from utils.runs.fingerprint import of_tensors
 from utils.seams import Batch, Groups, Measure, Measured, Output, Patch, Progress, Terms
 from utils.system.errors import UserError
-from utils.system.notes import note
+from utils.system.notes import warn
 from utils.weights.checkpoint import load_detector
 from utils.weights.class_rows import compare
 
@@ -246,7 +246,7 @@ class Distill(Patch[Flags]):
         )
         if start is not None and found.map <= start.map:  # nan: not measured, for want of objects
             said = "the teacher is not better than the student at its start (mAP@.5:.95)"
-            print("warning: " + note("teacher not better", said))
+            warn("teacher not better", said)
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:
         first, last = self.flags.distill_temperature[0], self.flags.distill_temperature[-1]
@@ -289,7 +289,7 @@ class Distill(Patch[Flags]):
         self.known[2] = now
         if now > theirs and (not best > theirs or at.epoch == at.epochs - 1):
             said = f"the student's best mAP@.5:.95 {now:.4f} is above the teacher's {theirs:.4f}"
-            print("warning: " + note("teacher not better", said, epoch=at.epoch))
+            warn("teacher not better", said, epoch=at.epoch)
         return {"teacher_mAP50": theirs50, "teacher_mAP": theirs}
 
 

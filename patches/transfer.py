@@ -21,7 +21,8 @@ from models.graph import Detector
 from utils.config.options import opt
 from utils.seams import Patch, Source, State
 from utils.system.errors import UserError
-from utils.system.notes import note
+from utils.system.notes import note, warn
+from utils.system.table import few
 
 LOW_SHARE = 0.5  # of the model's tensors
 
@@ -113,18 +114,18 @@ class Transfer(Patch[Flags]):
         used = "model." + detector_number(state) if sliced else "-"  # slicing takes all of the plain detector's rows
         left = [k for k in state if k not in taken and not k.startswith(used)]
         print(
-            f"transfer: {len(taken)} of {len(own)} tensors taken from {source.path}, "
-            f"{len(sliced)} sliced, {len(fresh)} fresh, {len(left)} left over"
+            f"transfer: of the model's {len(own)} tensors {len(taken)} are taken from {source.path}, {len(sliced)} are "
+            f"parts of its head (sliced), {len(fresh)} start fresh; {len(left)} of the file's are left over"
         )
         if len(taken) + len(sliced) < LOW_SHARE * len(own):
             said = f"only {len(taken) + len(sliced)} of {len(own)} tensors of {source.path} fit, perhaps by chance"
-            print("warning: " + note("transfer: another network", f"{said}: is it another architecture?"))
+            warn("transfer: another network", f"{said}: is it another architecture?")
         for what, keys in (("fresh", fresh), ("left over", left)):
             if keys:
-                note(f"transfer: {what}", f"{source.path}: {', '.join(keys[:4])}", count=len(keys))
+                note(f"transfer: {what}", f"{source.path}: {few(keys, 4)}", count=len(keys))
         for what, keys in (("sliced", list(sliced)), ("fresh", fresh), ("left over", left)):
             if keys:
-                print(f"  {what}: {', '.join(keys[:4])}{f', ... ({len(keys)} in all)' if len(keys) > 4 else ''}")
+                print(f"  {what}: {few(keys, 4)}")
         for k in fitted:
             print(f"  adapted to {model.in_channels} channels: {k} (see docs/images.md)")
         anchors = f"model.{len(model.model) - 1}.anchors"

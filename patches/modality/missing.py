@@ -10,6 +10,7 @@ from utils.images.pixels import GREY
 from utils.seams import Batch, Measure, Measured
 from utils.system import dist
 from utils.system.files import write_text
+from utils.system.table import aligned
 
 MODALITIES = ("visible", "infrared")
 COLUMNS = ("P", "R", "F1", "mAP50", "mAP")
@@ -30,9 +31,9 @@ def report(both: Measured, measure: Measure, file: Path) -> None:
     found = {"both": both, "visible alone": visible, "infrared alone": infrared}
     if not dist.main():
         return
-    print(f"{'given':16}" + "".join(f"{name:>9}" for name in COLUMNS))
-    for given, r in found.items():
-        print(f"{given:16}" + "".join(f"{number(r.row[c]):>9}" for c in COLUMNS))
+    print(
+        aligned([("given", *COLUMNS), *((given, *(number(r.row[c]) for c in COLUMNS)) for given, r in found.items())])
+    )
     print(f"a missing picture is grey; {both.rule}")
     lines = [",".join(("given", *COLUMNS, "match"))]
     lines += [",".join([given, *(str(r.row[c]) for c in COLUMNS), r.match]) for given, r in found.items()]

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from utils.seams import Groups, Rates
+from utils.system.table import aligned
 
 OTHERS = "others"  # what no stage names
 
@@ -69,8 +70,3 @@ def telling_epochs(rates: Rates, groups: Groups) -> list[int]:
         end = start + math.ceil(ramp)
         found |= {start - 1, start, end - 1, end}
     return sorted(e for e in found if 0 <= e < rates.epochs)
-
-
-def aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

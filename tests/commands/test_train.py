@@ -96,7 +96,7 @@ def test_four_heads_chain_from_one(
     trained(small_shapes, tmp_path, "s1", *FOUR_HEADS, *start, "--audit")
     said = capsys.readouterr().out
     for words in (
-        "25 sliced, 0 fresh, 0 left over",
+        "25 are parts of its head (sliced), 0 start fresh; 0 of the file's are left over",
         "backbone frozen, neck SPLIT: 21 of 48",
         "capped from 0.01",
         "--loss-ota: 0.0 -> 1.0",

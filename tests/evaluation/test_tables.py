@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.evaluation.tables import label_lines, markdown, number, result_table, write_classes, write_per_class_ap
+from utils.evaluation.tables import label_lines, number, result_table, write_classes, write_per_class_ap
 
 NAN = float("nan")
 
@@ -55,10 +55,6 @@ def test_detections_as_label_lines() -> None:
     assert label_lines(found, (100, 200), False) == "2 0.100000 0.400000 0.100000 0.400000\n"
     assert label_lines(found, (100, 200), True).endswith(" 0.500000\n")
     assert label_lines(found[:0], (100, 200), False, [0.2, 0.7, 0.1]) == "0 1 0\n"
-
-
-def test_markdown_is_aligned() -> None:
-    assert markdown([["a", "long"], ["xyz", "1"]]) == "| a   | long |\n|-----|------|\n| xyz | 1    |"
 
 
 def test_a_figure_that_was_not_measured_is_a_dash() -> None:

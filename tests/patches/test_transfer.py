@@ -145,11 +145,12 @@ def test_account_is_printed_and_true(capsys: pytest.CaptureFixture[str]) -> None
     a, b = plain("yolov7-tiny"), four_heads("yolov7-tiny-1b4h", "standard")
     own = {k: v.clone() for k, v in b.state_dict().items()}
     new = transfer(b, a.state_dict())
-    assert "331 of 356 tensors taken from x.pt, 25 sliced, 0 fresh, 0 left over" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "356 tensors 331 are taken from x.pt, 25 are parts of its head (sliced), 0 start fresh; 0 of the file" in out
     assert all(torch.equal(new[k], v) for k, v in a.state_dict().items() if not k.startswith("model.77."))
     transfer(b, a.state_dict(), heads="fresh")
     out = capsys.readouterr().out
-    assert "0 sliced, 24 fresh" in out, out
+    assert "0 are parts of its head (sliced), 24 start fresh" in out, out
     b.load_state_dict(own)
 
 

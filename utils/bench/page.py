@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from utils.evaluation.tables import markdown
 from utils.runs.record import environment
+from utils.system.table import markdown
 
 Row = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from utils.data.scan import Scan, scan_split
 from utils.data.spec import DataSpec
 from utils.system import dist
 from utils.system.errors import UserError
-from utils.system.notes import note
+from utils.system.notes import note, warn
 
 SHOWN = 12  # places of labels in a message
 SMALL = 2  # px
@@ -30,7 +30,7 @@ def make_loaders(cfg: Config, spec: DataSpec, patches: seams.Patches, size: int,
     check_groups(spec, strict=cfg.strict_split)
     if both := set(spec.images("train")) & set(spec.images("val")):
         said = f"{len(both)} of the {len(spec.images('val'))} validation images are training images as well"
-        print("warning: " + note("validation on training images", f"{said}, e.g. {min(both)}", count=len(both)))
+        warn("validation on training images", f"{said}, e.g. {min(both)}", count=len(both))
     spec = coloured(cfg, spec)
     closes = cfg.epochs - cfg.close_mosaic if cfg.close_mosaic else None
     settings = cfg.training_data(size, stride)
@@ -145,10 +145,10 @@ def check_objects(spec: DataSpec, split: str, scan: Scan, *, needed: bool) -> No
         counted = f"({scan.missing} have no label file); {where}"
         if needed:
             raise UserError(f"{said} {counted}\nwithout objects there is nothing to train on")
-        print("warning: " + note("no objects", f"{said} {counted}\nP, R and mAP are not measured on it"))
+        warn("no objects", f"{said} {counted}\nP, R and mAP are not measured on it")
     elif scan.missing > len(scan.files) / 2:
         said = f"{split}: {scan.missing} of {len(scan.files)} images have no label file and count as showing nothing"
-        print("warning: " + note("labels missing", f"{said}; {where}", count=scan.missing))
+        warn("labels missing", f"{said}; {where}", count=scan.missing)
 
 
 def say_small(scan: Scan, split: str, img_size: int) -> None:

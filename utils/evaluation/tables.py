@@ -1,5 +1,4 @@
-"""What an evaluation prints and writes: tables per class and per head, AP as JSON, detections as label files. And any
-table as Markdown."""
+"""What an evaluation prints and writes: tables per class and per head, AP as JSON, detections as label files."""
 
 import csv
 import io
@@ -16,6 +15,7 @@ from torch import Tensor
 from utils.evaluation.evaluate import Result
 from utils.evaluation.outputs import Outputs
 from utils.system.files import write_text
+from utils.system.table import aligned
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -38,29 +38,18 @@ def write_classes(path: Path, result: Result) -> None:
 def result_table(result: Result, per_class: bool, lowest: float = 0.001) -> str:
     """All classes, then each class with objects, then each head where there are several. lowest: confidence of the
     detections that were kept; above the usual one the heading says so, since mAP is then another figure."""
-    rows = [("all", result.n_gt.sum(), result.mp, result.mr, result.f1, result.map50, result.map)]
+    means = (result.mp, result.mr, result.f1, result.map50, result.map)
+    rows = [["class", "objects", "P", "R", "F1", "mAP@.5", "mAP@.5:.95"]]
+    rows += [["all", str(result.n_gt.sum()), *map(number, means)]]
     if per_class and len(result.names) > 1:
-        seen = [c for c in range(len(result.names)) if result.n_gt[c]]
-        rows += [
-            (
-                result.names[c],
-                result.n_gt[c],
-                result.p[c],
-                result.r[c],
-                result.f1_per_class[c],
-                result.ap50[c],
-                result.ap[c],
-            )
-            for c in seen
-        ]
-    width = max(len(str(r[0])) for r in rows) + 2
-    head = f"{'class':{width}}{'objects':>9}" + "".join(f"{t:>11}" for t in ("P", "R", "F1", "mAP@.5", "mAP@.5:.95"))
+        shares = (result.p, result.r, result.f1_per_class, result.ap50, result.ap)
+        rows += [[name, str(result.n_gt[c]), *(number(x[c]) for x in shares)]
+                 for c, name in enumerate(result.names) if result.n_gt[c]]  # fmt: skip
     cut = f"; of detections above confidence {lowest:g} alone, which is no mAP to compare" if lowest > 0.001 else ""
-    lines = [f"{result.images} images, {result.rule}{cut}", head]
-    lines += [f"{r[0]:{width}}{r[1]:>9}" + "".join(f"{number(float(v)):>11}" for v in r[2:]) for r in rows]
+    lines = [f"{result.images} images, {result.rule}{cut}", aligned(rows)]
     if len(result.per_head) > 1:
-        lines += [f"{'head':{width}}{'objects':>9}{'mAP@.5':>11}{'mAP@.5:.95':>11}"]
-        lines += [f"{k:{width}}{h.n_gt:>9}{number(h.map50):>11}{number(h.map):>11}" for k, h in result.per_head.items()]
+        heads = [[k, str(h.n_gt), number(h.map50), number(h.map)] for k, h in result.per_head.items()]
+        lines.append(aligned([["head", "objects", "mAP@.5", "mAP@.5:.95"], *heads]))
     return "\n".join([*lines, result.said] if result.said else lines)
 
 
@@ -129,18 +118,3 @@ def write_figures(result: Result, outputs: Outputs, how: Mapping[str, Any]) -> N
     rows = zip([*result.names, "background"], result.confusion.tolist(), strict=True)
     writer.writerows([name, *counts] for name, counts in rows)
     outputs.text("confusion.csv", text.getvalue())
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells for the screen, head first: the first column to the left, the others to the right."""
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [[cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, width, strict=True))]
-             for row in rows]  # fmt: skip
-    return "\n".join("  ".join(cells).rstrip() for cells in lines)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells, head first, its columns aligned."""
-    width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, width, strict=True)) + " |" for r in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]])

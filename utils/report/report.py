@@ -21,6 +21,7 @@ from utils.report.rules import DAMAGED, Rule, findings
 from utils.runs.folder import Facts, is_run, read_facts
 from utils.system.errors import UserError, parsing
 from utils.system.files import naming, write_text
+from utils.system.table import few
 
 Found = Sequence[tuple[Rule, Verdict]]
 
@@ -69,8 +70,7 @@ def wrong(found: Found) -> str:
     rest = f"{len(found) - skipped} rules looked, {skipped} could not"
     if not said:
         return f"nothing looks wrong: {rest}"
-    more = f"; and {len(said) - 3} more, see Anomalies" if len(said) > 3 else ""
-    return f"looks wrong: {'; '.join(said[:3])}{more} ({rest})"
+    return f"looks wrong: {few(said, sep='; ')}{', see Anomalies' * (len(said) > 3)} ({rest})"
 
 
 def then(commands: Sequence[Command], found: Found) -> str:

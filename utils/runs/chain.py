@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.tools import STAGES, Limits
-from utils.evaluation.tables import markdown
 from utils.runs.folder import Facts, apart
 from utils.system.errors import UserError, parsing
+from utils.system.table import markdown
 from utils.weights.checkpoint import read_source
 
 MISSING = "missing"

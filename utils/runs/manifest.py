@@ -18,6 +18,7 @@ from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.files import naming
 from utils.system.notes import note
+from utils.system.table import few
 from utils.weights.checkpoint import check_channels
 
 NAME = "data.csv"
@@ -47,8 +48,7 @@ def differences(old: Listing, new: Listing) -> list[str]:
         for kind, found in kinds.items():
             names = [name.removeprefix(f"{split} ") for name in found if name.startswith(f"{split} ")]
             if names:
-                more = ", ..." if len(names) > 3 else ""
-                lines.append(f"{split}: {len(names)} {kind} ({', '.join(names[:3])}{more})")
+                lines.append(f"{split}: {len(names)} {kind} ({few(names)})")
     return lines
 
 

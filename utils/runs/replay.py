@@ -19,13 +19,13 @@ from utils import seams
 from utils.config.options import restored
 from utils.config.tools import REPLAY
 from utils.config.train import Config
-from utils.evaluation.tables import markdown
 from utils.runs import fingerprint, manifest, record
 from utils.runs.folder import Facts
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.files import write_text
 from utils.system.notes import note
+from utils.system.table import markdown
 from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import read_checkpoint
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from utils.system.errors import UserError
 from utils.system.files import naming
+from utils.system.table import few
 from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import read_resumable
 
@@ -61,7 +62,7 @@ def check_run(path: Path, config: Mapping[str, Any], recorded: object) -> None:
     if other := [f"{k} {new.get(k, '-')}, there {old.get(k, '-')}" for k in {**old, **new} if old.get(k) != new.get(k)]:
         raise UserError(
             f"--resume {path}: it is a checkpoint of another run than the one in {path.parent.parent} (run.yaml: "
-            f"{'; '.join(other[:3])}); put it back into its own run's weights/, or begin a new stage with --weights"
+            f"{few(other, sep='; ')}); put it back into its own run's weights/, or begin a new stage with --weights"
         )
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config.tools import COMPARE
-from utils.evaluation.tables import aligned
 from utils.report.page import Picture, Section, Table, Text, as_html
 from utils.study.compared import (
     UNMEASURED,
@@ -29,6 +28,7 @@ from utils.study.compared import (
 )
 from utils.study.figures import plot_all
 from utils.system.files import naming, write_text
+from utils.system.table import aligned
 
 MISSING = "missing"
 MEANINGS = {

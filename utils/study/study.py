@@ -38,7 +38,6 @@ from typing import Any
 from utils.config.options import Given
 from utils.config.tools import STUDY, Arms
 from utils.data.spec import read_data
-from utils.evaluation.tables import markdown
 from utils.runs.folder import Facts
 from utils.runs.plots import new_figure
 from utils.study import child
@@ -46,6 +45,7 @@ from utils.study.compared import spread, with_spread
 from utils.study.measure import measure
 from utils.system.errors import UserError
 from utils.system.files import write_text
+from utils.system.table import markdown
 from utils.system.yaml_file import read_yaml
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}

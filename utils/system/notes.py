@@ -57,6 +57,11 @@ def note(kind: str, text: str, *, count: int = 1, epoch: int | None = None) -> s
     return text
 
 
+def warn(kind: str, text: str, *, count: int = 1, epoch: int | None = None) -> None:
+    """Keep a note, and print it as a warning."""
+    print("warning: " + note(kind, text, count=count, epoch=epoch))
+
+
 def keep_in(folder: Path, fresh: bool) -> None:
     """From now on in this folder's notes.csv, what was kept so far included. fresh: not after what is there."""
     notes = _active.get()

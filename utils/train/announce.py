@@ -11,19 +11,21 @@ from utils.config.options import help_topic, show
 from utils.config.train import PLACES, parse, program
 from utils.system.errors import quiet_pipe
 from utils.system.notes import note
+from utils.system.table import aligned
 from utils.system.yaml_file import read_yaml
-from utils.train.optim import count_parameters
 from utils.train.run import Run
 from utils.weights.checkpoint import build_detector, read_model
+
+MOST = 20  # settings that differ are listed, the others counted
 
 
 def announce(run: Run, source: seams.Source | None) -> None:
     """Everything that was declared, before it starts."""
     print(module_table(run.model, run.meta["img_size"]))
-    print(parameter_summary(run.loss_step))
     schedule = run.schedule.describe(run.cfg)
     print(note("warm-up capped", schedule) if run.schedule.capped(run.cfg) else schedule)
-    print(f"BatchNorm of frozen modules: {run.cfg.freeze_bn}; mAP by --match {run.cfg.match}; device {run.device}")
+    norms = {"eval": "stand still", "train": "drift"}[run.cfg.freeze_bn]
+    print(f"device {run.device}; mAP by --match {run.cfg.match}; BatchNorm statistics of frozen modules {norms}")
     print(f"features beyond plain training: {', '.join(run.patches) or 'none'}")
     if source:
         defaults = {name: show(value) for name, value in run.patches.defaults().items()}
@@ -32,24 +34,25 @@ def announce(run: Run, source: seams.Source | None) -> None:
 
 def module_table(model: Detector, size: int) -> str:
     """Index, from, module, output shape (C,H,W) at this square size, parameters, trainable or frozen."""
-    lines = [f"{'':>4} {'from':>14}  {'module':20} {'output':>18} {'parameters':>12}  state"]
+    lines = [("", "from", "module", "output", "parameters", "state")]
     for row in model.table(size):
-        params = list(model.model[row.number].parameters())
-        frozen = bool(params) and not any(p.requires_grad for p in params)
-        source = ",".join(str(s) for s in row.source)
-        shape = row.shape if isinstance(row.shape, tuple) else f"{len(row.shape)} levels"
-        text = "x".join(str(s) for s in shape) if isinstance(shape, tuple) else shape
-        state = "frozen" if frozen else "trains" if params else ""
-        lines.append(f"{row.number:>4} {source:>14}  {row.module:20} {text:>18} {row.params:>12,}  {state}")
+        shape = "x".join(map(str, row.shape)) if isinstance(row.shape, tuple) else f"{len(row.shape)} levels"
+        source = ",".join(map(str, row.source))
+        lines.append((str(row.number), source, row.module, shape, *learns(model.model[row.number])))
     for name, branch in model.branches.items():
-        params = list(branch.parameters())
-        state = "trains" if any(p.requires_grad for p in params) else "frozen" if params else ""
-        source = "image" if model.branch_inputs[name] < 0 else str(model.branch_inputs[name])
-        count, shown = sum(p.numel() for p in params), name
-        if name == model.stem:
-            source, shown = "2nd picture", f"joins row {model.branch_inputs[name]}"
-        lines.append(f"{'':>4} {source:>14}  {type(branch).__name__:20} {shown:>18} {count:>12,}  {state}")
-    return "\n".join(lines)
+        at = str(model.branch_inputs[name])
+        source, joins = (
+            ("2nd picture", f"joins row {at}") if name == model.stem else ("image" if at == "-1" else at, name)
+        )
+        lines.append(("", source, type(branch).__name__, joins, *learns(branch)))
+    return aligned(lines)
+
+
+def learns(module: nn.Module) -> tuple[str, str]:
+    """How many parameters it has, and whether they train: `frozen` where none does."""
+    params = list(module.parameters())
+    state = "trains" if any(p.requires_grad for p in params) else "frozen" if params else ""
+    return f"{sum(p.numel() for p in params):,}", state
 
 
 def print_help(argv: Sequence[str]) -> None:
@@ -73,14 +76,6 @@ def print_help(argv: Sequence[str]) -> None:
         print(f"{cfg.cfg} at {cfg.train_size} px:\n{module_table(model, -(-cfg.train_size // 64) * 64)}")
 
 
-def parameter_summary(module: nn.Module) -> str:
-    """One line: trainable and frozen parameters, BatchNorm layers by mode."""
-    counts = count_parameters(module)
-    total = counts["trainable_params"] + counts["frozen_params"]
-    share = counts["trainable_params"] / max(total, 1)
-    return f"parameters {total:,}, of which {share:.1%} train; " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
-
-
 def inheritance(
     before: Mapping[str, Any], now: Mapping[str, Any], path: str, defaults: Mapping[str, str] | None = None
 ) -> str:
@@ -100,7 +95,10 @@ def inheritance(
     differ = f"{len(changed) + len(gone)} differ:" if changed or gone else "none differs"
     epoch = f" (epoch {before['epoch']})" if "epoch" in before else ""
     head = f"starts from {path}{epoch}; against its training {same} settings are the same, {differ}"
-    return "\n".join([head, *changed, *gone])
+    lines = [*changed, *gone]
+    if len(lines) > MOST:
+        lines[MOST:] = [f"  ... and {len(lines) - MOST} more; run.yaml of both runs lists all settings"]
+    return "\n".join([head, *lines])
 
 
 def flag(setting: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.system.errors import UserError
+from utils.system.table import few
 
 
 class Watch:
@@ -44,8 +45,7 @@ class Watch:
         finite = torch.stack([torch.isfinite(v).all() for v in tensors.values()]).tolist()
         if bad := [k for k, good in zip(tensors, finite, strict=True) if not good]:
             step = max(self.paths, default=-1)
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            raise UserError(f"{', '.join(bad[:3])}{more} not finite after step {step}; {self.where(step)}")
+            raise UserError(f"{few(bad)} not finite after step {step}; {self.where(step)}")
 
     def where(self, step: int) -> str:
         files = "\n  ".join(self.paths.get(step, []))

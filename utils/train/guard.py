@@ -29,6 +29,7 @@ from utils.evaluation.evaluate import Result
 from utils.runs.resumable import BEFORE
 from utils.seams import Groups
 from utils.system.errors import UserError
+from utils.system.table import few
 
 FIELDS = ("opens", "lr_scale")
 Row = dict[str, Any]  # of guard.csv: epoch, event, before, now, action
@@ -165,4 +166,6 @@ def describe(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def tell(rows: Iterable[Row]) -> None:
     for row in rows:
         before = f" (before the opening {row['before']:.4f})" if row["before"] != "" else ""
-        print(f"guard: {row['event']}, mAP@.5 {row['now']:.4f}{before}: {row['action']}")
+        sep = ", " if row["event"] == "opening" else "; "
+        action = few(str(row["action"]).split(sep), 4, sep)  # guard.csv has them all
+        print(f"guard: {row['event']}, mAP@.5 {row['now']:.4f}{before}: {action}")

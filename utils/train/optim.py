@@ -77,11 +77,12 @@ class Schedule:
     def describe(self, cfg: Config) -> str:
         """One line for the log: what warm-up does, and what was capped."""
         asked = round(cfg.warmup * self.batches)
-        capped = f" (asked {asked}, at most {cfg.warmup_share:.0%} of the run)" if self.capped(cfg) else ""
-        bias = f", capped from {cfg.warmup_bias_lr:g}" if self.bias_start < cfg.warmup_bias_lr else ""
-        rates = f"peak rate {self.peak:g}, last {self.peak * self.lrf:g}"
-        later = "".join(f"; from epoch {p.start} on {p.peak:g} to {p.peak * p.lrf:g}" for p in self.phases)
-        return f"warm-up {self.warmup} steps{capped}; biases start at {self.bias_start:g}{bias}; {rates}{later}"
+        capped = f" ({asked} asked for, at most {cfg.warmup_share:.0%} of the run)" if self.capped(cfg) else ""
+        bias = f" ({cfg.warmup_bias_lr:g} asked for)" if self.bias_start < cfg.warmup_bias_lr else ""
+        rates = f"learning rate: {self.peak:g} to {self.peak * self.lrf:g}"
+        later = "".join(f", from epoch {p.start} on {p.peak:g} to {p.peak * p.lrf:g}" for p in self.phases)
+        start = f", in which that of biases starts at {self.bias_start:g}{bias}" if self.warmup else ""
+        return f"{rates}{later}; warm-up: {self.warmup} steps{capped}{start}"
 
     def factor(self, epoch: int) -> float:
         """Decay factor of an epoch of the first cycle, 1 at epoch 0."""

@@ -109,7 +109,11 @@ def tell_stage(run: Run) -> None:
     """What learns from this epoch on, where that is not what did before."""
     counts = optim.count_parameters(run.loss_step)
     if counts != run.counts:
-        print(f"from epoch {run.epoch} on: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
+        train, total = counts["trainable_params"], counts["trainable_params"] + counts["frozen_params"]
+        norms = f"BatchNorm layers: {counts['bn_train']} train, {counts['bn_eval']} stand still"
+        print(
+            f"from epoch {run.epoch} on {train:,} of {total:,} parameters train ({train / max(total, 1):.1%}); {norms}"
+        )
     run.counts = counts
 
 

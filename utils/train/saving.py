@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.evaluation.evaluate import Result
 from utils.runs import record, resumable
 from utils.system import dist
-from utils.system.notes import keep_in, note
+from utils.system.notes import keep_in, note, warn
 from utils.system.signals import Stopped
 from utils.train.guard import tell
 from utils.train.run import Run
@@ -23,7 +23,7 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
     at = ckpt["meta"]
     if lines := record.changed(at["conditions"], run.conditions, NOT_OF_THE_BITS):
         said = f"what the bits depend on has changed; the run goes on, but perhaps not to the bit: {'; '.join(lines)}"
-        print("warning: " + note("other conditions", said, epoch=at["next_epoch"]))
+        warn("other conditions", said, epoch=at["next_epoch"])
     keep_in(run.dir, fresh=False)
     note("resumed", f"from step {at['step']}", epoch=at["next_epoch"])
     load(run, ckpt)

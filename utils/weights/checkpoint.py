@@ -19,6 +19,7 @@ from utils.data.pairs import recorded
 from utils.system.errors import UserError, parsing
 from utils.system.files import write_whole
 from utils.system.notes import note
+from utils.system.table import few
 from utils.system.yaml_file import read_yaml
 from utils.weights import foreign, torch_file
 from utils.weights.guess import guess_exactly
@@ -189,11 +190,7 @@ def load_into(model: Detector, state: Mapping[str, Tensor], path: str, source: s
     if missing or extra or shapes:
         fused = any(k.endswith("conv.bias") for k in extra) and all(".bn." in k for k in missing)
         kinds = {"of another shape": shapes, "missing in the file": missing, "not in the model": extra}
-        lines = [
-            f"{len(found)} {kind}: {'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}"
-            for kind, found in kinds.items()
-            if found
-        ]
+        lines = [f"{len(found)} {kind}: {few(found, 5, '; ')}" for kind, found in kinds.items() if found]
         if fused:
             raise UserError(
                 f"--weights {path}: a fused model, whose BatchNorms are merged into the convolutions; give the weights "

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from utils import seams
 from utils.config.tools import CONVERT
 from utils.system.errors import UserError, fail
+from utils.system.table import few
 from utils.weights.checkpoint import (
     build_detector,
     channels_of,
@@ -36,9 +37,7 @@ def report(path: Path, found: ForeignCheckpoint, guess: Guess | None) -> str:
     keys = list(found.state)
     lines = [f"{path.name}: {found.source}", f"  keys          {len(keys)}: {keys[0]} ... {keys[-1]}"]
     lines.append(f"  parameters    {found.parameters:,}")
-    names = (
-        f": {', '.join(found.names[:5])}{', ...' if len(found.names) > 5 else ''}" if found.names else ", without names"
-    )
+    names = f": {few(found.names, 5)}" if found.names else ", without names"
     lines.append(f"  classes       {found.nc if found.nc is not None else 'unknown'}{names}")
     if found.groups:
         lines.append(f"  heads         {len(found.groups)} with {', '.join(str(len(g)) for g in found.groups)} classes")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from utils.data.spec import SPLITS, DataSpec
 from utils.system.errors import UserError
-from utils.system.notes import note
+from utils.system.notes import warn
+from utils.system.table import few
 
 SHOWN = 5  # groups named in a message
 
@@ -33,9 +34,7 @@ def groups_of(images: Sequence[Path], pattern: re.Pattern[str]) -> list[str]:
     """The group of each image. Errors: UserError naming images that belong to none."""
     groups = [group_of(image, pattern) for image in images]
     if missing := [str(image) for image, group in zip(images, groups, strict=True) if not group]:
-        raise UserError(
-            f"{pattern.pattern!r} names no group of {len(missing)} of {len(images)} images: {', '.join(missing[:3])}"
-        )
+        raise UserError(f"{pattern.pattern!r} names no group of {len(missing)} of {len(images)} images: {few(missing)}")
     return [group for group in groups if group]
 
 
@@ -76,4 +75,4 @@ def check_groups(spec: DataSpec, *, strict: bool) -> None:
         raise UserError("\n  ".join([f"--strict-split: {spec.source}: groups lie in several splits:", *lines]))
     if lines:
         said = f"{spec.source}: validation is too kind, as groups lie in several splits:"
-        print("warning: " + note("groups shared", "\n  ".join([said, *lines])))
+        warn("groups shared", "\n  ".join([said, *lines]))

@@ -27,6 +27,7 @@ from utils.config.train import Config
 from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.notes import note
+from utils.system.table import aligned, few
 from utils.train.audit.digest import digest
 from utils.train.audit.plan import Plan, Row, mode_rows, norms, parameters, plan_rows, read_plan
 from utils.train.loss_step import LossStep
@@ -189,9 +190,7 @@ class Audit:
         """Nothing, or the end: UserError with the table."""
         if not rows:
             return
-        table = [("tensor or quantity", "declared", "happened"), *rows[:ROWS]]
-        widths = [max(len(row[i]) for row in table) for i in range(3)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines = aligned([("tensor or quantity", "declared", "happened"), *rows[:ROWS]]).splitlines()
         more = [f"... and {len(rows) - ROWS} more"] if len(rows) > ROWS else []
         where = (
             f"audit after {self.step} micro-batches, {self.due} optimizer steps: not what was declared; nothing saved"
@@ -204,8 +203,7 @@ class Audit:
         self.said |= new
         for why in sorted({why for _, why in new}):
             names = [n for n in still if (n, why) in new]
-            more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
-            print(f"audit: trainable but still up to optimizer step {self.due}, {why}: {', '.join(names[:5])}{more}")
+            print(f"audit: trainable but still up to optimizer step {self.due}, {why}: {few(names, 5)}")
 
     # what is looked at
 

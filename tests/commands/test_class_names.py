@@ -78,7 +78,7 @@ def test_other_classes(base: Path, small_shapes: Path, tmp_path: Path, capsys: p
     part = renamed(small_shapes, tmp_path / "p", ["star", "ring"])
     trained(part, tmp_path, "part", "--weights", str(base), "--transfer-weights")
     assert "2 of 2 are among the 12 of" in (out := capsys.readouterr().out)
-    assert "344 of 344 tensors taken" in out or "0 fresh" in out
+    assert "0 start fresh" in out
 
 
 def test_a_head_file_for_other_names(small_shapes: Path, tmp_path: Path) -> None:

@@ -58,7 +58,11 @@ for i in "${!freeze[@]}"; do
     fi
     outcome=0
     "$python" -m utils stages check "$weights" "$run" --max-drop "$MAX_DROP" --max-loss-jump "$MAX_LOSS_JUMP" --max-head-drop "$MAX_HEAD_DROP" || outcome=$?
-    if [ "$outcome" -gt 1 ]; then exit "$outcome"; fi # the check could not be made: a wrong limit is no collapse
+    if [ "$outcome" = 3 ]; then
+        echo "stage $((i + 1)) ($run): going on without a verdict" >&2
+    elif [ "$outcome" -gt 1 ]; then # the check could not be made: a wrong limit is no collapse
+        exit "$outcome"
+    fi
     if [ "$outcome" = 1 ]; then
         if [ "$CONTINUE" != 1 ]; then
             echo "stopped after stage $((i + 1)) ($run). Smaller steps: FREEZE=\"50 40 30 ...\"; lower rates: LR=\"0.01 0.0005 0.0002 0.00005\"; go on all the same: CONTINUE=1" >&2

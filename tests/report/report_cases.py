@@ -49,7 +49,7 @@ def change(folder: Path, what: Callable[[int, dict[str, Any]], dict[str, Any]], 
 
 
 def rise(folder: Path) -> None:
-    change(folder, lambda i, r: {"obj/head_1": 0.1 + 0.01 * i})
+    change(folder, lambda i, r: {"obj/head_1": 0.1 + 0.01 * i, "mAP": 0.3})
 
 
 def cross(folder: Path) -> None:

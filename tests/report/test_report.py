@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.report import report_cases as cases
-from tests.report.report_cases import CASES, EPOCHS, HEADS, Rows, edit, put, read, settings, tell, write
+from tests.report.report_cases import CASES, EPOCHS, HEADS, Rows, change, edit, put, read, settings, tell, write
 from tests.toy import toy as toy_words
 from tests.toy import trained
 from utils.config.train import parse
@@ -87,6 +87,26 @@ def tables(text: str) -> dict[str, list[str]]:
     """{first cell: other cells} of every row of the Markdown's tables."""
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {row[0]: row[1:] for row in cells}
+
+
+def test_a_loss_may_rise_with_the_score(good: Path, tmp_path: Path) -> None:
+    """Objectness is to be the IoU: it grows as boxes get better, and its loss with it."""
+    folder = shutil.copytree(good, tmp_path / "a")
+    change(folder, lambda i, r: {"obj/head_1": 0.1 + 0.01 * i, "val_obj/head_1": 0.1 + 0.02 * i})
+    assert found(folder, "a term rises") == []
+    change(folder, lambda i, r: {"mAP": 0.3})
+    assert len(found(folder, "a term rises")) == 2
+
+
+def test_a_run_that_ends_below_its_start_is_told(good: Path, tmp_path: Path) -> None:
+    """The best epoch is above it."""
+    folder = shutil.copytree(good, tmp_path / "a")
+    row = {c: v for c, v in read(folder / "results.csv")[0].items() if not c.startswith("lr_")}
+    write(folder / "start.csv", [{**row, "epoch": "start", "step": 0, "mAP": 0.58, "mAP50": 0.5}])
+    assert found(folder, "worse than the start") == []
+    change(folder, lambda i, r: {"mAP": 0.5 if i == EPOCHS - 1 else r["mAP"]})
+    (said,) = found(folder, "worse than the start")
+    assert said == "ended worse than it began: mAP@0.5:0.95 0.5800 at the start, 0.5000 in the last epoch"
 
 
 def test_every_number_is_that_of_the_files(toy: Path, tmp_path: Path) -> None:

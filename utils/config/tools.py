@@ -100,9 +100,12 @@ class Limits:
     max_loss_jump: float = opt(1.5, "largest ratio of the first loss to the last one before", "loss", low=0)
     max_head_drop: float = opt(0.1, "largest fall of one head's mAP@0.5", "heads", low=0, high=1)
     max_head_share: float = opt(
-        0.3, "largest fall of one head's mAP@0.5 as a share of what it was (falls within --max-drop do not count)",
-        "heads", low=0, high=1,
-    )  # fmt: skip
+        0.3, "largest fall of one head's mAP@0.5 as a share of what it was", "heads", low=0, high=1
+    )
+    max_class_drop: float = opt(0.2, "largest fall of one class's AP@0.5", "evaluation", low=0, high=1)
+    max_class_share: float = opt(
+        0.5, "largest fall of one class's AP@0.5 as a share of what it was", "evaluation", low=0, high=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +217,7 @@ STAGES = Commands(
         "table": Program(tool("stages table"), "Table of a chain of runs.", StageTable),
         "check": Program(
             tool("stages check"),
-            "Compare a stage with what it started from; exit code 1 where it got worse by more than the limits.",
+            "Compare a stage with where it began; exit code 1: worse by more than the limits, 3: nothing to compare.",
             StageCheck,
         ),
     },

@@ -72,6 +72,9 @@ def rising(run: Facts) -> Verdict:
     found = {c: t for c in (*run.terms, *(f"val_{n}" for n in run.terms)) if (t := trend(run.series(c)))}
     if not found:
         return FEW
+    score = trend(run.series("mAP"))
+    if score is not None and score.word == "rises":
+        return []  # objectness is to be the IoU, so its loss may grow as boxes get better
     return [
         f"{c} rises by {t.change:.0%} from epoch {t.first} to the last"
         for c, t in found.items()
@@ -211,9 +214,11 @@ def since_the_start(run: Facts) -> Verdict:
         return "no epoch was evaluated"
     before = run.origin.meta if isinstance(run.origin, Source) else {}
     found = judge(before, run.before, run)
-    if not found.compared:
+    if not (found.compared or found.faults or found.doubts):
         return run.origin if isinstance(run.origin, str) and not run.before else "; ".join(found.refused)
-    return found.faults
+    last, began = float(run.scored[-1]["mAP"]), run.began.get("mAP", 0.0)
+    ended = [f"ended worse than it began: mAP@0.5:0.95 {began:.4f} at the start, {last:.4f} in the last epoch"]
+    return [*(ended if last < began else []), *found.faults, *found.doubts]
 
 
 def waiting(run: Facts) -> Verdict:
@@ -245,7 +250,7 @@ RULES = (
     Rule("not better", "the first evaluated epoch of three or more is the best, or mAP@0.5:0.95 ends more than a tenth "
          "below its best", not_better),
     Rule("a term rises", f"a loss term of training or validation whose trend is more than {RISE:.0%} upwards over its "
-         f"window, with Kendall's tau of at least {STEADY}", rising),
+         f"window, with Kendall's tau of at least {STEADY}, while mAP@0.5:0.95 does not rise", rising),
     Rule("mAP falls while losses fall", f"over the window mAP@0.5:0.95 falls by more than {RISE:.0%} (tau at most "
          f"-{STEADY}) and the training loss falls", opposite),
     Rule("gap grows", f"over the window validation loss minus training loss (box, obj, cls) grows by more than "
@@ -253,10 +258,12 @@ RULES = (
     Rule("at chance", f"in the last third of the epochs the median of a term over its chance level is at least {CHANCE}"
          " (image_class: gain * ln(image classes); align: weight * ln(pairs per step)); or accuracy or retrieval ends "
          "not above its chance level", at_chance),
-    Rule("worse than the start", f"best mAP@0.5 more than {LIMITS.max_drop:g} below that of the start checkpoint; "
-         f"first loss more than {LIMITS.max_loss_jump:g} times the last one of the run before; a head's mAP@0.5 more "
-         f"than {LIMITS.max_head_drop:g} or {LIMITS.max_head_share:.0%} below that of the run before; only what was "
-         "made on the same data, at the same size and by the same rule is compared", since_the_start),
+    Rule("worse than the start", "last mAP@0.5:0.95 below that of the start; best mAP@0.5 more than "
+         f"{LIMITS.max_drop:g} or a half below it, a head's more than {LIMITS.max_head_drop:g} or "
+         f"{LIMITS.max_head_share:.0%}, a class's AP@0.5 more than {LIMITS.max_class_drop:g} or "
+         f"{LIMITS.max_class_share:.0%}; a loss more than {LIMITS.max_loss_jump:g} times that of the epoch, start or "
+         "run before; the start as measured before the first epoch, or as its checkpoint states it, where data, "
+         "size and rule are the same", since_the_start),
     Rule("weak head", "a head's mAP@0.5 in the best epoch below half the mean of the others", weak_head),
     Rule("silent class", "a class with objects whose AP@0.5 is 0 with best.pt", silent_classes),
     Rule("frozen tensors moved", "tensors of frozen modules in best.pt and last.pt against the start checkpoint, bit "

@@ -78,11 +78,7 @@ def coin_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def output_terms(
-    student: Sequence[View],
-    teacher: Sequence[View],
-    owners: tuple[Tensor, Tensor],
-    anchors: Tensor,
-    temperature: float,
+    student: Sequence[View], teacher: Sequence[View], owners: tuple[Tensor, Tensor], anchors: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """The means <...> of the class and of the box term, without gains, in float32.
 

@@ -33,7 +33,10 @@ class Flags:
         False, "start from all tensors of --weights that fit (new optimizer, epoch 0)", "model"
     )
     transfer_heads: str = opt(
-        "sliced", "heads from a plain detector's rows, or fresh", "model", choices=("sliced", "fresh")
+        "sliced",
+        "several heads begin with their classes' rows of a plain detector's head, or with random numbers",
+        "model",
+        choices=("sliced", "fresh"),
     )
 
 

@@ -39,7 +39,10 @@ class Flags:
         "visible", "what detection reads of the data YAML's pairs", "pairs", choices=("visible", "infrared", "both")
     )
     join_node: int = opt(
-        -1, "both: the module at which the infrared stem joins (-1: the last possible one at stride 4)", "pairs", low=-1
+        -1,
+        "with --modality both: module at which the infrared picture joins (-1: the last possible one at stride 4)",
+        "pairs",
+        low=-1,
     )
     pair_words: tuple[str, ...] = opt((), "how partners are found, as stored in checkpoints", "pairs", hidden=True)
     missing: str = opt("", "the picture that is taken away in test.py", "pairs", choices=("", *MISSING), hidden=True)

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from models.blocks.layers import CBAM
 from models.class_names import Columns
 from models.head import AnchorHead, Part, Rows, View, folded_rows, prior_biases
-from models.loss import (
-    Criterion,
-    LossSettings,
-)
+from models.loss import Criterion, LossSettings
 from patches.multihead.head_file import HeadTable
 from patches.multihead.loss import MultiHeadLoss, SummedHeadLoss
 from utils.seams import State

@@ -178,10 +178,7 @@ def members(opening: Opening, model: Detector) -> Iterator[tuple[str, nn.Module]
 
 
 def check_cover(
-    openings: Sequence[Opening],
-    stages: Sequence[Sequence[tuple[str, nn.Module]]],
-    held: set[int],
-    model: Detector,
+    openings: Sequence[Opening], stages: Sequence[Sequence[tuple[str, nn.Module]]], held: set[int], model: Detector
 ) -> None:
     """Every module with parameters in exactly one stage, or frozen by --freeze and in none; something at epoch 0."""
     epochs: dict[str, int] = {}

@@ -40,11 +40,14 @@ class Flags:
     )
     mtl_tasks: tuple[str, ...] = opt(
         (),
-        "the tasks: detection, box, obj, cls, heads, head names, terms, box+obj; else detection image_class",
+        "losses to weigh against each other: detection, box, obj, cls, heads, a head's or a term's name, or sums as "
+        "box+obj (default: detection image_class)",
         "tasks",
         nargs="+",
     )
-    mtl_weights: tuple[float, ...] = opt((), "with fixed: the weight of each task (else 1)", "tasks", nargs="+")
+    mtl_weights: tuple[float, ...] = opt(
+        (), "with --mtl fixed: the weight of each task (default: 1)", "tasks", nargs="+"
+    )
     uncertainty_lr: float = opt(0.025, "rate of the log variances", "tasks", low=0)
     gradnorm_alpha: float = opt(1.5, "pull towards equal pace, 0: equal gradient norms", "tasks", low=0)
     gradnorm_lr: float = opt(0.025, "rate of the weights", "tasks", low=0)

@@ -46,19 +46,28 @@ def iou_family(ref: Reference, family: str, what: str) -> Found:
     if what == "values":
         matrix = arrays["box_iou_matrix"]
         corners = [boxes.xywh_to_xyxy(torch.from_numpy(arrays[k]))[:n] for k, n in (("xywh", 20), ("xywh2", 16))]
-        yield "matrix", differ(boxes.box_iou(*corners).numpy()[~np.isnan(matrix)], matrix[~np.isnan(matrix)])
+        yield (
+            "matrix",
+            differ(
+                boxes.paired_iou(corners[0][:, None], corners[1]).numpy()[~np.isnan(matrix)], matrix[~np.isnan(matrix)]
+            ),
+        )
+
+
+def centred(input_hw: tuple[int, int], native_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(gain_x, gain_y, pad_x, pad_y) of a native image centred in the input at the largest size that fits."""
+    gain = min(input_hw[0] / native_hw[0], input_hw[1] / native_hw[1])
+    return gain, gain, (input_hw[1] - native_hw[1] * gain) / 2, (input_hw[0] - native_hw[0] * gain) / 2
 
 
 def conversions(ref: Reference, family: str) -> Found:
     arrays = ref.npz(f"geometry/{family}.npz")
-    xywh, xyxy = torch.from_numpy(arrays["xywh"]), torch.from_numpy(arrays["xywh2xyxy"])
-    yield "xywh to xyxy", unequal(boxes.xywh_to_xyxy(xywh), xyxy)
-    yield "xyxy to xywh", unequal(boxes.xyxy_to_xywh(xyxy), arrays["xyxy2xywh"])
+    yield "xywh to xyxy", unequal(boxes.xywh_to_xyxy(torch.from_numpy(arrays["xywh"])), arrays["xywh2xyxy"])
     moved = boxes.xywhn_to_xyxy(torch.from_numpy(arrays["xywhn"]), 640, 480, 7, 3)
     yield "0..1 to pixels", unequal(moved, arrays["xywhn2xyxy_w640_h480_padw7_padh3"])
     for case in ref.json(f"geometry/{family}.json")["scale"]:
         native = tuple(case["img0_shape"])
-        gain_pad = boxes.letterbox_gain_pad(tuple(case["img1_shape"]), native)
+        gain_pad = centred(tuple(case["img1_shape"]), native)
         if case["ratio_pad"]:
             gain_pad = (*case["ratio_pad"][0], *case["ratio_pad"][1])
         found = boxes.to_native(torch.from_numpy(arrays["boxes_xyxy"]), gain_pad, native)

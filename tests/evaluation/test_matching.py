@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.evaluation.test_ap import coco_by_definition, v5_by_definition, v7_by_definition
 from utils.evaluation import matching
-from utils.evaluation.boxes import box_iou
+from utils.evaluation.boxes import paired_iou
 from utils.evaluation.matching import confusion_matrix, find_pairs, meeting, tp_table
 
 Scene = tuple[list[Tensor], list[Tensor]]
@@ -41,7 +41,7 @@ def flat(dets: list[Tensor], gts: list[Tensor]) -> tuple[Tensor, NDArray[Any], T
 def confusion_by_definition(det: Tensor, gt: Tensor, nc: int, rule: str) -> NDArray[Any]:
     """One image: rounds of picking, written out."""
     sure = [i for i in range(len(det)) if det[i, 4] > 0.25]
-    iou = box_iou(det[:, :4], gt[:, 1:]).tolist()
+    iou = paired_iou(det[:, None, :4], gt[:, 1:]).tolist()
     takers: dict[int, tuple[float, int]] = {}
     for i in sure:
         best = max(iou[i], default=0.0)
@@ -87,7 +87,7 @@ def test_true_positives_of_a_data_set_equal_the_definition(
             want.append(np.zeros((len(det), 10), bool))
             continue
         a, b = det[:, :4], gt[:, 1:]
-        iou = box_iou(a.double(), b.double()) if rule == "coco" else box_iou(a, b)
+        iou = paired_iou(a[:, None].double(), b.double()) if rule == "coco" else paired_iou(a[:, None], b)
         want.append(slow(iou.numpy(), det[:, 5].numpy(), gt[:, 0].numpy()))
     assert 0.1 < np.concatenate(want).mean() < 0.6
     np.testing.assert_array_equal(got, np.concatenate(want))

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.head import Part
 from tests.shared import shared
 from utils.evaluation import nms as module
-from utils.evaluation.boxes import box_iou
+from utils.evaluation.boxes import paired_iou
 from utils.evaluation.nms import nms
 
 
@@ -29,7 +29,7 @@ def random_pred(seed: int, images: int, boxes: int, nc: int) -> Tensor:
 def by_definition(rows: Tensor, iou_thres: float) -> Tensor:
     """Greedy, one row after the other. rows [K,6] sorted."""
     kept: list[int] = []
-    iou = box_iou(rows[:, :4].double(), rows[:, :4].double())
+    iou = paired_iou(rows[:, None, :4].double(), rows[:, :4].double())
     for i in range(len(rows)):
         if not any(rows[i, 5] == rows[j, 5] and iou[i, j] > iou_thres for j in kept):
             kept.append(i)
@@ -52,7 +52,7 @@ def plainly(parts: list[Part], i: int, conf: float, iou: float, o: dict[str, Any
     rows = torch.tensor(found).reshape(-1, 6)
     agnostic, offset = o.get("agnostic", False), o.get("offset")
     place = rows[:, :4].double() if offset is None else rows[:, :4] + rows[:, 5:] * (0 if agnostic else offset)
-    meet = box_iou(place, place) > iou
+    meet = paired_iou(place[:, None], place) > iou
     if offset is None and not agnostic:
         meet &= rows[:, 5:] == rows[:, 5]
     kept: list[int] = []

@@ -52,8 +52,7 @@ ROWS = {  # by the patch's name; a second row of one patch has a word behind it
     "joint": Row("--classify --cls-weights balanced --cls-dropout .5 --mosaic 0", off="--classify --cls-gain 0"),
     "dual_backbone": Row("--dual-backbone same --mosaic 0", off="--dual-backbone same --dual-gain 0"),
     "weighting": Row(
-        "--mtl gradnorm --mtl-tasks box obj cls --gradnorm-every 2",
-        off="--mtl fixed --mtl-tasks box obj cls",
+        "--mtl gradnorm --mtl-tasks box obj cls --gradnorm-every 2", off="--mtl fixed --mtl-tasks box obj cls"
     ),
     "weighting by-uncertainty": Row(
         "--mtl uncertainty --mtl-tasks box obj cls --nominal-batch 8",

@@ -15,11 +15,13 @@ class Options(Place, SavedLabels, Thresholds, Size, TrainedTogether, Device):
         "start",
         required=True,
     )
-    classes: tuple[int, ...] = opt((), "only these classes", "evaluation", nargs="+", low=0)
-    agnostic_nms: bool = opt(False, "suppress across classes", "evaluation")
+    classes: tuple[int, ...] = opt((), "only these classes, by number", "evaluation", nargs="+", low=0)
+    agnostic_nms: bool = opt(
+        False, "NMS across classes: overlapping boxes of different classes count as one", "evaluation"
+    )
     on_missing_pair: str = opt(
         "error",
-        "a model that reads infrared: an image without partner is an error, or detected beside a grey one",
+        "for a model that reads infrared: an image without its partner is an error, or is given a grey one",
         "pairs",
         choices=("error", "single"),
     )

@@ -9,9 +9,9 @@ from utils.system.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Size, Trained):
-    data: str = opt("", "data YAML of the real images (default: that of the training)", "data")
+    data: str = opt("", "data YAML; some of its images try the written file (default: that of the training)", "data")
     batch_size: str = opt("1", "images at a time: a number, or dynamic", "evaluation")
-    only_det: bool = opt(False, "the detector without its branches", "model")
+    only_det: bool = opt(False, "leave out what --classify or --dual-backbone added to the detector", "model")
     out: str = opt("", "file to write (default: the weights' name with .onnx)", "saving")
     exist_ok: bool = opt(False, "replace the file", "saving")
 

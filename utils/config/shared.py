@@ -25,7 +25,7 @@ class Device:
 class Trained:
     """A model that is there already."""
 
-    weights: str = opt("", "checkpoint, ours or YOLOv5's or YOLOv7's", "model", required=True)
+    weights: str = opt("", "checkpoint of this program, YOLOv5 or YOLOv7", "model", required=True)
     cfg: str = opt("", "model YAML, for weights that carry none", "model")
 
 
@@ -34,7 +34,7 @@ class TrainedTogether:
     """One model that is there already, or several whose detections are put together."""
 
     weights: tuple[str, ...] = opt(
-        (), "checkpoint, ours or YOLOv5's or YOLOv7's; of several, detections of all before NMS", "model",
+        (), "checkpoint of this program, YOLOv5 or YOLOv7; of several, what all find is put together", "model",
         required=True, nargs="+",
     )  # fmt: skip
     cfg: str = opt("", "model YAML, for weights that carry none", "model")
@@ -49,13 +49,19 @@ class TrainedTogether:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    img_size: int | None = opt(None, "pixels (default: as in training)", "evaluation", low=32)
+    img_size: int | None = opt(None, "size of the input, pixels (default: as in training)", "evaluation", low=32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    conf_thres: float = opt(0.25, "lowest confidence", "evaluation", low=0, high=1)
-    iou_thres: float | None = opt(None, "IoU of NMS (default: 0.45)", "evaluation", low=0, high=1)
+    conf_thres: float = opt(0.25, "leave out detections below this confidence", "evaluation", low=0, high=1)
+    iou_thres: float | None = opt(
+        None,
+        "NMS: boxes of a class that overlap by more than this IoU count as one (default: 0.45)",
+        "evaluation",
+        low=0,
+        high=1,
+    )
 
     @property
     def nms_iou(self) -> float:
@@ -64,5 +70,5 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedLabels:
-    save_txt: bool = opt(False, "write detections as label files", "saving")
+    save_txt: bool = opt(False, "write detections as label files, a text file for each picture", "saving")
     save_conf: bool = opt(False, "with --save-txt: confidence as last column", "saving")

@@ -80,7 +80,7 @@ class Config(Place, Device):
     image_weights: bool = opt(False, "draw training images by how badly their classes are found", "data")
     multi_scale: bool = opt(False, "vary the training size by +-50 %%", "augmentation")
     single_cls: bool = opt(False, "treat all classes as one", "data")
-    quad: bool = opt(False, "collate four images into one of twice the size, now and then", "augmentation")
+    quad: bool = opt(False, "join four images into one of twice the size, now and then", "augmentation")
     close_mosaic: int = opt(
         0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", "augmentation", low=0
     )
@@ -149,7 +149,7 @@ class Config(Place, Device):
         False, "check that what trains, moves and stands still is what was declared; else stop", "freezing", place=True
     )
     max_det: int = opt(300, "detections kept of a validation picture", "evaluation", low=1)
-    v5_metric: bool = opt(False, "YOLOv5's recall sentinel in AP", "evaluation")
+    v5_metric: bool = opt(False, "end the precision-recall curve at recall 1, as YOLOv5 does", "evaluation")
     match: str = opt("coco", "rule that matches detections to boxes", "evaluation", choices=MATCHES)
     project: str = again(Place, "project", "runs/train")
     seed: int = opt(0, "random seed", "start", low=0)
@@ -167,7 +167,7 @@ class Config(Place, Device):
     obj: float = hyper(0.7, "objectness loss gain, for 640 px and 3 levels", "loss")
     obj_pw: float = hyper(1.0, "weight of positive objectness targets", "loss")
     iou_t: float = hyper(
-        0.2, "IoU threshold of training (kept for the file format; unused by both assignments)", "loss", high=1
+        0.2, "IoU threshold of training (a key of YOLOv5's and YOLOv7's files; has no effect)", "loss", high=1
     )
     anchor_t: float = hyper(4.0, "largest side ratio between a box and its anchor", "loss", low=1)
     fl_gamma: float = hyper(0.0, "focal loss exponent", "loss")

@@ -1,4 +1,4 @@
-"""Boxes: conversions between forms, between the native image and the network's input, clipping, and the IoU matrix.
+"""Boxes: conversions between forms, between the native image and the network's input, clipping, and IoU.
 
 Forms (last axis 4): `xyxy` = corners x1, y1, x2, y2; `xywh` = centre x, y, width, height. A trailing `n` means
 normalised to 0..1 of an image, otherwise pixels. A conversion takes a tensor or an array and returns a new one.
@@ -31,14 +31,6 @@ def xywh_to_xyxy(boxes: Array) -> Array:
     return out
 
 
-def xyxy_to_xywh(boxes: Array) -> Array:
-    """[..., 4] corner form -> centre form, any unit."""
-    out = _copy(boxes)
-    out[..., 0:2] = (boxes[..., 0:2] + boxes[..., 2:4]) / 2
-    out[..., 2:4] = boxes[..., 2:4] - boxes[..., 0:2]
-    return out
-
-
 def xywhn_to_xyxy(boxes: Array, width: float, height: float, pad_x: float = 0.0, pad_y: float = 0.0) -> Array:
     """[..., 4] centre form in 0..1 of a `width` x `height` image -> corners in pixels, moved by the padding."""
     out = xywh_to_xyxy(boxes)
@@ -53,12 +45,6 @@ def clip(boxes: Array, width: float, height: float) -> Array:
     out[..., 0::2] = boxes[..., 0::2].clip(0, width)
     out[..., 1::2] = boxes[..., 1::2].clip(0, height)
     return out
-
-
-def letterbox_gain_pad(input_hw: tuple[int, int], native_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(gain_x, gain_y, pad_x, pad_y) of a native image centred in the input at the largest size that fits."""
-    gain = min(input_hw[0] / native_hw[0], input_hw[1] / native_hw[1])
-    return gain, gain, (input_hw[1] - native_hw[1] * gain) / 2, (input_hw[0] - native_hw[0] * gain) / 2
 
 
 def to_native(boxes: Array, gain_pad: Sequence[float], native_hw: tuple[int, int]) -> Array:
@@ -82,8 +68,3 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def _area(size: Tensor) -> Tensor:
     return size[..., 0] * size[..., 1]
-
-
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Corners [N, 4] and [M, 4] in one frame -> IoU [N, M] in 0..1."""
-    return paired_iou(a[:, None], b[None])

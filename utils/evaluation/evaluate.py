@@ -201,12 +201,7 @@ class _Found:
         self.batches: list[_Seen] = []
 
     def add(
-        self,
-        batch: Batch,
-        dets: list[Tensor],
-        losses: dict[str, Tensor],
-        observed: dict[str, Tensor],
-        single_cls: bool,
+        self, batch: Batch, dets: list[Tensor], losses: dict[str, Tensor], observed: dict[str, Tensor], single_cls: bool
     ) -> None:
         """One batch as loaded; dets: per image [n,6] in input pixels."""
         height, width = batch["image"].shape[2:]

@@ -206,10 +206,7 @@ def losses(run: Facts) -> list[Section]:
     terms = run.terms
     if not terms:
         return [Section("Loss terms", [Text(f"{UNMEASURED}: no epoch is finished")])]
-    blocks: list[Block] = [
-        Text(RULES_OF_TREND),
-        over_epochs(run, terms, True),
-    ]
+    blocks: list[Block] = [Text(RULES_OF_TREND), over_epochs(run, terms, True)]
     validation = [c for c in run.columns if c.startswith("val_")]
     blocks += [Text("The same on the validation images"), over_epochs(run, validation, True)]
     return [Section("Loss terms", blocks)]

@@ -115,11 +115,7 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
         for name in ("result.yaml", START, START_CLASSES):  # of a run that --exist-ok replaces
             (run.dir / name).unlink(missing_ok=True)
         fingerprint.write_listing(run.dir / manifest.NAME, contents.listing)
-    record.write_run_yaml(
-        run.dir / "run.yaml",
-        {**where, **settings, **inputs},
-        run.meta["spec"],
-    )
+    record.write_run_yaml(run.dir / "run.yaml", {**where, **settings, **inputs}, run.meta["spec"])
     keep_in(run.dir, fresh=True)
     if run.cfg.replay:
         replay.announce(Path(run.cfg.replay), run.dir)

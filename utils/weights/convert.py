@@ -20,14 +20,7 @@ from utils import seams
 from utils.config.tools import CONVERT
 from utils.system.errors import UserError, fail
 from utils.system.table import few
-from utils.weights.checkpoint import (
-    build_detector,
-    channels_of,
-    detection_alone,
-    lasting,
-    save_checkpoint,
-    try_own,
-)
+from utils.weights.checkpoint import build_detector, channels_of, detection_alone, lasting, save_checkpoint, try_own
 from utils.weights.foreign import ForeignCheckpoint, as_meta, describe, read_foreign
 from utils.weights.guess import Guess, guess_model
 

@@ -29,17 +29,7 @@ def test_voc_boxes_are_cut_counted_and_kept_in_their_folders(tmp_path: Path, com
     voc(source / "val", "2.xml", ("person", 210, 0, 220, 10))
     voc(source / "val", "3.xml")
     done = command_line(
-        "-m",
-        "utils",
-        "voc2yolo",
-        str(source),
-        "--out",
-        str(out),
-        "--classes",
-        "car",
-        "person",
-        "--ignore",
-        "dog",
+        "-m", "utils", "voc2yolo", str(source), "--out", str(out), "--classes", "car", "person", "--ignore", "dog"
     )
     assert done.returncode == 0, done.stderr
     assert "3 files, 2 objects, 1 without area, 1 ignored" in done.stdout
@@ -56,16 +46,7 @@ def test_voc_boxes_are_cut_counted_and_kept_in_their_folders(tmp_path: Path, com
 def test_bbgt_text(tmp_path: Path, command_line: CommandLine) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/I0.txt").write_text("% bbGt version=3\nperson 64 128 32 64 0 0 0 0 0 0 0\n\npeople 0 0 9 9 0\n")
-    words = [
-        "-m",
-        "utils",
-        "voc2yolo",
-        str(tmp_path / "a"),
-        "--out",
-        str(tmp_path / "o"),
-        "--classes",
-        "person",
-    ]
+    words = ["-m", "utils", "voc2yolo", str(tmp_path / "a"), "--out", str(tmp_path / "o"), "--classes", "person"]
     assert "give --size" in command_line(*words, "--ignore", "people").stderr
     assert "I0.txt: class 'people' is neither" in command_line(*words, "--size", "640", "512").stderr
     done = command_line(*words, "--ignore", "people", "--size", "640", "512")

@@ -101,7 +101,7 @@ def strip(proto: Any) -> None:
         del part.metadata_props[:]
 
 
-def describe(module: Exported, meta: Mapping[str, Any], size: int, weights: str) -> dict[str, str]:
+def describe(module: Exported, meta: Mapping[str, object], size: int, weights: str) -> dict[str, str]:
     """The metadata."""
     found = {
         "names": meta["names"],
@@ -115,7 +115,7 @@ def describe(module: Exported, meta: Mapping[str, Any], size: int, weights: str)
     return {key: json.dumps(value) for key, value in found.items()}
 
 
-def real_images(path: str, meta: Mapping[str, Any], weights: str, size: int, count: int) -> Tensor:
+def real_images(path: str, meta: Mapping[str, object], weights: str, size: int, count: int) -> Tensor:
     """The first validation images of a data YAML, [count,C,size,size] in 0..1; few images are repeated."""
     spec = read_data(path)
     check_channels(spec.channels, meta, Path(weights), path)

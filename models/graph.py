@@ -99,7 +99,7 @@ class Graph(nn.Module):
         self.model = nn.ModuleList(modules)
         self.last_reader = {s: i for i, source in enumerate(self.sources) for s in source}
 
-    def run_row(self, i: int, module: nn.Module, kept: dict[int, Any]) -> None:
+    def run_row(self, i: int, module: nn.Module, kept: dict[int, object]) -> None:
         """Row i from the outputs of the rows it reads to its own; those that nobody reads later are dropped."""
         inputs = [kept[s] for s in self.sources[i]]
         for s in self.sources[i]:
@@ -111,7 +111,7 @@ class Graph(nn.Module):
 class Backbone(Graph):
     """The backbone of a model YAML by itself: image [B,3,H,W] -> output of its last row [B,out_channels,h,w]."""
 
-    def __init__(self, spec: Mapping[str, Any], builders: Mapping[str, Build] = LAYERS, channels: int = 3) -> None:
+    def __init__(self, spec: Mapping[str, object], builders: Mapping[str, Build] = LAYERS, channels: int = 3) -> None:
         super().__init__(spec, ("backbone",), 1, builders, channels)
         self.out_channels = int(cast(int, self.model[-1].out_channels))
 

@@ -163,7 +163,7 @@ class DetectionLoss(Criterion):
         group, groups = target[:, 0].long(), len(raws[0])
         return drop_idle(ota_rows(rows, look(raws, rows), target, group, groups, self.anchors, self.stride, size, most))
 
-    def forward(self, det: Any, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
+    def forward(self, det: object, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
         raws = raw_levels(det, self.anchors, 5 + self.nc)
         s, grids = self.settings, grids_of(raws)
         rows, runs = by_cell(self.assign(raws, target, most), raws)

@@ -24,7 +24,7 @@ class GraphError(ValueError):
     """A model YAML that cannot be built; the message names the row."""
 
 
-def parse_word(word: Any, known: Mapping[str, Any]) -> Any:
+def parse_word(word: object, known: Mapping[str, object]) -> Any:
     """One YAML argument: numbers and lists as they are, words looked up among `known`, None/True/False and
     activations."""
     if isinstance(word, list):
@@ -53,7 +53,7 @@ def parse_activation(name: str, text: str) -> nn.Module:
         raise GraphError(f"cannot read the activation nn.{name}({text})") from None
 
 
-def check_rows(spec: Mapping[str, Any], part: str) -> list[Any]:
+def check_rows(spec: Mapping[str, object], part: str) -> list[Any]:
     """The rows of `backbone` or `head`, each checked to be [from, number, module, args]."""
     rows = spec.get(part)
     if not isinstance(rows, list) or not rows:
@@ -73,7 +73,7 @@ def whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_settings(spec: Mapping[str, Any]) -> None:
+def check_settings(spec: Mapping[str, object]) -> None:
     """The keys beside the rows."""
     for key in OTHER_NETWORK.keys() & spec.keys():
         raise GraphError(f"the key {key!r} is not known here: {OTHER_NETWORK[key]}")

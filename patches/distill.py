@@ -166,7 +166,7 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
         )
 
 
-def matched(names: Sequence[str], meta: Mapping[str, Any], path: str, teacher: Detector) -> list[int]:
+def matched(names: Sequence[str], meta: Mapping[str, object], path: str, teacher: Detector) -> list[int]:
     """Number at the teacher of each class of the data; its detections have the data's numbers from now on. UserError
     where the teacher has other classes."""
     names = names if len(names) == teacher.nc else ["item"]  # all as one: --single-cls

@@ -178,7 +178,7 @@ class Rates(Protocol):
     def warmup(self) -> int:
         """Steps."""
 
-    def rate(self, step: int, group: Mapping[str, Any]) -> float: ...
+    def rate(self, step: int, group: Mapping[str, object]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ class Patches(nn.ModuleDict):
         """The columns that `figures` fill."""
         return [m for p in self.values() if isinstance(p, Patch) for m in p.metrics]
 
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, object]:
         """{PATCH.FLAG: its default}."""
         own = [
             (name, p.flags) for name, p in self.items() if isinstance(p, Patch) and dataclasses.is_dataclass(p.flags)
@@ -336,7 +336,7 @@ def kinds(names: Iterable[str]) -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"patches.{place}") for name, place in known.items() if name in wanted}
 
 
-def switched_on(flags: Mapping[str, Mapping[str, Any]]) -> Patches:
+def switched_on(flags: Mapping[str, Mapping[str, object]]) -> Patches:
     """The patches of a command line, {name: the flags it gives}. Their random numbers do not shift the base's."""
     with torch.random.fork_rng(devices=[]):
         return Patches({name: kind.patch(kind.Flags(**flags[name])) for name, kind in kinds(flags).items()})
@@ -348,7 +348,7 @@ def revive(records: Records) -> Patches:
     return Patches({name: module.patch(module.Flags(**plain(records[name]))) for name, module in modules.items()})
 
 
-def plain(record: Mapping[str, Any]) -> dict[str, Any]:
+def plain(record: Mapping[str, object]) -> dict[str, Any]:
     """YAML gives lists where flags hold tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
 

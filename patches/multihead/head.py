@@ -118,7 +118,7 @@ class MultiHeadDetect(AnchorHead):
 class MultiHeadDetectAttn(MultiHeadDetect):
     """With one CBAM per head and level before its convolution, `attentions.{head}.{level}`."""
 
-    def __init__(self, c1: Sequence[int], nc: int, anchors: Any, *, table: HeadTable, loss: str) -> None:
+    def __init__(self, c1: Sequence[int], nc: int, anchors: object, *, table: HeadTable, loss: str) -> None:
         super().__init__(c1, nc, anchors, table=table, loss=loss)
         self.attentions = nn.ModuleList(nn.ModuleList(CBAM(c, c) for c in c1) for _ in table.groups)
 

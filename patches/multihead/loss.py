@@ -1,7 +1,6 @@
 """The loss of several heads, on the scale of one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +69,7 @@ class MultiHeadLoss(Criterion):
         size = image_size(grids[0], self.finest, s.square_ota)
         return drop_idle(ota_rows(rows, pred, target, group, groups, self.anchors, self.stride, size, most))
 
-    def forward(self, det: Any, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
+    def forward(self, det: object, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
         raws = raw_levels(det, self.anchors, self.table.starts[-1])
         s, nc, grids = self.settings, self.table.nc, grids_of(raws)
         head_of = self.owner[target[:, 1].long()]  # [N]

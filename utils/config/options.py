@@ -51,7 +51,7 @@ TYPES: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float,
 KINDS = {int: "a whole number", float: "a number"}
 
 
-def opt(default: Any, help: str, topic: str = "start", **meta: Any) -> Any:
+def opt(default: object, help: str, topic: str = "start", **meta: object) -> Any:
     """A dataclass field that is an option. meta: low, high, choices, nargs, const, negatable (--no-NAME too), hidden,
     positional, required, repeated (given several times), hyp (a key of the --hyp file too), place (says where or how
     fast, not what comes out)."""
@@ -65,7 +65,7 @@ def hyper(default: float, help: str, topic: str, low: float = 0.0, high: float =
     return opt(default, help, topic, hyp=True, low=low, high=high)
 
 
-def again(schema: type, name: str, default: Any, **meta: Any) -> Any:
+def again(schema: type, name: str, default: object, **meta: object) -> Any:
     """The option of another dataclass with another default."""
     return field(default=default, metadata={**schema.__dataclass_fields__[name].metadata, **meta})  # type: ignore[attr-defined]
 
@@ -74,7 +74,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def kind_of(hint: Any) -> Any:
+def kind_of(hint: object) -> Any:
     """The type of one value: `int` of `int`, `int | None` and `tuple[int, ...]`."""
     if get_origin(hint) in (Union, types.UnionType):
         return next(arg for arg in get_args(hint) if arg is not type(None))
@@ -87,7 +87,7 @@ def check_ranges(values: Any) -> None:
         check_range(f, getattr(values, f.name))
 
 
-def check_range(f: dataclasses.Field[Any], value: Any, name: str = "") -> None:
+def check_range(f: dataclasses.Field[object], value: object, name: str = "") -> None:
     """name: how the message calls the option (default: its flag). The default of an option is always allowed."""
     if value == f.default:
         return
@@ -138,7 +138,7 @@ class Program(Generic[T]):
     schemas: Mapping[str, type] = field(default_factory=dict)
     rest: str = ""
 
-    def fields(self) -> list[tuple[dataclasses.Field[Any], Any]]:
+    def fields(self) -> list[tuple[dataclasses.Field[object], object]]:
         """(option, its type) of all dataclasses."""
         found = []
         for schema in (self.options, *self.schemas.values()):
@@ -155,7 +155,7 @@ class Program(Generic[T]):
         flags = self.parted(values)
         return Given(self.options(**values), names, flags, rest)
 
-    def parted(self, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def parted(self, values: dict[str, object]) -> dict[str, dict[str, Any]]:
         """What belongs to the further dataclasses, taken out of the values."""
         return {
             name: {f.name: values.pop(f.name) for f in dataclasses.fields(schema) if f.name in values}
@@ -369,7 +369,7 @@ def say(text: str) -> None:
         print(note("command line", text))
 
 
-def restored(schema: type[T], values: Any, where: str) -> T:
+def restored(schema: type[T], values: object, where: str) -> T:
     """A dataclass of options from the plain values of a YAML file. Unknown keys and values of another type or out of
     range are errors that name `where` and the key."""
     hints = get_type_hints(schema)

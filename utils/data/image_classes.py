@@ -18,7 +18,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +58,7 @@ class ClassSource:
         return f"the image classes are kept elsewhere ({self.where})" if self.names else WITHOUT_NAMES
 
 
-def read_source(yaml: Path, content: Mapping[str, Any], root: Path) -> ClassSource:
+def read_source(yaml: Path, content: Mapping[str, object], root: Path) -> ClassSource:
     """The keys of a data YAML, checked. Errors: UserError with file and key."""
     names, table, folder = (content.get(key) for key in KEYS)
     if names is None:

@@ -161,7 +161,7 @@ def read_data(path: str | Path) -> DataSpec:
     )  # fmt: skip
 
 
-def _channels(source: Path, content: dict[str, Any]) -> tuple[int, bool]:
+def _channels(source: Path, content: dict[str, object]) -> tuple[int, bool]:
     """`channels` and whether they are red, green and blue."""
     channels = content.get("channels", 3)
     colour = content.get("color", "rgb" if channels == 3 else "none")
@@ -184,7 +184,7 @@ def _scale(source: Path, scale: Any) -> Scale | None:
     return float(scale[0]), float(scale[1])
 
 
-def _download(content: dict[str, Any]) -> str:
+def _download(content: dict[str, object]) -> str:
     """What the YAML says about where its data can be had, for an error about files that are not there."""
     said = content.get("download")
     if not isinstance(said, str) or not said.strip():
@@ -194,7 +194,7 @@ def _download(content: dict[str, Any]) -> str:
     return f"nothing is downloaded here; the file's own `download:` says:\n  {quoted[:2000]}"
 
 
-def _names(source: Path, content: dict[str, Any], root: Path, download: str) -> tuple[str, ...]:
+def _names(source: Path, content: dict[str, object], root: Path, download: str) -> tuple[str, ...]:
     """The classes, of the key `names`, or of the training annotations where these are one COCO file."""
     names, train = content.get("names"), content["train"]
     if names in (None, "", [], {}):

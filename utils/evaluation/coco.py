@@ -152,7 +152,7 @@ def to_entries(paths: Sequence[str], detections: Sequence[Tensor], ids: Ids) -> 
     )
 
 
-def numbered(anno_json: str | Path, out: Path) -> tuple[dict[Any, int], dict[Any, int]]:
+def numbered(anno_json: str | Path, out: Path) -> tuple[dict[object, int], dict[object, int]]:
     """The annotation file with numbers for its ids, written to `out`; the numbers of images and of categories."""
     content = _read(Path(anno_json))
     images, categories = ({row["id"]: i for i, row in enumerate(content[key], 1)} for key in ("images", "categories"))

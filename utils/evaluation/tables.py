@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +101,7 @@ def write_labels(result: Result, sizes: npt.NDArray[np.int64], outputs: Outputs,
     outputs.tell_numbered()
 
 
-def write_figures(result: Result, outputs: Outputs, how: Mapping[str, Any]) -> None:
+def write_figures(result: Result, outputs: Outputs, how: Mapping[str, object]) -> None:
     """metrics.yaml, per_class.csv and confusion.csv. how: by which settings they were measured."""
     row = {k: None if np.isnan(v) else float(v) for k, v in result.row.items()}
     heads = {k: {"mAP50": number(h.map50), "mAP": number(h.map), "objects": h.n_gt} for k, h in result.per_head.items()}

@@ -51,7 +51,7 @@ def widened(image: Image) -> Image:
     return image if image.dtype == np.uint16 else np.multiply(image, 257, dtype=np.uint16)
 
 
-def by_groups(image: Image, function: Callable[[Image], Any]) -> Image:
+def by_groups(image: Image, function: Callable[[Image], object]) -> Image:
     """function, one of OpenCV's for 1, 3 or 4 channels, of all channels."""
     if image.shape[2] in (3, 4):
         return np.asarray(function(image), image.dtype)

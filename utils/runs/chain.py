@@ -72,7 +72,7 @@ def stage_table(stages: Sequence[Facts]) -> tuple[list[list[str]], str]:
     return rows, "\n".join([note, *(gap for run in stages for gap in run.gaps)])
 
 
-def judge(start: Mapping[str, Any], before: Facts | None, now: Facts, limits: Limits = Limits()) -> Judgement:  # noqa: B008
+def judge(start: Mapping[str, object], before: Facts | None, now: Facts, limits: Limits = Limits()) -> Judgement:  # noqa: B008
     """The stage `now` against where it began: what it measured before its first epoch; for want of that against what
     the checkpoint with the description `start` states and the run that wrote it, where they can be compared."""
     if not now.best:

@@ -357,7 +357,7 @@ class Facts:
         return f"unfinished: {why} after {done}; last.pt is of step {last.meta.get('step', '?')}"
 
 
-def conditions(config: Mapping[str, Any], data: Mapping[str, Any], match: object) -> dict[str, str]:
+def conditions(config: Mapping[str, object], data: Mapping[str, object], match: object) -> dict[str, str]:
     """What two values of mAP must share to be compared; empty where it is not stated."""
     size = config.get("img_size") or ""
     rule = f"{match}{', recall to 1' if config.get('v5_metric') else ''}" if match else ""

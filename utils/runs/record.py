@@ -47,7 +47,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, object]:
     """Where a run computes; its last digits may depend on any of this."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -67,7 +67,7 @@ def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, 
     return {"environment": environment(), "device": {**machine(device), "dtype": str(dtype).removeprefix("torch.")}}
 
 
-def changed(then: Mapping[str, Any], now: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
+def changed(then: Mapping[str, object], now: Mapping[str, object], without: Sequence[str] = ()) -> list[str]:
     """A line per condition that is another one now. without: conditions that do not count."""
     lines = []
     for section in ("environment", "device"):
@@ -79,7 +79,7 @@ def changed(then: Mapping[str, Any], now: Mapping[str, Any], without: Sequence[s
     return lines
 
 
-def shown_condition(values: Mapping[str, Any], key: str) -> str:
+def shown_condition(values: Mapping[str, object], key: str) -> str:
     text = str(values[key]) if key in values else "not recorded"
     return text[:12] if key == "code" else text
 
@@ -108,7 +108,7 @@ def git_state() -> str:
     return out.stdout.strip()
 
 
-def write_run_yaml(path: Path, sections: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+def write_run_yaml(path: Path, sections: Mapping[str, object], model: Mapping[str, object]) -> None:
     """run.yaml: command line and the folder where it was given, the given sections (conditions, configuration, patches,
     fingerprints, ...), and the model YAML with a row per line."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -116,13 +116,13 @@ def write_run_yaml(path: Path, sections: Mapping[str, Any], model: Mapping[str, 
     write_text(path, as_yaml(content) + as_yaml({"model": model}, None))
 
 
-def as_yaml(content: Mapping[str, Any], flow: bool | None = False) -> str:
+def as_yaml(content: Mapping[str, object], flow: bool | None = False) -> str:
     """YAML of plain values: tuples become lists, version objects text. flow None: innermost lists on one line."""
     plain = json.loads(json.dumps(content, default=str))
     return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=flow))
 
 
-def as_csv(row: Mapping[str, Any], head: bool = True) -> str:
+def as_csv(row: Mapping[str, object], head: bool = True) -> str:
     """A row of a table, with its head above it."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(row), lineterminator="\n")
@@ -152,13 +152,13 @@ class Results:
         if text.exists():
             write_text(text, "".join(whole_lines(text)[:keep_epochs]))
 
-    def append(self, name: str, row: Mapping[str, Any]) -> None:
+    def append(self, name: str, row: Mapping[str, object]) -> None:
         """One row of a CSV; the header is written with the first."""
         file = self.folder / name
         fresh = not file.exists() or file.stat().st_size == 0
         append_text(file, as_csv(row, head=fresh))
 
-    def append_text(self, row: Mapping[str, Any]) -> None:
+    def append_text(self, row: Mapping[str, object]) -> None:
         """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls:
         YOLOv7's order."""
         losses = [row.get(k, 0.0) for k in (*LOSS_KINDS, "total")]

@@ -42,7 +42,7 @@ class Recorded:
     spec: dict[str, Any] | None  # the model YAML
     content: dict[str, Any]  # all of run.yaml
 
-    def here(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def here(self, settings: Mapping[str, object]) -> dict[str, Any]:
         """The settings, with the files among them that are named from the folder where the run was begun, and are not
         to be found from this one, by their whole path."""
         begun = self.content.get("folder")
@@ -60,7 +60,7 @@ class Recorded:
         return self.content.get("start") or {}
 
 
-def whole(name: Any, folder: str) -> Any:
+def whole(name: object, folder: str) -> Any:
     """`name` from `folder` where it is a file there and none from here."""
     if isinstance(name, list | tuple):
         return type(name)(whole(word, folder) for word in name)
@@ -142,7 +142,7 @@ def inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def short(values: Mapping[str, Any], key: str = "sha256") -> str:
+def short(values: Mapping[str, object], key: str = "sha256") -> str:
     """The first digits of a fingerprint."""
     return str(values[key])[:12] if values.get(key) else "not there"
 

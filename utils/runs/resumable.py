@@ -55,7 +55,7 @@ def check_place(path: Path) -> None:
         raise UserError(f"--resume {path}: a run goes on from its {LAST}: --resume {path.parent.parent}; {stage}")
 
 
-def check_run(path: Path, config: Mapping[str, Any], recorded: object) -> None:
+def check_run(path: Path, config: Mapping[str, object], recorded: object) -> None:
     """The checkpoint at `path`, written by a run of settings `config`, is of the run whose run.yaml says `recorded`."""
     recorded = recorded if isinstance(recorded, dict) else {}
     old, new = ({k: json.dumps(v) for k, v in each.items() if k not in MOVES} for each in (recorded, config))

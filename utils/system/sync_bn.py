@@ -5,8 +5,6 @@ squared deviations from that common mean, so that nothing cancels. PyTorch's own
 one is what the tests run too.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
@@ -18,14 +16,14 @@ class SumOverRanks(torch.autograd.Function):
     """[n] -> [n], the sum over all ranks. Backward: each rank's gradient acts on every rank's input, so their sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: object, x: Tensor) -> Tensor:
         total = x.clone()
         with dist.together():
             td.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
         total = grad.contiguous().clone()
         with dist.together():
             td.all_reduce(total)

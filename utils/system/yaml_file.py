@@ -42,7 +42,7 @@ def read_yaml(path: str | Path, flag: str = "", folders: Sequence[str] = ()) -> 
         return mapping(file.read_bytes().decode("utf-8-sig"), f"{asked}{path}")
 
 
-def mapping(text: str, where: str) -> dict[str, Any]:
+def mapping(text: str, where: str) -> dict[str, object]:
     """`key: value` lines as a dict. where: for the message."""
     with parsing(f"{where} is not valid YAML"):
         loader = yaml.SafeLoader(text)

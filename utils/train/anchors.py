@@ -6,7 +6,6 @@ tried, and kept if better.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +49,7 @@ def cluster(sizes: Floats, count: int, seed: int) -> Floats:
     return anchors[np.argsort(anchors.prod(1))]
 
 
-def per_level(spec: Mapping[str, Any], asked: float) -> dict[str, Any]:
+def per_level(spec: Mapping[str, object], asked: float) -> dict[str, object]:
     """The model YAML with so many anchors per level, rounded, as a hyp file's `anchors` asks for (0: as it is): sizes
     for another number than it lists are found by autoanchor."""
     count, listed = round(asked), spec.get("anchors")

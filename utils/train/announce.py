@@ -77,7 +77,7 @@ def print_help(argv: Sequence[str]) -> None:
 
 
 def inheritance(
-    before: Mapping[str, Any], now: Mapping[str, Any], path: str, defaults: Mapping[str, str] | None = None
+    before: Mapping[str, object], now: Mapping[str, object], path: str, defaults: Mapping[str, str] | None = None
 ) -> str:
     """What a stage changes against the training of the checkpoint it starts from, a line each; equal settings are
     counted. Of a feature that is new, what has its default (`FEATURE.SETTING`) goes without saying.

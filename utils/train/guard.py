@@ -158,7 +158,7 @@ def opens(group: Mapping[str, Any]) -> int:
     return int(group.get("opens", 0))
 
 
-def describe(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def describe(before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """One group's edit in words."""
     return f"{before['name']} lr_scale {after['lr_scale']:g}, opens at epoch {after['opens']}"
 

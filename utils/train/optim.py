@@ -167,7 +167,7 @@ def interpolate(step: int, steps: int, start: float, end: float) -> float:
     return end if step >= steps else (end - start) / steps * step + start
 
 
-def is_bias(group: Mapping[str, Any]) -> bool:
+def is_bias(group: Mapping[str, object]) -> bool:
     return str(group["name"]).startswith("bias")
 
 

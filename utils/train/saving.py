@@ -104,7 +104,7 @@ def save(run: Run, result: Result | None) -> None:
         save_last(run, {**run.found, "next_epoch": run.epoch + 1, "next_batch": 0}, {})
 
 
-def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
+def save_last(run: Run, at: dict[str, object], sums: dict[str, Tensor]) -> None:
     """last.pt: everything that the next step depends on. at: what to say beside it, next_epoch and next_batch
     included."""
     weights = run.dir / "weights"
@@ -116,7 +116,7 @@ def save_last(run: Run, at: dict[str, Any], sums: dict[str, Tensor]) -> None:
     run.interrupt.saved()
 
 
-def description(run: Run, at: dict[str, Any]) -> dict[str, Any]:
+def description(run: Run, at: dict[str, object]) -> dict[str, Any]:
     """What a checkpoint of training says about itself and the run's progress. at: more of that."""
     progress = {"epoch": run.epoch, "step": run.step, "pending": run.pending, "best": run.best}
     averaged = {"ema_updates": run.ema.updates, "class_ap": run.class_ap, "guard": run.guard.state()}
@@ -124,7 +124,7 @@ def description(run: Run, at: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_training(
-    run: Run, path: Path, meta: dict[str, Any], sums: dict[str, Tensor], keep: Path | None = None
+    run: Run, path: Path, meta: dict[str, object], sums: dict[str, Tensor], keep: Path | None = None
 ) -> None:
     """A checkpoint to go on from, written by rank 0."""
     training = {

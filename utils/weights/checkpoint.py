@@ -33,8 +33,8 @@ def save_checkpoint(
     path: Path,
     *,
     state: Mapping[str, Tensor],
-    meta: Mapping[str, Any],
-    training: Mapping[str, Any] | None = None,
+    meta: Mapping[str, object],
+    training: Mapping[str, object] | None = None,
     keep: Path | None = None,
 ) -> None:
     """state: the weights to use, in whatever memory order. training: everything the next step depends on (absent: not
@@ -105,13 +105,13 @@ def says_own(file: Path) -> bool:
         return False
 
 
-def _trial(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _trial(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     """In a child with limits: that reading the description ends at all. The numbers are not read."""
     torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {}, {}
 
 
-def parsed(text: object) -> dict[str, Any] | None:
+def parsed(text: object) -> dict[str, object] | None:
     """The JSON object in `text`, or None where it is none."""
     try:
         value = json.loads(text) if isinstance(text, str) else None
@@ -139,7 +139,7 @@ def read_model(cfg: str) -> dict[str, Any]:
     return spec
 
 
-def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, Any]:
+def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, object]:
     """The model YAML of --cfg, else the one stored with the weights."""
     if cfg:
         return read_model(cfg)
@@ -212,7 +212,7 @@ def channels_of(meta: Mapping[str, Any]) -> int:
     return int(meta.get("channels") or (meta.get("spec") or {}).get("ch") or 3)
 
 
-def check_channels(channels: int, meta: Mapping[str, Any], path: str | Path, source: str | Path) -> None:
+def check_channels(channels: int, meta: Mapping[str, object], path: str | Path, source: str | Path) -> None:
     """The images of data set `source` have as many channels as the model of checkpoint `path` reads."""
     if channels_of(meta) != channels:
         raise UserError(f"{path} reads images of {channels_of(meta)} channels, {source} has images of {channels}")

@@ -105,7 +105,7 @@ def _family(modules: list[tuple[str, Node]]) -> str:
     return "YOLOv7" if classes & V7_CLASSES else "YOLOv5" if classes & V5_CLASSES else "PyTorch"
 
 
-def _choose(root: Any) -> tuple[str, Any]:
+def _choose(root: object) -> tuple[str, Any]:
     """-> (key in the file, pickled model or {name: tensor}). The average is preferred to the model."""
     if isinstance(root, Node) or _is_state(root):
         return "", root
@@ -231,7 +231,7 @@ def _about(root: Any, state: dict[str, Tensor], modules: list[tuple[str, Node]])
     }
 
 
-def _behaviour(modules: list[tuple[str, Node]]) -> dict[str, Any]:
+def _behaviour(modules: list[tuple[str, Node]]) -> dict[str, object]:
     """What the tensors do not tell: activations, and what norms add to the variance."""
     acts = {name.removeprefix("module."): node for name, node in modules if name.rpartition(".")[2] == "act"}
     eps = {node.get("eps") for _, node in modules if node.name.endswith(".BatchNorm2d")}
@@ -259,7 +259,7 @@ def describe(state: Mapping[str, Tensor], stride: Tensor | None) -> dict[str, An
     return {"nc": nc, "anchors": anchors * stride.view(-1, 1, 1), "stride": stride, "notes": notes}
 
 
-def plain(value: Any, depth: int = 0, budget: list[int] | None = None) -> Any:
+def plain(value: object, depth: int = 0, budget: list[int] | None = None) -> Any:
     """A copy made of dicts, lists, strings, numbers and None; pickled objects become dicts of their attributes."""
     budget = budget if budget is not None else [MAX_ITEMS]
     budget[0] -= 1
@@ -281,7 +281,7 @@ def name_list(names: object) -> list[str] | None:
     return [str(n) for n in names] if isinstance(names, list) and names else None
 
 
-def find_groups(attributes: Any, nc: int) -> list[list[int]] | None:
+def find_groups(attributes: object, nc: int) -> list[list[int]] | None:
     """The class ids of each head: the one partition of 0..nc-1 into lists among the detector's attributes."""
     found: list[list[list[int]]] = []
     stack = [attributes]
@@ -359,7 +359,7 @@ def _from_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
 
 
-def _json(text: str | None) -> Any:
+def _json(text: str | None) -> object:
     try:
         return json.loads(text) if text else None
     except (ValueError, RecursionError):

@@ -23,7 +23,7 @@ class Guess(NamedTuple):
     missing: int  # tensors that the model has and the state has not (or in another shape)
 
 
-def fit(spec: dict[str, Any], where: str, state: Mapping[str, Tensor], nc: int) -> Guess | None:
+def fit(spec: dict[str, object], where: str, state: Mapping[str, Tensor], nc: int) -> Guess | None:
     """Compare names and shapes with those of the model that `spec` describes; None where it cannot be built."""
     try:
         with torch.device("meta"):

@@ -171,7 +171,7 @@ def _stand_in(name: str) -> Any:
 CLASS_OF = "thaw_reader.class_of"
 
 
-def _class_of(*pid: Any) -> Any:
+def _class_of(*pid: object) -> Any:
     return pid[1] if len(pid) == 4 and isinstance(pid[1], type) and issubclass(pid[1], Node) else None
 
 

@@ -123,7 +123,7 @@ def read_annotations(file: Path, names: Sequence[str], root: Path, folder: Path 
 
 
 def classes_by_id(
-    file: Path, categories: Sequence[Mapping[str, Any]], names: Sequence[str]
+    file: Path, categories: Sequence[Mapping[str, object]], names: Sequence[str]
 ) -> tuple[dict[str, int], dict[str, str]]:
     """{category id: class} of the categories that are in `names`, {category id: name} of the others."""
     numbers: dict[str, int] = {}
@@ -184,7 +184,7 @@ def size_of(row: Mapping[str, Any]) -> tuple[int, int] | None:
     return int(height), int(width)  # type: ignore[arg-type]
 
 
-def box_of(annotation: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+def box_of(annotation: Mapping[str, object], row: Mapping[str, object]) -> tuple[float, float, float, float]:
     """x, y, w, h in pixels. ValueError says what is wrong."""
     box, outline = annotation.get("bbox"), annotation.get("segmentation")
     if not box:

@@ -77,6 +77,6 @@ def write_pairs(folder: Path, settings: dict[str, Any]) -> None:
     (folder / shapes.MARK).write_text(shapes.marked(settings))
 
 
-def ensure(folder: Path, settings: dict[str, Any]) -> None:
+def ensure(folder: Path, settings: dict[str, object]) -> None:
     """`shapes.ensure` for the pairs."""
     shapes.ensure(folder, {**settings, "dark": DARK_SHARE}, write_pairs)

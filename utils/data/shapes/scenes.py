@@ -278,12 +278,12 @@ def _known(settings: dict[str, Any], split: str, index: int) -> bool:
     return bool(rng(settings["seed"], f"shapes/{split}/known", 0, index).random() >= settings["unknown"])
 
 
-def marked(settings: dict[str, Any]) -> str:
+def marked(settings: dict[str, object]) -> str:
     """What the file MARK says of a data set."""
     return json.dumps({"generator": "shapes", "version": VERSION, **settings}, sort_keys=True)
 
 
-def ensure(folder: Path, settings: dict[str, Any], write: Callable[[Path, dict[str, Any]], None] = write) -> None:
+def ensure(folder: Path, settings: dict[str, object], write: Callable[[Path, dict[str, object]], None] = write) -> None:
     """Make the data set at `folder` unless it is there already, with the same generator and settings.
 
     It is rendered beside its place and then renamed, so that a half-made one is never seen and two programs may do
@@ -318,12 +318,12 @@ def ensure(folder: Path, settings: dict[str, Any], write: Callable[[Path, dict[s
         raise UserError(f"cannot write the shapes data set to {folder}: {error.strerror}") from None
 
 
-def ensure_joint(folder: Path, settings: dict[str, Any]) -> None:
+def ensure_joint(folder: Path, settings: dict[str, object]) -> None:
     """`ensure` for the data set with a class of the whole image."""
     ensure(folder, {**settings, "image_classes": CLS_NAMES, "unknown": UNKNOWN_SHARE})
 
 
-def _made(folder: Path, settings: dict[str, Any]) -> bool:
+def _made(folder: Path, settings: dict[str, object]) -> bool:
     """Is this very data set there? UserError when the folder holds something that this generator did not make."""
     try:
         return (folder / MARK).read_text() == marked(settings)

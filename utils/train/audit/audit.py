@@ -346,7 +346,7 @@ class Audit:
                 rows.append((counter, "counts batches", "stood still"))
         return rows
 
-    def direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def direction(self, p: Tensor, group: dict[str, object]) -> Tensor:
         """What the optimizer's rate is multiplied by, roughly."""
         state = self.optimizer.state.get(p, {})
         if "exp_avg" in state:

@@ -88,7 +88,7 @@ class Read(torch.autograd.Function):
         return rows.float(), torch.stack([raw[..., c] for c in objectness]).float()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
         raw, *index, objectness, columns = inputs
         ctx.save_for_backward(*index, columns)
         ctx.objectness, ctx.shape, ctx.dtype = objectness, raw.shape, raw.dtype

@@ -65,7 +65,7 @@ class Graph(nn.Module):
     """Rows of a model YAML as modules, each with the rows it reads."""
 
     def __init__(
-        self, spec: Mapping[str, Any], parts: Sequence[str], nc: int, builders: Mapping[str, Build], channels: int
+        self, spec: Mapping[str, object], parts: Sequence[str], nc: int, builders: Mapping[str, Build], channels: int
     ) -> None:
         """spec: the model YAML. parts: `backbone`, `head`. nc: classes. channels: of the input image."""
         super().__init__()
@@ -308,7 +308,13 @@ def sections(backbone: int, total: int) -> dict[str, range]:
 
 
 def build_row(
-    spec: Mapping[str, Any], nc: int, builders: Mapping[str, Build], kind: str, number: int, args: list[Any], c1: Any
+    spec: Mapping[str, Any],
+    nc: int,
+    builders: Mapping[str, Build],
+    kind: str,
+    number: int,
+    args: list[object],
+    c1: object,
 ) -> nn.Module:
     """One row -> one module. c1: input channels (a list where the row joins several inputs)."""
     build = builders.get(kind)

@@ -217,7 +217,7 @@ def tables(result: Mapping[str, Any]) -> str:
     return "\n\n".join([head, *shown])
 
 
-def page(results: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None = None) -> str:
+def page(results: Sequence[Mapping[str, Any]], before: Mapping[str, object] | None = None) -> str:
     """BENCHMARKS.md of one or several files of `--out`. before: the same of an earlier state of the code."""
     lines = [PREFACE]
     for r in results:

@@ -326,7 +326,7 @@ def help_topic(argv: Sequence[str]) -> str | None:
     return None
 
 
-def converter(hint: Any) -> Any:
+def converter(hint: object) -> Any:
     kind = kind_of(hint)
 
     def convert(text: str) -> Any:
@@ -338,7 +338,7 @@ def converter(hint: Any) -> Any:
     return convert
 
 
-def add_flag(group: Any, f: dataclasses.Field[Any], hint: Any) -> None:
+def add_flag(group: Any, f: dataclasses.Field[object], hint: object) -> None:
     """Absent flags stay absent, so that a YAML value can win over the default."""
     meta, kind = f.metadata, kind_of(hint)
     shared: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": meta["help"]}

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +38,7 @@ class Measured:
         return {name: tuple(map(float, own)) for name, own, n in zip(r.names, each, r.n_gt, strict=True) if n}
 
 
-def measure(folder: Path, settings: Mapping[str, Any], device: str, split: str = "val") -> Measured:
+def measure(folder: Path, settings: Mapping[str, object], device: str, split: str = "val") -> Measured:
     """best.pt on a split of the run's data set.
 
     Errors: UserError where best.pt or the data set is not there, or another version made the run."""

@@ -47,7 +47,9 @@ class Schedule:
     phases: tuple[Phase, ...] = ()  # by their first epoch, none of them 0
 
     @classmethod
-    def of(cls, cfg: Config, batches: int, from_weights: bool, groups: Iterable[Mapping[str, Any]] = ()) -> "Schedule":
+    def of(
+        cls, cfg: Config, batches: int, from_weights: bool, groups: Iterable[Mapping[str, object]] = ()
+    ) -> "Schedule":
         """from_weights: a later stage, whose biases must not start above its own rate. groups: may carry `phases`, the
         run's later cycles, {start: epoch, lr0, lrf or None = as before it, ramp: epochs} each."""
         asked = round(cfg.warmup * batches)

@@ -229,7 +229,9 @@ def check_groups(model: Detector, source: seams.Source) -> None:
         )
 
 
-def build_detector(spec: Mapping[str, Any], nc: int, patches: seams.Patches, where: str, channels: int = 3) -> Detector:
+def build_detector(
+    spec: Mapping[str, object], nc: int, patches: seams.Patches, where: str, channels: int = 3
+) -> Detector:
     """Model YAML -> Detector for images of so many channels, with the layers and branches that patches add; errors
     name the file."""
     try:

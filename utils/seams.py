@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from models.class_names import Columns
 from models.graph import Build, Detector
 from utils.config.help import patch_table, record_name
-from utils.system.errors import UserError
+from utils.config.options import restored
+from utils.system.errors import UserError, parsing
 
 if TYPE_CHECKING:
     from utils.data.spec import DataSpec
@@ -344,13 +345,12 @@ def switched_on(flags: Mapping[str, Mapping[str, object]]) -> Patches:
 
 def revive(records: Records) -> Patches:
     """The patches of a checkpoint, built from what it recorded about them."""
-    modules = kinds(records)
-    return Patches({name: module.patch(module.Flags(**plain(records[name]))) for name, module in modules.items()})
-
-
-def plain(record: Mapping[str, object]) -> dict[str, Any]:
-    """YAML gives lists where flags hold tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    made = {}
+    for name, module in kinds(records).items():
+        flags = restored(module.Flags, records[name], f"the record of patches/{name}")
+        with parsing(f"the record of patches/{name} is damaged"):
+            made[name] = module.patch(flags)
+    return Patches(made)
 
 
 def weighted_sum(terms: Terms, weights: Mapping[str, float | Tensor]) -> Tensor:

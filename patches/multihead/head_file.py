@@ -6,13 +6,27 @@ the file has `names` of its own, or a head the `name` of a class, they must be t
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from models.class_names import differences, find, nameless, shown
-from utils.system.errors import UserError
+from utils.system.errors import UserError, brief
+from utils.system.schema import Count, check
 from utils.system.yaml_file import read_yaml
+
+MOST_CLASSES = 1_000_000
+
+
+class Recorded(TypedDict):
+    """A HeadTable in a checkpoint."""
+
+    names: list[str]
+    groups: list[list[Count]]
+    weights: list[float]
+    grouping: str
+    full_head: bool
 
 
 @dataclass(frozen=True)
@@ -84,8 +98,8 @@ def read_head_file(path: str, heads: int, names: Sequence[str] = ()) -> HeadTabl
     words = [word for group in classes.values() for word in group if isinstance(word, str)]
     own = own_names(path, spec.get("names"))
     nc = spec.get("nc", len(names or own or words) if words else len(own) or None)
-    if not isinstance(nc, int) or nc < 1:
-        raise UserError(f"{path}: `nc` must be the number of classes, got {nc!r}")
+    if type(nc) is not int or nc < 1:
+        raise UserError(f"{path}: `nc` must be the number of classes, got {brief(nc)}")
     if own and len(own) != nc:
         raise UserError(f"{path}: nc is {nc} but names holds {len(own)} classes; make them agree")
     known = names if len(names) == nc and not nameless(names) else ()
@@ -103,7 +117,7 @@ def read_head_file(path: str, heads: int, names: Sequence[str] = ()) -> HeadTabl
     for key, group in zip(keys, groups, strict=True):
         weight = heads_in_file[key].get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-            raise UserError(f"{path}: {key}: weight must be a number above 0, got {weight!r}")
+            raise UserError(f"{path}: {key}: weight must be a number above 0, got {brief(weight)}")
         weights.append(float(weight))
         check_title(path, key, heads_in_file[key].get("name"), group, known)
     return HeadTable(
@@ -116,7 +130,7 @@ def listed(path: str, key: str, entry: object) -> list[int] | list[str]:
     classes = entry.get("classes") if isinstance(entry, dict) else None
     kinds = {type(c) for c in classes} if isinstance(classes, list) else set()
     if kinds not in ({int}, {str}):
-        raise UserError(f"{path}: {key} needs `classes`, a list of class numbers or one of names, got {classes!r:.200}")
+        raise UserError(f"{path}: {key} needs `classes`, a list of class numbers or one of names, got {brief(classes)}")
     return list(classes or ())
 
 
@@ -125,7 +139,7 @@ def own_names(path: str, names: object) -> list[str]:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[i] for i in range(len(names))]
     if names is not None and not (isinstance(names, list) and all(isinstance(n, (str, int)) for n in names)):
-        raise UserError(f"{path}: names: expected a list or a map {{id: name}}, found {names!r:.200}")
+        raise UserError(f"{path}: names: expected a list or a map {{id: name}}, found {brief(names)}")
     return [str(name) for name in names or ()]
 
 
@@ -150,7 +164,11 @@ def check_title(path: str, key: str, title: object, group: Sequence[int], names:
 
 
 def restored_table(record: Mapping[str, Any]) -> HeadTable:
-    """A HeadTable from the plain values that a checkpoint holds."""
+    """A HeadTable from the plain values that a checkpoint holds. UserError where they are none."""
+    check(record, Recorded, "head_table")
+    if not len(record["names"]) == len(record["weights"]) == len(record["groups"]) > 0:
+        raise UserError("head_table: names, weights and groups must be of one length")
+    check_cover("head_table", record["groups"], sum(map(len, record["groups"])))
     groups = tuple(tuple(int(c) for c in g) for g in record["groups"])
     weights = tuple(float(w) for w in record["weights"])
     return HeadTable(tuple(record["names"]), groups, weights, str(record["grouping"]), bool(record["full_head"]))
@@ -158,12 +176,14 @@ def restored_table(record: Mapping[str, Any]) -> HeadTable:
 
 def check_cover(path: str, groups: Sequence[Sequence[int]], nc: int) -> None:
     flat = [c for g in groups for c in g]
-    doubled = sorted({c for c in flat if flat.count(c) > 1})
+    if nc > MOST_CLASSES:
+        raise UserError(f"{path}: {brief(nc)} classes; {MOST_CLASSES:,} are the most")
+    doubled = sorted(c for c, count in Counter(flat).items() if count > 1)
     faults = {
         "in no head": sorted(set(range(nc)) - set(flat)),
         "in more than one head": doubled,
         f"outside of 0..{nc - 1}": sorted({c for c in flat if not 0 <= c < nc}),
     }
-    said = [f"classes {classes} are {what}" for what, classes in faults.items() if classes]
+    said = [f"classes {brief(classes)} are {what}" for what, classes in faults.items() if classes]
     if said:
         raise UserError(f"{path}: {'; '.join(said)}")

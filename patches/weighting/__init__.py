@@ -52,7 +52,7 @@ class Flags:
     gradnorm_alpha: float = opt(1.5, "pull towards equal pace, 0: equal gradient norms", "tasks", low=0)
     gradnorm_lr: float = opt(0.025, "rate of the weights", "tasks", low=0)
     gradnorm_momentum: float = opt(0.9, "momentum of the weights", "tasks", low=0, high=0.999)
-    gradnorm_min: float = opt(0.001, "smallest weight", "tasks", low=1e-6, high=1)
+    gradnorm_min: float = opt(0.1, "smallest weight", "tasks", low=1e-6, high=1)
     gradnorm_max: float = opt(10.0, "largest weight", "tasks", low=1)
     gradnorm_every: int = opt(
         0,
@@ -214,7 +214,7 @@ class Weighting(Patch[Flags]):
             pace = losses / torch.where(ready, initial, 1)
             gradient = gradnorm.gradnorm_gradient(self.w, n, pace, f.gradnorm_alpha, there & ready)
             w, velocity = gradnorm.gradnorm_step(
-                self.w, self.velocity, gradient,
+                self.w, self.velocity, gradient, n,
                 lr=f.gradnorm_lr, momentum=f.gradnorm_momentum, low=f.gradnorm_min, high=f.gradnorm_max,
             )  # fmt: skip
             act = (there & ready).sum() > 1

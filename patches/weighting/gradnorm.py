@@ -3,7 +3,8 @@
 GradNorm (Chen et al., ICML 2018, arXiv:1711.02257). With n_i = ||grad_W L_i|| at the last shared layer W:
   G_i = w_i n_i,  Gbar their mean,  r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)),  L_grad = sum_i |G_i - Gbar r_i^alpha|
 The target Gbar r_i^alpha is a constant and n_i does not depend on w, so dL_grad/dw_i = sign(G_i - target_i) n_i: no
-second backward pass. A step of gradient descent on w alone, then w is brought back to sum T within its bounds.
+second backward pass. A step of gradient descent on ln w alone, L_grad in units of Gbar, so that it is a share of each
+weight whatever the scale of the losses; then w is brought back to sum T within its bounds.
 Uncertainty (Kendall et al., CVPR 2018, arXiv:1705.07115) as L = sum_i exp(-s_i) L_i + s_i / 2, s_i = ln sigma_i^2.
 DWA (Liu et al., CVPR 2019, arXiv:1803.10704): w_i = T softmax_i(q_i / 2), q_i = L_i(t-1) / L_i(t-2), epochs t.
 """
@@ -42,11 +43,18 @@ def gradnorm_gradient(w: Tensor, n: Tensor, pace: Tensor, alpha: float, present:
 
 
 def gradnorm_step(
-    w: Tensor, velocity: Tensor, gradient: Tensor, *, lr: float, momentum: float, low: float, high: float
+    w: Tensor, velocity: Tensor, gradient: Tensor, n: Tensor, *, lr: float, momentum: float, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """(w, velocity) [T] after one step of gradient descent with momentum; w keeps to its bounds and the sum T."""
-    velocity = momentum * velocity + gradient
-    return projected(w - lr * velocity, low, high), velocity
+    """(w, velocity) [T] after one step of gradient descent on ln w with momentum; w keeps to its bounds and the sum T.
+    gradient: of `gradnorm_gradient`, for norms n.
+
+    d(L_grad / Gbar)/d ln w_i = sign(G_i - target_i) G_i / Gbar. A step on w itself, lr n_i, is many times a weight
+    that balances a large n_i, which then jumps between its bounds and never settles.
+    """
+    present = gradient != 0
+    mean = torch.where(present, w * n, 0).sum() / present.sum()  # Gbar; without a task there is no step
+    velocity = momentum * velocity + torch.where(present, w * gradient / mean, 0)
+    return projected(w * torch.exp((-lr * velocity).clamp(-30, 30)), low, high), velocity
 
 
 def projected(w: Tensor, low: float, high: float) -> Tensor:
@@ -55,7 +63,7 @@ def projected(w: Tensor, low: float, high: float) -> Tensor:
     Clipping after scaling would break the sum, scaling after clipping the bounds; so c is solved for: the clipped sum
     is piecewise linear in c, with bends where an entry leaves one bound or meets the other.
     """
-    w = exact(w).clamp(min=low)  # a step may have gone through 0
+    w = exact(w).clamp(min=low)
     total = float(len(w))
     bends = torch.cat((low / w, high / w)).sort().values  # [2T]
     sums = (bends[:, None] * w).clamp(low, high).sum(1)  # [2T], rising from T low to T high

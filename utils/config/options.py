@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from utils.config import foreign_flags
-from utils.system.errors import UserError, quiet_pipe
+from utils.system.errors import UserError, brief, quiet_pipe
 
 TOPICS = {
     "start": "where a run begins, on what device",
@@ -374,15 +374,18 @@ def restored(schema: type[T], values: object, where: str) -> T:
     range are errors that name `where` and the key."""
     hints = get_type_hints(schema)
     if not isinstance(values, dict) or (unknown := values.keys() - hints.keys()):
-        raise UserError(f"{where}: " + (f"unknown settings {unknown}" if isinstance(values, dict) else "missing"))
+        raise UserError(
+            f"{where}: "
+            + (f"unknown settings {brief(sorted(map(str, unknown)))}" if isinstance(values, dict) else "missing")
+        )
     for key, value in values.items():
         several = get_origin(hints[key]) is tuple
         kind = get_args(hints[key])[0] if several else hints[key]
-        right = isinstance(value, list) == several and (
+        right = isinstance(value, (list, tuple)) == several and (
             kind not in TYPES or all(type(v) in TYPES[kind] for v in (value if several else [value]))
         )
         if kind in TYPES and not right:
-            raise UserError(f"{where}: {key}: expected {'a list of ' * several}{kind.__name__}, got {value!r}")
+            raise UserError(f"{where}: {key}: expected {'a list of ' * several}{kind.__name__}, got {brief(value)}")
     try:
         return schema(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except UserError as error:

@@ -147,7 +147,7 @@ def read_table(source: ClassSource, images: Sequence[Path], root: Path) -> Table
     for number, name, text in _rows(source.csv):
         parts = Path(name).parts
         fitting = [p for p in by_name.get(parts[-1] if parts else "", ()) if p.parts[-len(parts) :] == parts]
-        if not fitting and name and any((base / name).is_file() for base in (root, source.csv.parent)):
+        if not fitting and name and any(os.path.isfile(base / name) for base in (root, source.csv.parent)):
             others += 1  # of a larger collection
             continue
         try:

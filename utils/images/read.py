@@ -172,7 +172,7 @@ def scale_fault(found: Form) -> str:
 def check_declared(data: Bytes) -> None:
     """ImageError where a header speaks of more pixels than are read; a few bytes can do so."""
     head = data[:32].tobytes()
-    if head[:8] == PNG and len(head) > 24:
+    if head[:8] == PNG and len(head) > 25:
         width, height = struct.unpack(">II", head[16:24])
         channels = PNG_CHANNELS.get(head[25], 4) * (2 if head[24] == 16 else 1)
         check_size(height, width, max(channels, 3))

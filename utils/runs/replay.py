@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from utils import seams
 from utils.config.options import restored
@@ -25,11 +25,25 @@ from utils.system import dist
 from utils.system.errors import UserError
 from utils.system.files import write_text
 from utils.system.notes import note
+from utils.system.schema import check
 from utils.system.table import markdown
 from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import read_checkpoint
 
 MOST = 20  # changed data files that are named
+
+
+class Content(TypedDict, total=False):
+    """run.yaml, as far as it is read here."""
+
+    folder: str
+    patches: dict[str, dict[str, Any]] | None
+    model: dict[str, Any] | None
+    start: dict[str, Any] | None
+    files: dict[str, dict[str, Any]] | None
+    data: dict[str, Any] | None
+    environment: dict[str, Any]
+    device: dict[str, Any] | str
 
 
 @dataclass(frozen=True)
@@ -74,12 +88,7 @@ def read(path: str) -> Recorded:
     file = Path(path) / "run.yaml" if Path(path).is_dir() else Path(path)
     content = read_yaml(file, "--replay")
     cfg = restored(Config, content.get("config"), f"{file}: config")
-    folder = content.get("folder", "")
-    if not isinstance(folder, str):
-        raise UserError(f"{file}: folder: expected a path, got {folder!r:.200}")
-    for section in ("patches", "model", "start", "files", "data", "environment", "device"):
-        if not isinstance(content.get(section, {}), (dict, str if section == "device" else dict)):
-            raise UserError(f"{file}: {section}: expected `key: value` lines, got {content[section]!r}")
+    check(content, Content, str(file))
     found = Recorded(file.parent, cfg, content.get("patches") or {}, content.get("model"), content)
     moved = found.here({name: getattr(cfg, name) for name in ("data", "weights")})
     return dataclasses.replace(found, cfg=dataclasses.replace(cfg, **moved))

@@ -19,7 +19,8 @@ def brief(value: object) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = 160
     short.maxlevel, short.maxlong = 3, 60
-    return short.repr(value)
+    text = short.repr(value)
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def fail(message: str) -> NoReturn:

@@ -20,7 +20,7 @@ checkpoint. Files and tensors are the business of utils.runs.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -29,10 +29,31 @@ from utils.evaluation.evaluate import Result
 from utils.runs.resumable import BEFORE
 from utils.seams import Groups
 from utils.system.errors import UserError
+from utils.system.schema import Count, check
 from utils.system.table import few
 
 FIELDS = ("opens", "lr_scale")
 Row = dict[str, Any]  # of guard.csv: epoch, event, before, now, action
+
+
+class Watched(TypedDict):
+    """An Opening in a checkpoint."""
+
+    first: Count
+    file: str
+    before: float
+    groups: list[Count]
+    below: Count
+
+
+class State(TypedDict):
+    """What a checkpoint holds of a Guard."""
+
+    since: Count
+    top: float
+    opening: Watched | None
+    undone: Count
+    ended: str
 
 
 @dataclass
@@ -139,6 +160,7 @@ class Guard:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """state: empty in checkpoints from before there was a guard."""
+        check(state, State if state else dict[str, Any], "guard")
         if state:
             self.since, self.top, self.undone, self.ended = (state[k] for k in ("since", "top", "undone", "ended"))
             self.opening = Opening(**state["opening"]) if state["opening"] else None

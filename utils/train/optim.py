@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.graph import Detector
 from utils.config.train import Config
 from utils.seams import Groups
+from utils.system.errors import UserError, brief
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,32 @@ def make_optimizer(groups: Groups, cfg: Config, device: torch.device) -> torch.o
         for p in group["params"]:
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
+
+
+STATE = {  # of each parameter, by optimizer: what has its shape, and what is one number
+    torch.optim.SGD: ({"momentum_buffer"}, set[str]()),
+    torch.optim.Adam: ({"exp_avg", "exp_avg_sq"}, {"step"}),
+}
+
+
+def check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """UserError where a saved state is not one of this optimizer: other groups, parameters, kinds or shapes. torch
+    itself takes what it finds, and fails in a later step."""
+    tensors, numbers = STATE[type(optimizer)]
+    groups, saved = optimizer.param_groups, state["param_groups"]
+    order = [p for group in groups for p in group["params"]]
+    ids = [i for group in saved for i in group["params"]]
+    if [len(g["params"]) for g in saved] != [len(g["params"]) for g in groups] or ids != list(range(len(order))):
+        raise UserError("the groups of its optimizer do not hold the parameters of this model")
+    for own, group in zip(groups, saved, strict=True):
+        for key in own.keys() - {"params"}:
+            plain = (int, float) if type(own[key]) in (int, float) else type(own[key])
+            if key not in group or not isinstance(group[key], plain):
+                raise UserError(f"its optimizer has {key} {brief(group.get(key))} in group {own['name']}")
+    for number, values in state["state"].items():
+        shapes = dict.fromkeys(tensors, order[number].shape) | dict.fromkeys(numbers, torch.Size())
+        if {key: value.shape for key, value in values.items()} != shapes:
+            raise UserError(f"its optimizer's state of parameter {number} is not that of {type(optimizer).__name__}")
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:

@@ -9,8 +9,10 @@ from torch import Tensor
 from utils.evaluation.evaluate import Result
 from utils.runs import record, resumable
 from utils.system import dist
+from utils.system.errors import UserError, brief, parsing
 from utils.system.notes import keep_in, note, warn
 from utils.system.signals import Stopped
+from utils.train import optim
 from utils.train.guard import tell
 from utils.train.run import Run
 from utils.weights import checkpoint
@@ -26,13 +28,28 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
         warn("other conditions", said, epoch=at["next_epoch"])
     keep_in(run.dir, fresh=False)
     note("resumed", f"from step {at['step']}", epoch=at["next_epoch"])
-    load(run, ckpt)
+    with parsing(f"--resume {run.dir}: its checkpoint is damaged"):
+        check_training(run, ckpt)
+        load(run, ckpt)
+        run.guard.restore(at.get("guard", {}))
     run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
     run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
-    run.guard.restore(at.get("guard", {}))
     run.audit.went_back(run.guard.undone)
     if at["data"]["fingerprint"] != run.meta["data"]["fingerprint"]:  # allowed by flag: batches are others now
         run.batch, run.step, run.sums = 0, run.epoch * run.schedule.batches, {}
+
+
+def check_training(run: Run, ckpt: dict[str, Any]) -> None:
+    """What torch would take as it comes, and stumble over in the first step: errors, each naming the part."""
+    at, sums = ckpt["meta"], ckpt["sums"]
+    terms = set(run.loss_step.terms)
+    if not isinstance(sums, dict) or (set(sums) != terms and (sums or at["next_batch"])):
+        raise UserError(f"its sums are of {brief(sorted(map(str, sums)))}, the loss has {', '.join(sorted(terms))}")
+    if not all(isinstance(v, Tensor) and v.shape == () for v in sums.values()):
+        raise UserError("its sums of loss terms are no numbers")
+    if at["class_ap"] is not None and len(at["class_ap"]) != at["nc"]:
+        raise UserError(f"class_ap has {len(at['class_ap'])} values for {at['nc']} classes")
+    optim.check_state(run.optimizer, ckpt["optimizer"])
 
 
 def load(run: Run, ckpt: dict[str, Any]) -> None:

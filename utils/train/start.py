@@ -15,12 +15,12 @@ import torch
 
 from models.graph import Detector
 from utils import seams
-from utils.config.options import Given
+from utils.config.options import Given, restored
 from utils.config.train import Config, parse
 from utils.runs import lock, replay, resumable
 from utils.system import dist
 from utils.system.device import select_device
-from utils.system.errors import UserError
+from utils.system.errors import UserError, parsing
 from utils.system.notes import note
 from utils.weights import checkpoint, class_rows
 
@@ -90,7 +90,7 @@ def resume(given: Given[Config]) -> Start:
         )
     taken = {name: getattr(cfg, name) for name in where & given.names}
     taken["allow_changed_data"] = cfg.allow_changed_data  # never the stored one: it is allowed once
-    own = Config(**{**seams.plain(old.here(meta["config"])), **taken})
+    own = restored(Config, {**old.here(meta["config"]), **taken}, f"--resume {path}: its settings")
     device = meet(own)
     if damage:
         print(note("damaged checkpoint", damage, epoch=meta["next_epoch"]))
@@ -147,7 +147,8 @@ def load_weights(
         state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
         checkpoint.load_into(model, state, source.path, source)
     elif resumed:
-        model.load_state_dict(resumed["model"])
+        with parsing("--resume: the checkpoint's weights do not fit the model"):
+            model.load_state_dict(resumed["model"])
 
 
 def meet(cfg: Config) -> torch.device:

@@ -7,7 +7,7 @@ one also has model, optimizer, patches, scaler. Foreign files are read by foreig
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from utils.data.pairs import recorded
 from utils.system.errors import UserError, parsing
 from utils.system.files import write_whole
 from utils.system.notes import note
+from utils.system.schema import check
 from utils.system.table import few
 from utils.system.yaml_file import read_yaml
 from utils.weights import foreign, torch_file
+from utils.weights.description import MOST_CLASSES, Description, check_description
 from utils.weights.guess import guess_exactly
 from utils.weights.limited import limited
 
@@ -86,6 +88,7 @@ def try_own(path: str | Path) -> dict[str, Any] | None:
     meta, state = parsed(content.get("meta")), content.get("ema")
     if meta is None or type(state) is not dict or not all(type(v) is Tensor for v in state.values()):
         raise UserError(f"{path} is damaged: its {'description' if meta is None else 'weights'} cannot be read")
+    check_description(meta, f"{path} is damaged: its description")
     return {**content, "meta": meta}
 
 
@@ -126,7 +129,9 @@ def read_source(path: str | Path) -> seams.Source:
     if own is not None:
         return seams.Source(str(path), own["ema"], own["meta"])
     found = foreign.read_foreign(path)
-    return seams.Source(str(path), found.state, foreign.as_meta(found))
+    meta = foreign.as_meta(found)
+    check(meta, Description, str(path))
+    return seams.Source(str(path), found.state, meta)
 
 
 def read_model(cfg: str) -> dict[str, Any]:
@@ -209,7 +214,9 @@ def load_into(model: Detector, state: Mapping[str, Tensor], path: str, source: s
 
 def channels_of(meta: Mapping[str, Any]) -> int:
     """Channels of the images that a checkpoint's model reads. YOLOv5 writes them into the model YAML, as `ch`."""
-    return int(meta.get("channels") or (meta.get("spec") or {}).get("ch") or 3)
+    said = meta.get("channels") or (meta.get("spec") or {}).get("ch") or 3
+    check(said, Annotated[int, (1, 64)], "channels (ch) of the model")
+    return int(said)
 
 
 def check_channels(channels: int, meta: Mapping[str, object], path: str | Path, source: str | Path) -> None:
@@ -259,7 +266,8 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     if spec is None:
         raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
     patches = seams.revive(lasting(meta))
-    nc = int(meta.get("nc") or spec["nc"])
+    nc: Any = meta.get("nc") or spec.get("nc")
+    check(nc, Annotated[int, (1, MOST_CLASSES)], f"{cfg or path}: nc, the number of classes")
     model = build_detector(spec, nc, patches, cfg or str(path), channels_of(meta))
     load_into(model, source.state, str(path), source)
     check_groups(model, source)

@@ -41,7 +41,7 @@ def test_a_head_file_is_read(tmp_path: Path) -> None:
     assert patch.table == HeadTable(("head_0", "head_1"), ((2, 0), (1, 3)), (2.0, 1.0), "mine", False)
     assert (patch.table.owner, patch.table.local) == ([0, 1, 0, 1], [1, 0, 0, 1])
     assert patch.table.starts == [0, 7, 14]
-    again = MultiHead(Flags(**seams.plain(yaml.safe_load(yaml.safe_dump(record(patch))))))
+    again = seams.revive({"multihead": yaml.safe_load(yaml.safe_dump(record(patch)))})["multihead"]
     assert again.table == patch.table, "as a checkpoint's or run.yaml's text gives it back"
 
 

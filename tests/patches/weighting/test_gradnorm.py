@@ -44,15 +44,48 @@ def test_the_cheap_form_is_the_double_backward(alpha: float) -> None:
 
 
 def test_a_hand_computed_step() -> None:
-    """G = (2, 6), mean 4; r = (1.6, 0.4): alpha 1 wants (6.4, 1.6), so task 0 goes up by its norm and task 1 down."""
+    """G = (2, 6), mean 4; r = (1.6, 0.4): alpha 1 wants (6.4, 1.6), so ln w_0 goes up by its share of the mean and ln
+    w_1 down."""
     w, n, pace = torch.ones(2).double(), torch.tensor([2.0, 6.0]).double(), torch.tensor([0.8, 0.2]).double()
     gradient = gradnorm_gradient(w, n, pace, 1.0, torch.ones(2, dtype=torch.bool))
     assert gradient.tolist() == [-2.0, 6.0]
     new, velocity = gradnorm_step(
-        w, torch.tensor([1.0, 0.0]).double(), gradient, lr=0.1, momentum=0.5, low=0.01, high=9
+        w, torch.tensor([1.0, 0.0]).double(), gradient, n, lr=0.1, momentum=0.5, low=0.01, high=9
     )
-    assert velocity.tolist() == [-1.5, 6.0]  # before the sum of 2 is restored: 1.15 and 0.4
-    torch.testing.assert_close(new, torch.tensor([1.15, 0.4], dtype=torch.float64) * 2 / 1.55, rtol=1e-12, atol=0)
+    assert velocity.tolist() == [0.0, 1.5]
+    moved = [1.0, math.exp(-0.15)]  # before the sum of 2 is restored
+    assert new.tolist() == pytest.approx([2 * v / sum(moved) for v in moved], rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_scale_of_the_losses_does_not_count(scale: float) -> None:
+    """L_i and L_i(0) times a number, and gradients with them: the same step."""
+    w, n, pace = torch.tensor([[0.5, 1.5], [2.0, 6.0], [0.8, 0.2]]).double()
+    there, settings = torch.ones(2, dtype=torch.bool), {"lr": 0.1, "momentum": 0.5, "low": 0.01, "high": 9.0}
+    steps = [
+        gradnorm_step(w, torch.zeros(2).double(), gradnorm_gradient(w, n * s, pace, 1.0, there), n * s, **settings)
+        for s in (1.0, scale)
+    ]
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-12, atol=0)
+
+
+def test_a_task_of_large_gradients_comes_to_rest() -> None:
+    """Norms of 80 : 1 and weights of 1 : 80 balance them, far below one step of lr n. Once there it stays within
+    a step of a few percent; a step of lr n on w itself would throw it to its bounds and back."""
+    w, velocity, n = torch.ones(2).double(), torch.zeros(2).double(), torch.tensor([0.01, 0.8]).double()
+    seen = []
+    for _ in range(600):
+        gradient = gradnorm_gradient(w, n, torch.ones(2).double(), 0.0, torch.ones(2, dtype=torch.bool))
+        w, velocity = gradnorm_step(w, velocity, gradient, n, lr=0.025, momentum=0.9, low=0.001, high=10)
+        seen.append(float(w[1]))
+    goal = 2 / 81
+    assert max(seen[300:]) < 1.5 * goal and min(seen[300:]) > goal / 1.5
+
+
+def test_without_a_task_there_is_no_step() -> None:
+    w, zero = torch.tensor([0.5, 1.5]), torch.zeros(2)
+    new, velocity = gradnorm_step(w, zero, zero, torch.ones(2), lr=0.1, momentum=0.5, low=0.01, high=9)
+    assert new.tolist() == pytest.approx([0.5, 1.5]) and velocity.tolist() == [0.0, 0.0]
 
 
 def test_absent_tasks_count_in_no_mean() -> None:
@@ -73,7 +106,7 @@ def test_sum_and_bounds_over_ten_thousand_random_streams() -> None:
             n = torch.exp(6 * torch.randn(t, generator=gen)) * (torch.rand(t, generator=gen) > 0.3)
             losses = torch.rand(t, generator=gen) * (torch.rand(t, generator=gen) > 0.3)
             gradient = gradnorm_gradient(w, n, losses, 1.5, (n > 0) & (losses > 0))
-            new, velocity = gradnorm_step(w, velocity, gradient, lr=0.5, momentum=0.9, low=low, high=high)
+            new, velocity = gradnorm_step(w, velocity, gradient, n, lr=0.5, momentum=0.9, low=low, high=high)
             w = new.float()
             assert abs(float(w.double().sum()) - t) < 1e-6
             assert low * (1 - 1e-6) <= float(w.min()) and float(w.max()) <= high * (1 + 1e-6)
@@ -98,8 +131,9 @@ def test_gradients_meet_at_equal_size_for_scales_1_and_100() -> None:
     for step in range(1500):
         loss = ((torch.tanh(x @ shared.T) @ heads.T - y) ** 2).mean(0) * torch.tensor([1.0, 100.0])
         grads = torch.stack([torch.autograd.grad(v, shared, retain_graph=True)[0].flatten() for v in loss])
-        gradient = gradnorm_gradient(w, norms(grads), loss.detach(), 0.0, torch.ones(2, dtype=torch.bool))
-        new, velocity = gradnorm_step(w, velocity, gradient, lr=5e-4, momentum=0.0, low=1e-3, high=10)
+        n = norms(grads)
+        gradient = gradnorm_gradient(w, n, loss.detach(), 0.0, torch.ones(2, dtype=torch.bool))
+        new, velocity = gradnorm_step(w, velocity, gradient, n, lr=5e-3, momentum=0.0, low=1e-3, high=10)
         w = new.float()
         shared = (shared - 1e-3 * (w @ grads).view_as(shared)).detach().requires_grad_()
         if step >= 1400:

@@ -24,7 +24,7 @@ from models.loss import scale_gains
 from utils.data.build import make_loaders, whole_strides
 from utils.data.loader import Fed
 from utils.data.spec import read_data
-from utils.runs import manifest, record, replay
+from utils.runs import choice, manifest, record, replay
 from utils.seams import Batch, Terms
 from utils.system import dist, notes
 from utils.system.errors import run_main
@@ -82,7 +82,8 @@ def setup(begun: Start) -> Run:
     run = Run(
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
         Interrupt(cfg.save_steps, cfg.save_minutes), Watch(loss_step.terms, device, folder / "weights" / "last.pt"),
-        Audit(cfg, loss_step, ema, optimizer, schedule, scaler), Guard(cfg, groups),
+        Audit(cfg, loss_step, ema, optimizer, schedule, scaler),
+        Guard(cfg, groups, choice.of_run(cfg.best_by, criterion.terms, loss_step.terms, model.group_names, patches)),
         record.conditions(device, compute_type(cfg, device) or torch.float32),
     )  # fmt: skip
     if resumed:
@@ -109,8 +110,7 @@ def fit(run: Run) -> None:
         extra = run.patches.merge("on_epoch_end", run.model, run.at, {**losses, **(result.row if result else {})})
         run.audit.epoch_end(run.step)
         outputs.write_rows(run, losses, result, extra, time.perf_counter() - start)
-        saving.judge(run, result)
-        saving.save(run, result)
+        saving.save(run, result, saving.judge(run, result, losses))
         run.epoch, run.batch = run.epoch + 1, 0
         if run.interrupt.stopping and not (last or run.guard.ended):
             raise Stopped

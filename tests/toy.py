@@ -48,7 +48,7 @@ def cut(data: Path, project: Path, name: str, *flags: str, epochs: int, step: in
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.saving, "pause", lambda run: (pause(run), end(run) if run.batch < STEPS else None))
-        patch.setattr(train.saving, "save", lambda run, result: (save(run, result), end(run)))
+        patch.setattr(train.saving, "save", lambda run, *figures: (save(run, *figures), end(run)))
         trained(data, project, name, *flags, "--save-steps", "1", epochs=epochs)
     return project / name
 

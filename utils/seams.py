@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
@@ -214,6 +214,7 @@ class Patch(nn.Module, Generic[F]):
 
     terms: tuple[str, ...] = ()  # names this patch adds to the loss
     metrics: tuple[str, ...] = ()  # names of its `figures`: columns of results.csv
+    judged: Mapping[str, bool] = MappingProxyType({})  # {of these what best.pt may be chosen by: lower is better}
     needs_weights = False  # whether it acts on --weights and is of no use without
     takes_part = False  # whether it makes do with what fits of --weights: other classes are said, not refused
 
@@ -315,6 +316,10 @@ class Patches(nn.ModuleDict):
     def metric_names(self) -> list[str]:
         """The columns that `figures` fill."""
         return [m for p in self.values() if isinstance(p, Patch) for m in p.metrics]
+
+    def judged(self) -> dict[str, bool]:
+        """{figure that best.pt may be chosen by: whether a lower one is better}."""
+        return {k: v for p in self.values() if isinstance(p, Patch) for k, v in p.judged.items()}
 
     def defaults(self) -> dict[str, object]:
         """{PATCH.FLAG: its default}."""

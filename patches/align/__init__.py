@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +113,7 @@ class Align(Patch[Flags]):
     counts: Tensor  # [4] COUNTS of the epoch under way, all ranks together
     counted: Tensor  # [] that epoch
     metrics = MEASURES
+    judged = MappingProxyType(dict.fromkeys(("align_top1_visible", "align_top1_infrared", "align_gap"), False))
 
     def __init__(self, flags: Flags) -> None:
         super().__init__(flags)

@@ -5,12 +5,13 @@ known images of the micro-batch, of all ranks together: each rank adds its own s
 two ranks have the gradient of one. Gathered micro-batches count by their images, as for the other terms.
 
 Figures (columns image_..., see models.classify.Figures) come from the answers on the evaluated images alone; best.pt is
-chosen by the detection fitness as ever.
+chosen by --best-by, the detection fitness unless it says otherwise.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
@@ -58,6 +59,7 @@ class ImageClasses(Patch[F]):
 
     terms = (NAME,)
     metrics = tuple(f"image_{name}" for name in Figures._fields)
+    judged = MappingProxyType({"image_acc": False, "image_bacc": False, "image_f1": False, "image_ce": True})
     counted: Tensor  # int64 [2] known images trained on in this epoch, and steps in which none was known
     weights: Tensor | None  # [C]
 
@@ -119,8 +121,8 @@ class ImageClasses(Patch[F]):
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
         alone = not any(p.requires_grad for p in model.model.parameters())
         print(
-            "image classes: best.pt is the epoch of the best detection"
-            + (", which is the first, as nothing of the detector trains: take last.pt" if alone else "")
+            "image classes: best.pt is the epoch of the best detection, unless --best-by says otherwise"
+            + ("; that is the first, as nothing of the detector trains: take last.pt" if alone else "")
         )
 
     def on_epoch_start(self, model: Detector, groups: Groups, at: Progress) -> None:

@@ -59,6 +59,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert values == {
         "frozen layers": "0",
         "epochs": 4,
+        "best.pt by": "fitness",
         "best epoch": 2,
         "best mAP@0.5": 0.62,
         "best mAP@0.5:0.95": 0.5,

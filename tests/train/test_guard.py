@@ -3,18 +3,19 @@
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.train.audit.test_audit import LIVE, Toy, write
 from utils.config.train import Config, parse
+from utils.runs.choice import Choice
 from utils.runs.resumable import BEFORE
 from utils.system.errors import UserError
 from utils.train.guard import Guard
 
 Groups = list[dict[str, Any]]
+LOSS = Choice("val_box", ("val_box",), lower=True)
 
 
 def groups_at(*opens: int) -> Groups:
@@ -25,20 +26,20 @@ def play(groups: Groups, maps: list[float], restart: bool = False, **flags: Any)
     """The loop's calls, an epoch for each value; the guard and what happened. Going back brings the fields back that
     the groups had at the snapshot. restart: every epoch begins with a guard read from the state of the one before."""
     cfg = Config(**{"epochs": 50, "guard_drop": 0.01, "guard_patience": 2, **flags})
-    guard, log, best, kept = Guard(cfg, groups), [], -1.0, {}
+    guard, log, best, kept = Guard(cfg, groups, Choice()), [], -1.0, {}
     for epoch, value in enumerate(maps):
         if guard.ended:
             break
         if restart:
             state = json.loads(json.dumps(guard.state()))
-            guard = Guard(cfg, groups)
+            guard = Guard(cfg, groups, Choice())
             guard.restore(state)
         if guard.opens_now(epoch, groups):
             assert guard.opening
             kept[guard.opening.file] = [dict(g) for g in groups]
             log.append((epoch, guard.opening.file))
-        rows = guard.judge(epoch, SimpleNamespace(map50=value, fitness=value), best, groups)  # type: ignore[arg-type]
-        best = max(best, value)
+        rows = guard.judge(epoch, {"mAP50": value, "mAP": value}, best, groups)
+        best = max(best, guard.choice.score({"mAP50": value, "mAP": value}))
         log += [(epoch, row["event"], row["action"]) for row in rows]
         if guard.back:
             for group, before in zip(groups, kept[guard.back], strict=True):
@@ -108,15 +109,28 @@ def test_patience_counts_evaluated_epochs_without_a_better_fitness(restart: bool
     guard, log = play(groups_at(0), [0.1, 0.3, 0.3, 0.2, 0.3, 0.4, 0.4], restart, **flags)
     assert log == [(4, "end", "no better fitness in 3 evaluated epochs (--patience)")] and guard.ended
     assert not play(groups_at(0), [0.1, 0.3, 0.3, 0.2, 0.31, 0.3, 0.3], restart, **flags)[0].ended
-    guard = Guard(Config(patience=1), [])
-    assert guard.judge(0, None, -1.0, []) == [] and guard.since == 0
+    guard = Guard(Config(patience=1), [], Choice())
+    assert guard.judge(0, {}, -1.0, []) == [] and guard.since == 0
+
+
+def test_what_chooses_best_pt_is_guarded() -> None:
+    """A loss, of which lower is better: it rises after the opening, while the mAP rises too."""
+    groups, events = groups_at(0, 1), []
+    guard = Guard(Config(epochs=9, guard_drop=0.1, guard_patience=1, guard_action="stop"), groups, LOSS)
+    for epoch, value in enumerate((2.0, 2.05, 2.2)):
+        guard.opens_now(epoch, groups)
+        events += guard.judge(epoch, {"mAP50": value, "mAP": value, "val_box": value}, -9.0, groups)
+    assert [(row["event"], row["before"], row["now"]) for row in events] == [
+        ("opening", 2.0, 2.05), ("below", 2.0, 2.2), ("back", 2.0, 2.2)
+    ]  # fmt: skip
+    assert guard.ended == "val_box stayed above 2.0000 after the opening at epoch 1"
 
 
 def test_only_files_that_a_checkpoint_refers_to_are_kept(tmp_path: Path) -> None:
     """That of last.pt and that of the checkpoint before it."""
     cfg = Config(epochs=50, guard_drop=0.01)
     groups = groups_at(0, 1, 2, 3)
-    guard = Guard(cfg, groups)
+    guard = Guard(cfg, groups, Choice())
     found = []
     for epoch in range(5):
         if guard.opens_now(epoch, groups):
@@ -126,14 +140,14 @@ def test_only_files_that_a_checkpoint_refers_to_are_kept(tmp_path: Path) -> None
         found.append(sorted(int(p.stem.removeprefix(BEFORE)) for p in tmp_path.iterdir()))
         if epoch == 2:
             state = guard.state()
-            guard = Guard(cfg, groups)
+            guard = Guard(cfg, groups, Choice())
             guard.restore(state)
     assert found == [[], [1], [1, 2], [2, 3], [3]]
 
 
 def test_flags_that_do_not_go_together() -> None:
     with pytest.raises(UserError, match="this run has no opening to guard"):
-        Guard(Config(epochs=5, guard_drop=0.01), groups_at(0, 5))
+        Guard(Config(epochs=5, guard_drop=0.01), groups_at(0, 5), Choice())
     with pytest.raises(UserError, match="take out --notest"):
         Config(patience=3, notest=True)
     with pytest.raises(UserError, match="belong to --guard-drop"):

@@ -59,11 +59,19 @@ class Config(Place, Device):
         (640, 640), "training and validation size, pixels (one value: both)", "data", nargs="+", low=32
     )
     patience: int = opt(
-        0, "end the run when the fitness has not risen for so many evaluated epochs (0: never)", "schedule", low=0
+        0, "end the run when the figure of --best-by has not got better for so many evaluated epochs (0: never)",
+        "schedule", low=0,
+    )  # fmt: skip
+    best_by: str = opt(
+        "fitness",
+        "figure that chooses best.pt, also for --patience and --guard-drop: fitness (0.1 mAP@0.5 + 0.9 mAP@0.5:0.95), "
+        "mAP50, mAP50-95, val_loss, or another of results.csv, such as align_top1",
+        "evaluation",
     )
     guard_drop: float = opt(
         0.0,
-        "take an opening (--unfreeze) back when mAP@0.5 stays more than this below the best before it (0: no guard)",
+        "take an opening (--unfreeze) back when mAP@0.5, or the figure of --best-by, stays more than this worse than "
+        "its best before (0: no guard)",
         "freezing",
         low=0,
         high=1,

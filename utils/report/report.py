@@ -58,7 +58,7 @@ def best(run: Facts) -> str:
     row, last = run.best, run.scored[-1]
     return (
         f"best result: mAP@0.5:0.95 {float(row['mAP']):.4f}, mAP@0.5 {float(row['mAP50']):.4f} at epoch "
-        f"{row['epoch']} (highest fitness; matching rule {row.get('match') or 'not recorded'}); at the last "
+        f"{row['epoch']} ({run.choice.words}; matching rule {row.get('match') or 'not recorded'}); at the last "
         f"evaluated epoch, {last['epoch']}: {float(last['mAP']):.4f} and {float(last['mAP50']):.4f}"
     )
 

@@ -168,7 +168,7 @@ def other_best(run: Facts) -> Verdict:
     rule = run.scored[-1]["match"]
     if epoch is not None and epoch != int(best["epoch"]) and not (run.config.get("nosave") or run.holder):
         highest = best["epoch"]
-        said.append(f"best.pt is of epoch {epoch}, the highest fitness in results.csv is that of epoch {highest}")
+        said.append(f"best.pt is of epoch {epoch}, the {run.choice.words} in results.csv is that of epoch {highest}")
     elif held is not None and file.meta.get("match") == rule and abs(held - float(best["mAP"])) > 1e-9:
         said.append(f"best.pt says mAP@0.5:0.95 {held:.4f}, results.csv {float(best['mAP']):.4f} for its epoch")
     ended = (run.result.get("tensors") or {}).get("best.pt ema")
@@ -268,7 +268,7 @@ RULES = (
     Rule("silent class", "a class with objects whose AP@0.5 is 0 with best.pt", silent_classes),
     Rule("frozen tensors moved", "tensors of frozen modules in best.pt and last.pt against the start checkpoint, bit "
          "for bit; without one, best.pt against last.pt", frozen_moved),
-    Rule("another best.pt", "best.pt is of the epoch of highest fitness in results.csv, says the same mAP, and has the "
+    Rule("another best.pt", "best.pt is of the best epoch in results.csv by --best-by, says the same mAP, and has the "
          "tensors that result.yaml recorded", other_best),
     Rule("opening taken back", "guard.csv has an event `back`", taken_back),
     Rule("data changed", "the folder keeps a list of earlier data (--allow-changed-data)", other_data),

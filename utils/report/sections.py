@@ -31,11 +31,7 @@ RULES_OF_TREND = (
     f"Trend: Theil-Sen slope (median over all pairs) of the last third of the epochs, at least {FEWEST}; flat where "
     "the change over that window is below 1 % of the mean size of its values. Best: lowest loss, highest metric."
 )
-CHOSEN = {
-    "best.pt": "highest fitness .1 mAP@0.5 + .9 mAP@0.5:0.95 so far",
-    "last.pt": "the latest; a run goes on from it",
-    "previous.pt": "the one before last.pt",
-}
+CHOSEN = {"last.pt": "the latest; a run goes on from it", "previous.pt": "the one before last.pt"}
 
 
 def number(value: float) -> str:
@@ -216,7 +212,7 @@ def validation(run: Facts) -> list[Section]:
     if not run.scored:
         return [Section("Validation", [Text(f"{UNMEASURED}: no epoch was evaluated")])]
     best = run.best
-    rule = f"Matching rule {best.get('match') or 'not recorded'}; best epoch by fitness: {best['epoch']}."
+    rule = f"Matching rule {best.get('match') or 'not recorded'}; best epoch, of {run.choice.words}: {best['epoch']}."
     blocks: list[Block] = [Text(rule), over_epochs(run, BASE, False)]
     if run.heads:
         columns = [c for kind in ("mAP50", "mAP") for c in run.columns if c.startswith(f"{kind}/")]
@@ -308,7 +304,16 @@ def checkpoints(run: Facts) -> list[Section]:
         kind = "before an opening, for the guard" if name.startswith("before_") else "every --save-period epochs"
         found = [number(float(c.meta[k])) if k in c.meta else UNMEASURED for k in ("map50", "map")]
         epoch = str(c.meta.get("epoch", "-"))
-        rows.append([name, size, epoch, CHOSEN.get(name, kind), *found, str(c.meta.get("match", UNMEASURED))])
+        rows.append(
+            [
+                name,
+                size,
+                epoch,
+                {**CHOSEN, "best.pt": f"{run.choice.words} so far"}.get(name, kind),
+                *found,
+                str(c.meta.get("match", UNMEASURED)),
+            ]
+        )
     return [Section("Checkpoints", [Table(rows)])]
 
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from utils.config.options import show
 from utils.config.train import PLACES
-from utils.evaluation.ap import fitness
 from utils.evaluation.evaluate import MEANS
 from utils.runs import fingerprint, lock
+from utils.runs.choice import Choice, recorded
 from utils.runs.record import Row, check_head, read_table
 from utils.seams import Source, State
 from utils.system import notes
@@ -79,17 +79,15 @@ class Facts:
 
     @cached_property
     def classes(self) -> list[Row]:
-        """per_class.csv"""
         return self.table("per_class.csv", "class")
 
     @cached_property
     def start_row(self) -> Row:
-        """start.csv: what the weights it began with reached, measured as its epochs are; empty where it was not."""
+        """start.csv"""
         return next(iter(self.table(START)), {})
 
     @cached_property
     def start_classes(self) -> list[Row]:
-        """start_per_class.csv"""
         return self.table(START_CLASSES, "class")
 
     @cached_property
@@ -119,9 +117,9 @@ class Facts:
     @property
     def damage(self) -> list[str]:
         """What of the whole folder cannot be read."""
-        for part in ("settings", "rows", "start_row", "timing", "guard", "classes", "start_classes", "notes", "result",
-                     "listing", "checkpoints"):  # fmt: skip
+        for part in ("settings", "rows", "timing", "guard", "classes", "notes", "result", "listing", "checkpoints"):
             getattr(self, part)
+        _ = self.start_row, self.start_classes
         return self.gaps
 
     def tried(self, name: str, read: Callable[[], T], otherwise: T) -> T:
@@ -233,8 +231,7 @@ class Facts:
 
     @cached_property
     def began(self) -> dict[str, float]:
-        """Where it began: the columns of an evaluation as they were measured before its first epoch; else mAP50 and mAP
-        as its start states them, where they can be compared with this run's."""
+        """As measured before its first epoch; else what its start states, where that can be compared."""
         measured = {k: float(v) for k, v in self.start_row.items() if v and k not in ("epoch", "step", "match")}
         if "mAP50" in measured:
             return measured
@@ -300,14 +297,18 @@ class Facts:
         return [(e, sum(one[e] for one in each)) for e in shared]
 
     @cached_property
+    def choice(self) -> Choice:
+        return recorded(self.settings.get("best_by"))
+
+    @cached_property
     def scored(self) -> list[Row]:
         """Rows of the epochs that were evaluated."""
         return [r for r in self.rows if r.get("mAP") and r.get("mAP50")]
 
     @cached_property
     def best(self) -> Row:
-        """The epoch of highest fitness; empty where none was evaluated."""
-        return max(self.scored, key=lambda r: fitness(float(r["mAP50"]), float(r["mAP"])), default={})
+        """The epoch of highest score; empty where none was evaluated."""
+        return max((r for r in self.scored if self.choice.known(r)), key=self.choice.score, default={})
 
     @property
     def heads(self) -> list[str]:

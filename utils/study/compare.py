@@ -32,8 +32,9 @@ from utils.system.table import aligned
 
 MISSING = "missing"
 MEANINGS = {
-    "best": "at the epoch (from 0) that best.pt is from, of highest fitness .1 mAP@0.5 + .9 mAP@0.5:0.95; P, R and F1 "
-    "at the confidence of highest mean F1",
+    "best": "at the epoch (from 0) that best.pt is from, see `best.pt by`; P, R and F1 at the confidence of highest "
+    "mean F1",
+    "best.pt by": "what --best-by chose it by; fitness: .1 mAP@0.5 + .9 mAP@0.5:0.95",
     "final": "at the last epoch that was evaluated",
     "start": "what the checkpoint that it started from states, where that was measured on the same data, at the same "
     "size and by the same rule",

@@ -71,7 +71,7 @@ def figures(run: Facts, measured: Measured | None) -> dict[str, Value]:
     if run.scored:
         last, final = run.scored[-1], float(run.scored[-1]["mAP"])
         out |= {f"start {FIGURES[k]}": v for k, v in run.began.items()}
-        out["best epoch"] = int(run.best["epoch"])
+        out |= {"best.pt by": run.choice.name} | ({"best epoch": int(run.best["epoch"])} if run.best else {})
         out |= {f"best {title}": float(run.best[k]) for k, title in FIGURES.items() if run.best.get(k)}
         out |= {f"final {title}": float(last[k]) for k, title in FIGURES.items() if last.get(k)}
         reached = next((int(r["epoch"]) for r in run.scored if float(r["mAP"]) >= 0.9 * final), UNMEASURED)

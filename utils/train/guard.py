@@ -17,15 +17,14 @@ Here are the decisions, on plain values: they read and edit fields of the groups
 checkpoint. Files and tensors are the business of utils.runs.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
-
 from utils.config.train import Config
-from utils.evaluation.evaluate import Result
+from utils.runs.choice import FITNESS, Choice
 from utils.runs.resumable import BEFORE
 from utils.seams import Groups
 from utils.system.errors import UserError
@@ -33,6 +32,7 @@ from utils.system.schema import Count, check
 from utils.system.table import few
 
 FIELDS = ("opens", "lr_scale")
+MEAN = Choice("mAP@0.5", ("mAP50",))  # what is watched where best.pt is chosen by the fitness
 Row = dict[str, Any]  # of guard.csv: epoch, event, before, now, action
 
 
@@ -62,7 +62,7 @@ class Opening:
 
     first: int  # epoch; with those that joined it, of the first of them
     file: str  # in weights/, the state before
-    before: float  # best mAP@0.5 before
+    before: float  # best score before
     groups: list[int]  # numbers of the optimizer groups that opened
     below: int = 0  # evaluations in a row
 
@@ -70,10 +70,11 @@ class Opening:
 class Guard:
     """Errors: UserError where nothing opens that could be guarded."""
 
-    def __init__(self, cfg: Config, groups: Groups) -> None:
-        self.cfg = cfg
-        self.since = 0  # evaluated epochs without a better fitness
-        self.top = 0.0  # best mAP@0.5 so far, without epochs that were taken back
+    def __init__(self, cfg: Config, groups: Groups, choice: Choice) -> None:
+        self.cfg, self.choice = cfg, choice
+        self.watched = MEAN if choice.name == FITNESS else choice
+        self.since = 0  # evaluated epochs without a better score
+        self.top = 0.0 if self.watched is MEAN else -math.inf  # best score so far, without epochs that were taken back
         self.opening: Opening | None = None
         self.undone = 0  # updates of the average that were taken back
         self.ended = ""  # why the run is over
@@ -100,25 +101,29 @@ class Guard:
         self.opening = Opening(epoch, f"{BEFORE}{epoch:03d}.pt", self.top, new)
         return True
 
-    def judge(self, epoch: int, result: Result | None, best: float, groups: Groups) -> list[Row]:
-        """After an epoch's evaluation: sets `back` or `ended` where that is due. best: fitness so far."""
+    def judge(self, epoch: int, row: Mapping[str, float], best: float, groups: Groups) -> list[Row]:
+        """After an epoch's evaluation: sets `back` or `ended` where that is due. row: its figures, empty where there
+        was none. best: score so far."""
         self.back = ""
-        if result is None or np.isnan(result.map50):  # nothing was measured, and so nothing is judged
+        score, now = self.choice.score(row), self.watched.score(row)
+        if math.isnan(score) or math.isnan(now):  # nothing was measured, and so nothing is judged
             return []
-        rows, now = [], float(result.map50)
-        self.since = 0 if result.fitness > best else self.since + 1
+        rows: list[Row] = []
+        self.since = 0 if score > best else self.since + 1
         self.top = max(self.top, now)
         if self.opening:
             rows = self.judge_opening(self.opening, epoch, now, groups)
         if self.cfg.patience and self.since >= self.cfg.patience and not self.ended:
-            self.ended = f"no better fitness in {self.since} evaluated epochs (--patience)"
-            rows.append({"epoch": epoch, "event": "end", "before": "", "now": now, "action": self.ended})
+            self.ended = f"no better {self.choice.name} in {self.since} evaluated epochs (--patience)"
+            shown = self.watched.value(now)
+            rows.append({"epoch": epoch, "event": "end", "before": "", "now": shown, "action": self.ended})
         return rows
 
     def judge_opening(self, opening: Opening, epoch: int, now: float, groups: Groups) -> list[Row]:
         low = now < opening.before - self.cfg.guard_drop
         opening.below = opening.below + 1 if low else 0
-        row = {"epoch": epoch, "event": "", "before": opening.before, "now": now, "action": ""}
+        before, shown = (self.watched.value(x) for x in (opening.before, now))
+        row = {"epoch": epoch, "event": "", "before": before, "now": shown, "action": ""}
         names = ", ".join(groups[i]["name"] for i in opening.groups)
         rows = [{**row, "event": "opening", "action": names}] if epoch == opening.first else []
         rows += [{**row, "event": "below", "action": f"{opening.below} of {self.cfg.guard_patience}"}] if low else []
@@ -132,7 +137,9 @@ class Guard:
         self.back, self.top = opening.file, opening.before
         self.edits = [{k: g[k] for k in FIELDS if k in g} for g in groups]
         if action == "stop":
-            self.ended = f"mAP@0.5 stayed below {opening.before:.4f} after the opening at epoch {opening.first}"
+            side, name = "above" if self.watched.lower else "below", self.watched.name
+            limit = f"{self.watched.value(opening.before):.4f}"
+            self.ended = f"{name} stayed {side} {limit} after the opening at epoch {opening.first}"
             return f"stop: {self.ended}"
         again = epoch + 1 + (wait if action == "postpone" else 0)
         for i, edit in enumerate(self.edits):
@@ -185,9 +192,9 @@ def describe(before: Mapping[str, object], after: Mapping[str, object]) -> str:
     return f"{before['name']} lr_scale {after['lr_scale']:g}, opens at epoch {after['opens']}"
 
 
-def tell(rows: Iterable[Row]) -> None:
+def tell(rows: Iterable[Row], watched: Choice) -> None:
     for row in rows:
         before = f" (before the opening {row['before']:.4f})" if row["before"] != "" else ""
         sep = ", " if row["event"] == "opening" else "; "
         action = few(str(row["action"]).split(sep), 4, sep)  # guard.csv has them all
-        print(f"guard: {row['event']}, mAP@.5 {row['now']:.4f}{before}: {action}")
+        print(f"guard: {row['event']}, {watched.name} {row['now']:.4f}{before}: {action}")

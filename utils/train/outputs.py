@@ -1,5 +1,6 @@
 """What a run writes for people: rows, lines on the screen, pictures."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from utils.runs.manifest import Manifest
 from utils.system import dist
 from utils.system.device import peak_memory, peak_resident
 from utils.system.files import naming, write_text
-from utils.system.notes import keep_in
+from utils.system.notes import keep_in, warn
 from utils.train import optim
 from utils.train.run import Run
 from utils.weights import checkpoint
@@ -110,7 +111,12 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
     settings = {k: run.meta[k] for k in ("config", "patches")}
     files, start = fingerprint.of_flags(settings), fingerprint.of_start(source)
     where = {**run.conditions, "parameters": optim.count_parameters(run.loss_step)}
-    inputs = {"files": files, "start": start, "data": {**run.meta["data"], "names": contents.names}}
+    inputs = {
+        "best_by": run.choice.record(),
+        "files": files,
+        "start": start,
+        "data": {**run.meta["data"], "names": contents.names},
+    }
     with naming(run.dir):
         for name in ("result.yaml", START, START_CLASSES):  # of a run that --exist-ok replaces
             (run.dir / name).unlink(missing_ok=True)
@@ -145,4 +151,17 @@ def close_folder(run: Run) -> None:
             plots.plot_evaluation(result, run.dir)
             write_classes(run.dir / "per_class.csv", result)
         run.patches.each("after_evaluation", result, partial(measure, run), run.dir)
+    tell_ties(run)
     print(f"results in {run.dir}")
+
+
+def tell_ties(run: Run) -> None:
+    """Where no epoch was better than another, best.pt was chosen by nothing."""
+    scores = [run.choice.score(row) for row in Facts(run.dir).rows] if dist.main() else []
+    known = [score for score in scores if not math.isnan(score)]
+    if len(known) > 1 and min(known) == max(known):
+        figure = f"{run.choice.name} {run.choice.value(known[0]):.4g}"
+        said = (
+            f"all {len(known)} evaluated epochs have the same {figure}: best.pt is the first of them, not a better one"
+        )
+        warn("equal epochs", f"{said} (--best-by chooses by another figure)")

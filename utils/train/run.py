@@ -1,6 +1,7 @@
 """A training run: everything it is made of, and what it writes: checkpoints, results, pictures."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from utils.config.train import Config
 from utils.data import loader
 from utils.data.loader import class_weights, image_weights, multiscale
 from utils.runs import record
+from utils.runs.choice import Choice
 from utils.runs.manifest import Manifest
 from utils.system.signals import Interrupt
 from utils.train import optim
@@ -53,7 +55,7 @@ class Run:
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss term over these
     step: int = 0  # micro-batches done
     pending: int = 0  # micro-batches since the last optimizer step
-    best: float = -1.0  # fitness of the best epoch so far
+    best: float = -math.inf  # score of the best epoch so far, see utils/runs/choice.py
     counts: dict[str, int] = field(default_factory=dict)  # of what learns, as last printed
     class_ap: list[float] | None = None  # AP per class of the last evaluation, for --image-weights
     found: dict[str, Any] = field(default_factory=dict)  # map50, map and their rule, of the last epoch's evaluation
@@ -61,6 +63,11 @@ class Run:
     @property
     def at(self) -> seams.Progress:
         return seams.Progress(self.epoch, self.cfg.epochs, self.step)
+
+    @property
+    def choice(self) -> Choice:
+        """By what best.pt is chosen."""
+        return self.guard.choice
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -1,5 +1,6 @@
 """Checkpoints of a run under way, and the way back from them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,15 @@ def before_opening(run: Run) -> None:
         run.audit.remember()
 
 
-def judge(run: Run, result: Result | None) -> None:
-    """--patience and the guard: whether this was the last epoch, and whether `save` takes the run back."""
-    rows = run.guard.judge(run.epoch, result, run.best, run.optimizer.param_groups)
-    tell(rows)
-    for row in rows if dist.main() else ():
-        run.results.append("guard.csv", row)
+def judge(run: Run, result: Result | None, losses: Mapping[str, float]) -> float:
+    """--patience and the guard: whether this was the last epoch, and whether `save` takes the run back. The epoch's
+    score by --best-by, nan where it was not measured."""
+    row = {**losses, **result.row} if result else {}
+    rows = run.guard.judge(run.epoch, row, run.best, run.optimizer.param_groups)
+    tell(rows, run.guard.watched)
+    for line in rows if dist.main() else ():
+        run.results.append("guard.csv", line)
+    return run.choice.score(row)
 
 
 def go_back(run: Run) -> None:
@@ -94,11 +98,11 @@ def go_back(run: Run) -> None:
     print(f"guard: back to {file}")
 
 
-def save(run: Run, result: Result | None) -> None:
+def save(run: Run, result: Result | None, score: float) -> None:
     """best.pt (weights) when this epoch is the best so far, a numbered copy every save_period epochs; then, perhaps
     taken back by the guard, resumable.pt (resumable)."""
-    better = result is not None and result.fitness > run.best  # never by nan: without objects nothing is measured
-    run.best = result.fitness if result is not None and better else run.best
+    better = score > run.best  # never by nan: without objects nothing is measured
+    run.best = score if better else run.best
     run.found = {"map50": result.map50, "map": result.map, "match": result.match} if result and result.measured else {}
     if result is not None:
         run.class_ap = np.nan_to_num(result.ap).tolist()

@@ -22,6 +22,7 @@ from tests.toy import toy, trained
 from utils import seams
 from utils.config.train import Config
 from utils.data.loader import Order
+from utils.runs.choice import Choice
 from utils.system.errors import UserError, run_main
 from utils.train import optim
 from utils.train.audit.audit import Audit, would_move
@@ -58,8 +59,8 @@ class Toy:
         unused: Any = None
         self.of = Run(
             cfg, Path(), cpu, {}, self.model, patches, self.loss_step, self.ema, self.optimizer, schedule, scaler,
-            loader, loader, unused, unused, Watch(self.loss_step.terms, cpu, Path()), self.audit, Guard(cfg, groups),
-            {},
+            loader, loader, unused, unused, Watch(self.loss_step.terms, cpu, Path()), self.audit,
+            Guard(cfg, groups, Choice()), {},
         )  # fmt: skip
         image = (torch.rand(2, 3, 64, 64) * 255).to(torch.uint8)
         target = torch.tensor([[0, 1, 0.5, 0.5, 0.4, 0.4], [1, 5, 0.4, 0.6, 0.6, 0.5]])

@@ -37,15 +37,19 @@ class Flags:
         nargs="+",
     )
     progressive_unfreeze: bool = opt(
-        False, "the head from the start, then group by group, the deepest first", "freezing"
+        False, "neck and head learn from the start, the backbone is opened block by block, from its end", "freezing"
     )
     unfreeze_preset: str = opt(
-        "medium",
+        "auto",
         "start, rate and scale of --progressive-unfreeze: small 20 10 .01, medium 10 5 .1, large 5 3 .3; auto = by the "
         "number of training images (under 1,000; to 10,000; above)",
         "freezing",
         choices=("small", "medium", "large", "auto"),
     )
+    unfreeze_order: str = opt(
+        "end", "which block of the backbone opens first: the last (end), or the first (stem)", "freezing",
+        choices=("end", "stem"),
+    )  # fmt: skip
     unfreeze_start: int = opt(-1, "epoch of its first opening (-1: the preset's)", "freezing", low=-1)
     unfreeze_rate: int = opt(-1, "epochs from one opening to the next (-1: the preset's)", "freezing", low=-1)
     unfreeze_lr_scale: float = opt(-1.0, "scale of the opened groups' rate (-1: the preset's)", "freezing", low=-1)
@@ -65,6 +69,8 @@ class Flags:
 def read(flags: Flags) -> list[Opening]:
     """The openings as far as the flags alone say: none yet for --progressive-unfreeze, which needs the model."""
     own = [n for n in ("unfreeze_start", "unfreeze_rate", "unfreeze_lr_scale") if getattr(flags, n) != -1]
+    asked = {"unfreeze_preset": "auto", "unfreeze_order": "end"} if flags.unfreeze_table is None else {}
+    own += [name for name, default in asked.items() if getattr(flags, name) != default]
     if own and not flags.progressive_unfreeze:
         raise UserError(f"--{own[0].replace('_', '-')} belongs to --progressive-unfreeze")
     if flags.unfreeze and flags.progressive_unfreeze:
@@ -124,9 +130,13 @@ class Unfreeze(Patch[Flags]):
         name = preset_for(self.images) if flags.unfreeze_preset == "auto" else flags.unfreeze_preset
         given = (flags.unfreeze_start, flags.unfreeze_rate, flags.unfreeze_lr_scale)
         start, rate, scale = (p if g == -1 else g for p, g in zip(PRESETS[name], given, strict=True))
-        print(f"progressive unfreezing: start {start}, rate {rate}, lr scale {scale:g} ({self.images} images)")
-        open_groups = [[i for i in group if i not in held] for group in depth_groups(model).values()]
-        words = [spans(group) for group in open_groups if any(not empty(model.model[i]) for i in group)]
+        why = f"by {self.images:,} training images" if flags.unfreeze_preset == "auto" else "as asked for"
+        print(f"progressive unfreezing: preset {name} ({why}): start {start}, rate {rate}, lr scale {scale:g}")
+        blocks = depth_groups(model)
+        decoder = [*blocks.pop("neck", []), *blocks.pop("head", [])]
+        backbone = list(blocks.values()) if flags.unfreeze_order == "end" else list(blocks.values())[::-1]
+        free = [[i for i in group if i not in held] for group in (decoder, *backbone)]
+        words = [spans(group) for group in free if any(not empty(model.model[i]) for i in group)]
         return by_rule(words, int(start), int(rate), scale, flags.unfreeze_ramp)
 
     def param_groups(self, groups: Groups, model: Detector) -> Groups:

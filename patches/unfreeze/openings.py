@@ -5,8 +5,8 @@ Words: `EPOCH:MODULES[@SCALE]`, as `0:77, 100:31-76@0.1, 200:backbone`. Several 
 exactly these modules.
 YAML: `stages:`, a list of {epoch, open, scale: 1, ramp: epochs, hyp: {...}}. hyp: lr0 and lrf begin a decay cycle of
 the run's rate; parameters of augmentation hold until a later stage gives others.
-Rule: n(e) = 0 for e < start, else min(1 + floor((e - start) / rate), groups), deepest group first; the head learns from
-the start. Groups: utils.select.depth_groups.
+Rule: n(e) = 0 for e < start, else min(1 + floor((e - start) / rate), groups) blocks of the backbone are open; neck and
+head learn from the start. Blocks: utils.train.modules.depth_groups.
 """
 
 import dataclasses
@@ -121,7 +121,7 @@ def ordered(openings: Sequence[Opening], where: str) -> list[Opening]:
 
 
 def by_rule(groups: Sequence[str], start: int, rate: int, scale: float, ramp: float) -> list[Opening]:
-    """Progressive unfreezing. groups: words for the head, then for each further group, deepest first."""
+    """Progressive unfreezing. groups: words for neck and head, then for each block of the backbone in its turn."""
     later = [start + rate * i for i in range(len(groups) - 1)]
     openings = [Opening(e, words, scale, ramp if e else 0.0) for e, words in zip(later, groups[1:], strict=True)]
     return [Opening(0, groups[0], 1.0, 0.0), *openings]

@@ -18,7 +18,8 @@ def plan_table(rates: Rates, groups: Groups, modules: Mapping[str, str]) -> str:
     stages: dict[str, Groups] = {}
     for group in groups:
         stages.setdefault(str(group["stage"]) if "stage" in group else OTHERS, []).append(group)
-    stages = {stage: parts for stage, parts in stages.items() if stage != OTHERS or any(map(learns, parts))}
+    shown = [stage for stage, parts in stages.items() if stage != OTHERS or any(map(learns, parts))]
+    stages = {stage: stages[stage] for stage in sorted(shown, key=lambda s: (s == OTHERS, s.zfill(9)))}
     head = ["stage", "opens", "modules", "parameters", "rate x", "ramp (epochs)"]
     rows = [head]
     for stage, parts in stages.items():

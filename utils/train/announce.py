@@ -10,9 +10,10 @@ from utils import seams
 from utils.config.options import help_topic, show
 from utils.config.train import PLACES, parse, program
 from utils.system.errors import quiet_pipe
-from utils.system.notes import note
+from utils.system.notes import note, warn
 from utils.system.table import aligned
 from utils.system.yaml_file import read_yaml
+from utils.train.modules import spans
 from utils.train.run import Run
 from utils.weights.checkpoint import build_detector, read_model
 
@@ -27,9 +28,27 @@ def announce(run: Run, source: seams.Source | None) -> None:
     norms = {"eval": "stand still", "train": "drift"}[run.cfg.freeze_bn]
     print(f"device {run.device}; mAP by --match {run.cfg.match}; BatchNorm statistics of frozen modules {norms}")
     print(f"features beyond plain training: {', '.join(run.patches) or 'none'}")
+    tell_random(run, source)
     if source:
         defaults = {name: show(value) for name, value in run.patches.defaults().items()}
         print(inheritance(source.meta, run.meta, source.path, defaults))
+
+
+def tell_random(run: Run, source: seams.Source | None) -> None:
+    """Modules that stand still at the start though no weights were loaded into them: what learns builds on noise."""
+    if run.step or (run.cfg.weights and source is None):
+        return
+    known = {name: value.shape for name, value in source.state.items()} if source else {}
+    drawn = []
+    for number, module in enumerate(run.model.model):
+        own = {f"model.{number}.{name}": p for name, p in module.named_parameters()}
+        frozen = own and not any(p.requires_grad for p in own.values())
+        if frozen and not any(known.get(name) == p.shape for name, p in own.items()):
+            drawn.append(number)
+    if drawn:
+        why = f"{run.cfg.weights} holds none for them" if source else "there are no --weights"
+        said = f"modules {spans(drawn)} are frozen with random weights ({why}): what learns builds on noise"
+        warn("frozen random weights", f"{said}; give --weights of a trained network, or let them learn")
 
 
 def module_table(model: Detector, size: int) -> str:

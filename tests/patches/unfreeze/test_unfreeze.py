@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import train
 from models.graph import Detector
 from patches import freeze, layer_decay, unfreeze
+from patches.unfreeze.plan_table import plan_table
 from tests.models.test_zoo import spec
 from tests.shared import ROOT
 from tests.toy import FOUR_HEADS, STEPS, cut, resumed, same, toy, trained
@@ -196,21 +198,66 @@ def test_the_short_form(
     small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    rows = plan_of(["--progressive-unfreeze"], small_shapes, tmp_path / "none", capsys, epochs=40)
-    modules = ["77", "29-76", "22-28", "15-21", "8-14", "1-7", "0"]
-    assert [(r[1], r[2], r[4]) for r in rows[2:9]] == [
-        ("0", "77", "1"),
-        *zip(map(str, range(10, 40, 5)), modules[1:], ["0.1"] * 6, strict=True),
+    flag = "--progressive-unfreeze"
+    rows = plan_of([flag, "--unfreeze-preset", "medium"], small_shapes, tmp_path / "none", capsys, epochs=40)
+    blocks = ["22-28", "15-21", "8-14", "1-7", "0"]
+    assert [(r[1], r[2], r[4]) for r in rows[2:8]] == [
+        ("0", "29-77", "1"),  # neck and head, at full rate
+        *zip(map(str, range(10, 35, 5)), blocks, ["0.1"] * 5, strict=True),
     ]
-    auto = ["--progressive-unfreeze", "--unfreeze-preset", "auto", "--unfreeze-rate", "3", "--freeze", "5"]
-    rows = plan_of([*auto, "--layer-decay", "0.5"], small_shapes, tmp_path / "none", capsys, epochs=30)
-    assert [r[2] for r in rows[2:7]] == modules[:5]
-    assert [r[1] for r in rows[2:7]] == ["0", "20", "23", "26", "29"], "12 images: small, rate by flag"
-    assert rows[7][1:4] == ["32", "(never)", "5-7"], "after the last epoch, and without what --freeze keeps"
-    assert [r[-2] for r in rows[2:8]] == ["1", "0.005", "0.0025", "0.00125", "0.000625", "0.0003125"]
-    rows = plan_of(["--progressive-unfreeze", "--unfreeze-start", "0"], small_shapes, tmp_path / "none", capsys, 1)
-    assert [r[1] for r in rows[2:5]] == ["0", "0", "5"] and rows[4][2] == "(never)", "start 0, one epoch"
-    assert [r[0] for r in rows[11:]] == ["0"]
+    rows = plan_of([flag, "--unfreeze-order", "stem"], small_shapes, tmp_path / "none", capsys, epochs=70)
+    assert [r[2] for r in rows[2:8]] == ["29-77", *blocks[::-1]]
+    assert [r[1] for r in rows[2:8]] == ["0", "20", "30", "40", "50", "60"], "12 images: small"
+    some = [flag, "--unfreeze-rate", "3", "--freeze", "5", "--layer-decay", "0.5"]
+    rows = plan_of(some, small_shapes, tmp_path / "none", capsys, epochs=30)
+    assert [r[2] for r in rows[2:6]] == ["29-77", *blocks[:3]]
+    assert [r[1] for r in rows[2:6]] == ["0", "20", "23", "26"], "rate by flag"
+    assert rows[6][1:3] == ["29", "5-7"], "without what --freeze keeps"
+    assert [r[-2] for r in rows[2:7]] == ["0.5..1", "0.0025", "0.00125", "0.000625", "0.0003125"]
+    rows = plan_of([flag, "--unfreeze-start", "0"], small_shapes, tmp_path / "none", capsys, 1)
+    assert [r[1] for r in rows[2:5]] == ["0", "0", "10"] and rows[4][2] == "(never)", "start 0, one epoch"
+
+
+def test_what_chose_the_preset_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    patch = unfreeze.Unfreeze(unfreeze.Flags(progressive_unfreeze=True))
+    patch.images = 5000
+    patch.on_model_built(narrow(), ())
+    said = capsys.readouterr().out
+    assert "preset medium (by 5,000 training images): start 10, rate 5, lr scale 0.1" in said
+
+
+def test_a_plan_lists_its_stages_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """The detector of YOLOv5 has no norms, so that it is in another optimizer group first."""
+    model = narrow()
+    patch = unfreeze.Unfreeze(unfreeze.Flags(unfreeze=("0:77, 1:0-76",)))
+    patch.on_model_built(model, ())
+    groups = patch.param_groups(optim.param_groups(model, 0.0), model)[::-1]
+    rates = SimpleNamespace(epochs=2, batches=3, warmup=0, rate=lambda step, group: 0.1)
+    lines = plan_table(rates, groups, {"1": "77", "2": "0-76"}).splitlines()  # type: ignore[arg-type]
+    assert [line.split()[0] for line in lines[2:4]] == ["1", "2"]
+    assert next(line for line in lines if line.startswith("epoch")).split()[2:] == ["stage", "1", "stage", "2"]
+
+
+@pytest.fixture(scope="module")
+def base(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(small_shapes, tmp_path_factory.mktemp("base"), "base").dir / "weights/best.pt"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--freeze 10", " are frozen with random weights (there are no --weights)"),
+        ("--progressive-unfreeze", " are frozen with random weights"),
+        ("--freeze 0", ""),
+        ("--freeze 10 --weights {base}", ""),
+    ],
+)
+def test_frozen_noise_is_warned_of(
+    flags: str, says: str, small_shapes: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(small_shapes, tmp_path, "a", *flags.format(base=base).split())
+    said = capsys.readouterr().out
+    assert says in said and ("warning" in said and "builds on noise" in said) == bool(says)
 
 
 def narrow() -> Detector:
@@ -249,6 +296,7 @@ def test_uncovered_doubled_overlapping(words: str, frozen: str, message: str) ->
     [
         ({"unfreeze": ("0:77",), "progressive_unfreeze": True}, "two schedules"),
         ({"unfreeze": ("0:77",), "unfreeze_start": 3}, "--unfreeze-start belongs to --progressive-unfreeze"),
+        ({"unfreeze": ("0:77",), "unfreeze_order": "stem"}, "--unfreeze-order belongs to --progressive-unfreeze"),
         ({"unfreeze_plan": True}, "give one of them"),
         ({"progressive_unfreeze": True, "unfreeze_rate": 0}, "above 0"),
         ({"progressive_unfreeze": True, "unfreeze_ramp": -1.0}, "--unfreeze-ramp must be at least 0, got -1"),

@@ -42,7 +42,7 @@ class Freeze(Patch[Flags]):
         for i in frozen:
             model.model[i].requires_grad_(False)
         only = f"only the first {first} train; " if first != -1 else ""
-        print(f"freeze: {len(frozen)} of {total} modules; {only}{cut(frozen, model)}")
+        print(f"freeze: {len(frozen)} of {total} modules do not learn; {only}{cut(frozen, model)}")
 
 
 patch = Freeze

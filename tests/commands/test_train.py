@@ -97,7 +97,7 @@ def test_four_heads_chain_from_one(
     said = capsys.readouterr().out
     for words in (
         "25 are parts of its head (sliced), 0 start fresh; 0 of the file's are left over",
-        "backbone frozen, neck SPLIT: 21 of 48",
+        "backbone frozen, neck frozen in part (21 of 48 modules)",
         "capped from 0.01",
         "--loss-ota: 0.0 -> 1.0",
         "bn_eval 34",

@@ -110,19 +110,6 @@ def test_ranges_of_the_programs(word: str, value: str, programs: str) -> None:
             PROGRAMS[name].parse([*NEEDED.get(name, []), word, value])
 
 
-@pytest.mark.parametrize("name", ["test", "detect", "export"])
-def test_weights_are_needed(name: str) -> None:
-    with pytest.raises(UserError, match="is needed"):
-        PROGRAMS[name].parse([])
-
-
-def test_defaults_that_depend_on_others() -> None:
-    parse = PROGRAMS["test"].parse
-    assert [parse([*NEEDED["test"], *w]).cfg.nms_iou for w in ([], ["--match", "v5"], ["--iou", "0"])] == [0.65, 0.6, 0]
-    with pytest.raises(UserError, match="give that too"):
-        parse([*NEEDED["test"], "--save-conf"])
-
-
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_help_in_each_program(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where words behind `--` are needed, and other options are."""

@@ -101,10 +101,10 @@ def test_a_table_of_stages_tells_the_ways_apart(tmp_path: Path) -> None:
 
 
 def test_the_cut_is_said(demo: Detector) -> None:
-    assert cut(range(29), demo) == "backbone frozen, neck open, head open"
-    assert cut(range(50), demo) == "backbone frozen, neck SPLIT: 21 of 48 modules frozen, head open"
+    assert cut(range(29), demo) == "backbone frozen, neck learns, head learns"
+    assert cut(range(50), demo) == "backbone frozen, neck frozen in part (21 of 48 modules), head learns"
     yolov7 = Detector(spec("yolov7"), 80)
-    assert cut(range(50), yolov7) == "backbone SPLIT: 50 of 51 modules frozen, neck open, head open"
+    assert cut(range(50), yolov7) == "backbone frozen in part (50 of 51 modules), neck learns, head learns"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from utils.study import compare, compared
-from utils.study.measure import Measured, by_size, measure
+from utils.study.measure import Measured, measure
 from utils.system.errors import UserError
 from utils.weights.checkpoint import save_checkpoint
 
@@ -105,43 +105,6 @@ def test_what_best_pt_measures_now(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "best.pt reaches mAP@0.5:0.95 0.4900 now, 0.5000 while" in compared.read_entries(runs, "cpu")[0].notes[0]
 
 
-def test_means_over_seeds_of_like_runs_only(tmp_path: Path) -> None:
-    """Alike: runs that differ in the seed, themselves and the runs they started from. Neither other settings, nor other
-    data, nor a second run of one seed."""
-    other = [[*row[:7], row[7] + 0.1, *row[8:]] for row in ROWS]
-    bases = [write_run(tmp_path / f"base_seed{i}", ROWS, seed=i) for i in range(2)]
-    runs = [
-        *(write_run(tmp_path / f"a_seed{i}", r, i, start={"run": str(bases[i])}) for i, r in enumerate((ROWS, other))),
-        write_run(tmp_path / "rate", ROWS, seed=2, lr0=0.02, start={"run": str(bases[0])}),
-        write_run(tmp_path / "data", ROWS, seed=2, data="0123", start={"run": str(bases[0])}),
-        write_run(tmp_path / "scratch", ROWS, seed=2),
-        write_run(tmp_path / "again", ROWS, seed=1, start={"run": str(bases[1])}),
-    ]
-    entries = compared.read_entries(runs, "cpu")
-    ((name, (count, spread)),) = compared.means(entries).items()
-    assert (name, count) == ("a", 2)
-    assert spread["best mAP@0.5:0.95"] == pytest.approx((0.55, 0.0707107))
-    assert spread["best P"] == (0.5, 0.0)
-    assert "matching rule" not in spread
-    (row,) = compare.mean_rows(entries, ["best mAP@0.5:0.95", "epochs", "trainable parameters", "data"])
-    assert row == ["a, mean of 2 seeds", "0.5500 ± 0.0707", "4 ± 0", "1,234 ± 0", ""]
-
-
-def test_runs_that_are_not_comparable_are_named(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / "a", ROWS), write_run(tmp_path / "b", ROWS, lr0=1.0)]
-    assert compared.conflicts(compared.read_entries([*runs, tmp_path / "gone"], "cpu")) == []
-    by_v7 = [["v7" if cell == "coco" else cell for cell in row] for row in ROWS]
-    runs += [write_run(tmp_path / "c", ROWS, data="99887766aa"), write_run(tmp_path / "d", by_v7, match="v7")]
-    data, rule = compared.conflicts(compared.read_entries(runs, "cpu"))
-    assert data == "NOT COMPARABLE, different data (abcdef01: a, b, d; 99887766: c)"
-    assert rule == "NOT COMPARABLE, different matching rules of mAP (coco: a, b, c; v7: d)"
-
-
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / a / b, ROWS) for a, b in (("x", "exp"), ("y", "exp"), ("y", "other"))]
-    assert [e.name for e in compared.read_entries(runs, "cpu")] == ["x/exp", "y/exp", "other"]
-
-
 def test_what_is_missing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / "a", ROWS), tmp_path / "gone", write_run(tmp_path / "empty", [])]
     runs.append(write_run(tmp_path / "c", ROWS, data="99887766aa"))
@@ -164,19 +127,6 @@ def test_what_is_missing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_run_of_another_version_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a/run\.yaml: config: unknown settings .*'gone'"):
         measure(tmp_path / "a", {"config": {"gone": 1}}, "cpu")
-
-
-def test_average_precision_by_object_size() -> None:
-    """One object of each size; the small one is found, the medium one missed, a large one is not there."""
-
-    class Found:
-        names = ["a"]  # noqa: RUF012
-        paths = ["x.png"]  # noqa: RUF012
-        detections = [torch.tensor([[10.0, 10.0, 30.0, 30.0, 0.9, 0.0]])]  # noqa: RUF012
-
-    truth = {"x.png": np.array([[10.0, 10.0, 30.0, 30.0, 0.0], [100.0, 100.0, 160.0, 160.0, 0.0]])}
-    sizes = by_size(Found(), truth, {"x.png": [200, 300]})  # type: ignore[arg-type]
-    assert sizes == {"small": pytest.approx(1.0), "medium": 0.0, "large": -1.0}
 
 
 @pytest.mark.parametrize("name", ["run.yaml", "results.csv", "timing.csv", "data.csv", "result.yaml"])

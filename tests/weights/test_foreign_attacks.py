@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,7 @@ from tests.weights.payloads import (
     write,
 )
 from utils.system.errors import UserError
-from utils.weights import checkpoint, foreign, limited, torch_file
 from utils.weights.foreign import read_foreign
-from utils.weights.torch_file import Node
 
 
 @pytest.fixture
@@ -142,40 +139,6 @@ def test_other_globals_are_refused_by_name(name: str, by_stack: bool, tmp_path: 
     module, _, attribute = name.rpartition(".")
     path = write(tmp_path / "evil.pt", weights(named(module, attribute, by_stack)))
     refused(path, rf"asks for {name}".replace(".", r"\."))
-
-
-def test_calls_of_model_code_give_inert_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class of model code is neither imported nor called, even where it exists and is importable."""
-    (tmp_path / "somemodel.py").write_text("raise SystemExit('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    call = called("somemodel", "Net", text("x")) + b"}" + text("__setstate__") + named("somemodel", "hook") + b"sb"
-    program = (
-        b"\x80\x02}("
-        + text("opt")
-        + call
-        + text("model")
-        + weights(tensor(storage()))[3 + len(text("model")) : -2]
-        + b"u."
-    )
-    found = read_foreign(write(tmp_path / "w.pt", program, {"0": struct.pack("<4f", 1, 2, 3, 4)}))
-    assert found.state["model.0.weight"].tolist() == [1, 2, 3, 4]
-    assert "somemodel" not in sys.modules
-
-
-def test_setting_state_on_our_own_operations_changes_nothing(tmp_path: Path) -> None:
-    """BUILD writes attributes where an object has no __setstate__; a class is no object that takes any."""
-    before = OrderedDict.__dict__.keys(), vars(Node).keys()
-    state = b"(N}" + text("call") + text("x") + text("__call__")[:0] + b"st"
-    for target in (named("collections", "OrderedDict"), named("torch", "FloatStorage"), named("models.yolo", "Model")):
-        with pytest.raises(UserError):
-            read_foreign(write(tmp_path / "evil.pt", weights(target + state + b"b")))
-    assert (OrderedDict.__dict__.keys(), vars(Node).keys()) == before
-
-
-def test_attributes_of_a_dict_cannot_replace_its_methods(tmp_path: Path) -> None:
-    hung = called("collections", "OrderedDict") + b"}" + text("items") + named("models.yolo", "Trap") + b"sb"
-    program = b"\x80\x02" + hung + b"(" + text("model.0.weight") + tensor(storage()) + b"u."
-    assert list(read_foreign(write(tmp_path / "w.pt", program, {"0": bytes(16)})).state) == ["model.0.weight"]
 
 
 def test_extension_registry_is_out_of_reach(tmp_path: Path, marker: Path) -> None:
@@ -338,52 +301,4 @@ def test_command_line_refuses_with_exit_code_2(form: str, tmp_path: Path, marker
     assert not marker.exists() and not out.exists()
 
 
-def test_names_are_answered_by_stand_ins() -> None:
-    """No class of a foreign program and none of torch's modules is ever imported or built."""
-    for name in (
-        "torch.nn.modules.conv.Conv2d",
-        "models.yolo.Model",
-        "pathlib.PosixPath",
-        "numpy.core.multiarray.scalar",
-    ):
-        answer = torch_file._stand_in(name)
-        assert issubclass(answer, Node) and isinstance(answer("touch", x=1), Node)
-
-
 # ---- files that keep their reader busy, fill its memory or end it ----
-
-
-def tower(levels: int) -> bytes:
-    """Opcodes that push a tuple whose two parts are the tuple below it: its hash and its text cost 2^levels."""
-    steps = b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(levels))
-    return b"](K\x01q\x00" + steps + b"eh" + bytes([levels])
-
-
-BUSY = {
-    "hash of a tower": b"}" + tower(60) + b"K\x00s",
-    "set of a tower": named("builtins", "set") + b"(](" + tower(60) + b"etR",
-    "text of a tower": tower(60) + b"Q",
-    "copies": b"](](" + b"K\x01" * 200_000 + b"eq\x00" + (named("torch", "Size") + b"(h\x00tR") * 5000 + b"e",
-}
-
-
-@pytest.mark.parametrize("name", BUSY)
-@pytest.mark.parametrize("own", [False, True])
-def test_files_that_never_end_are_given_up(
-    name: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limited, "SECONDS", 2)
-    words = text("format") + text("thaw-1") if own else b""  # by which ours are known
-    path = write(tmp_path / "busy.pt", b"\x80\x02](" + words + BUSY[name] + b"e.")
-    with pytest.raises(UserError, match=r"busy\.pt"):
-        checkpoint.read_source(path)
-
-
-def test_a_program_that_ends_its_reader_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "_read", lambda _: os._exit(1))
-    refused(write(tmp_path / "w.pt", weights(tensor(storage()))), "made to break its reader")
-
-
-def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "_read", lambda _: bytearray(8 << 30))
-    refused(write(tmp_path / "w.pt", weights(tensor(storage()))), "MemoryError|made to break its reader")

@@ -53,12 +53,12 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def cut(frozen: Sequence[int], model: Detector) -> str:
-    """Which sections are frozen, open, or cut through."""
+    """Which sections are frozen, in whole or in part."""
     said = []
-    for name, r in model.sections.items():
-        count = len(set(r) & set(frozen))
-        split = f"SPLIT: {count} of {len(r)} modules frozen"
-        said.append(f"{name} {'open' if not count else 'frozen' if count == len(r) else split}")
+    for name, modules in model.sections.items():
+        count = len(set(modules) & set(frozen))
+        partly = f"frozen in part ({count} of {len(modules)} modules)"
+        said.append(f"{name} {'learns' if not count else 'frozen' if count == len(modules) else partly}")
     return ", ".join(said)
 
 

@@ -142,7 +142,7 @@ class Audit:
     def close(self) -> None:
         """The end of the run."""
         if self.checks:
-            print(f"audit: {self.due - self.base} optimizer steps in {self.checks} checks: as declared")
+            print(f"audit: {self.due - self.base} optimizer steps, checked {self.checks} times: all went as declared")
 
     def advance(self, until: int) -> None:
         """What the schedule implies for the micro-batches up to number `until`."""

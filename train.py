@@ -11,8 +11,8 @@ of utils/seams.py (search for `patches.`). --help with --cfg also prints the mod
 import sys
 import time
 
-from utils.config.help import help_alone
 from utils.config.options import help_topic
+from utils.config.train import help_alone
 
 if __name__ == "__main__":
     help_alone(sys.argv[1:])  # before torch, whose import takes longer than the answer

@@ -12,7 +12,7 @@ import pytest
 from tests.shared import ROOT
 from utils import seams
 from utils.config import detect, export, test, train
-from utils.config.help import help_alone, patch_file, patch_table, read_flags, record_name
+from utils.config.help import patch_file, patch_table, read_flags, record_name
 from utils.config.options import TOPICS, Program, flag, help_topic
 from utils.system.errors import UserError
 
@@ -67,10 +67,10 @@ runpy.run_path({script!r}, run_name="__main__")
 def test_only_a_help_without_a_model_is_answered_early(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["-h", "--freeze", "3"], ["--help", "heads"]):
         with pytest.raises(SystemExit) as ended:
-            help_alone(words)
+            train.help_alone(words)
         assert ended.value.code == 0 and capsys.readouterr().out
     for words in (["--img", "64"], [], ["--cfg", "demo.yaml", "--help"], ["--cfg=demo.yaml", "--help"]):
-        help_alone(words)
+        train.help_alone(words)
         assert not capsys.readouterr().out
 
 

@@ -8,24 +8,15 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
 
-from utils.config.options import help_topic, opt
+from utils.config.options import opt
 
 TYPES: tuple[type, ...] = (str, int, float, bool)
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in TYPES}
 KINDS |= {f"tuple[{kind.__name__}, ...]": GenericAlias(tuple, (kind, ...)) for kind in TYPES}
-
-
-def help_alone(argv: Sequence[str]) -> None:
-    """Answer --help and end, where it is asked for without a model (whose table needs torch)."""
-    if help_topic(argv) is not None and not {word.split("=")[0] for word in argv} & {"--cfg"}:
-        from utils.config.train import program
-
-        program().answer_help(argv)
 
 
 def patch_table() -> dict[str, str]:

@@ -287,6 +287,12 @@ def program() -> Program[Config]:
     return Program("train.py", "Train a detector.", Config, patch_schemas())
 
 
+def help_alone(argv: Sequence[str]) -> None:
+    """Answer --help and end, where it is asked for without a model (whose table needs torch)."""
+    if "--cfg" not in {word.split("=")[0] for word in argv}:
+        program().answer_help(argv)
+
+
 def parse(argv: Sequence[str]) -> Given[Config]:
     """argv -> the options of the base, and of each patch that one of its switches (patches.TABLE) turns on. The --hyp
     file is read unless the run has its settings from elsewhere (--resume, --replay)."""

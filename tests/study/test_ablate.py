@@ -25,25 +25,28 @@ def test_runs_are_named_skipped_resumed_and_compared(
     assert "--freeze 999: the model has 78 modules" in done.stderr
     with open(project / "comparison/comparison.csv", newline="") as f:
         table = {row["run"]: row for row in csv.DictReader(f)}
-    assert list(table) == ["freeze_0_seed0", "freeze_999_seed0", "freeze_50_seed0"]
+    assert list(table) == ["no_freeze_seed0", "freeze_999_seed0", "freeze_50_seed0"]
     trainable = [table[f"freeze_{n}_seed0"]["trainable parameters"] for n in (0, 50)]
     assert int(trainable[0]) > int(trainable[1]) > 0
     assert table["freeze_999_seed0"]["epochs"] == ""
-    assert float(table["freeze_0_seed0"]["AP@0.5:0.95 of small objects"]) >= 0
-    assert "0 (baseline)" in done.stdout and "0 (baseline)" in (project / "comparison/comparison.html").read_text()
+    assert float(table["no_freeze_seed0"]["AP@0.5:0.95 of small objects"]) >= 0
+    assert (
+        "no_freeze_seed0 (baseline)" in done.stdout
+        and "no_freeze_seed0 (baseline)" in (project / "comparison/comparison.html").read_text()
+    )
     assert (project / "study.md").is_file(), "an ablation is a study"
     assert 0 < float(table["freeze_50_seed0"]["peak memory, GiB"]) < 64
     pictures = {"learning.png", "PR.png", "F1.png", "confusion.png", "images.png"}
     assert pictures <= {p.name for p in (project / "comparison").iterdir()}
 
     before = (project / "freeze_50_seed0/weights/last.pt").stat().st_mtime_ns
-    shutil.rmtree(project / "freeze_0_seed0/weights")  # as if it had died before its first checkpoint
+    shutil.rmtree(project / "no_freeze_seed0/weights")  # as if it had died before its first checkpoint
     words[words.index("0,999,50")] = "0,50"
     again = command_line(*words)
     assert again.returncode == 0, again.stderr
     assert f"{project / 'freeze_50_seed0'}: finished before" in again.stdout
     assert (project / "freeze_50_seed0/weights/last.pt").stat().st_mtime_ns == before
-    assert (project / "freeze_0_seed0/weights/last.pt").is_file()
+    assert (project / "no_freeze_seed0/weights/last.pt").is_file()
 
 
 def test_help(command_line: CommandLine) -> None:

@@ -156,7 +156,7 @@ def test_shuffled_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_start_stands_beside_and_a_fall_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only a start on the same data, at the same size and by the same rule."""
     for data, said in (("abcdef0123", True), ("99", False)):
-        meta = {"map50": 0.9, "map": 0.8, "match": "coco", "data": {"fingerprint": data}}
+        meta = {"map50": 0.9, "map": 0.8, "match": "coco", "data": {"yaml": "d.yaml", "fingerprint": data}}
         save_checkpoint(tmp_path / f"{data}.pt", state={"x": torch.zeros(1)}, meta=meta)
         run = write_run(tmp_path / f"from_{data}", ROWS, weights=str(tmp_path / f"{data}.pt"))
         compare.compare([run], tmp_path / "out")
@@ -166,10 +166,28 @@ def test_the_start_stands_beside_and_a_fall_is_said(tmp_path: Path, capsys: pyte
         assert row.get("start mAP@0.5:0.95") == ("0.8" if said else None)
 
 
-def test_the_arm_without_freezing_is_the_baseline(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / name, ROWS) for name in "ab"]
-    settings = yaml.safe_load((runs[1] / "run.yaml").read_text())
-    (runs[1] / "run.yaml").write_text(yaml.safe_dump({**settings, "patches": {"freeze": {"freeze": ["3"]}}}))
-    entries = compared.read_entries(runs, "cpu")
-    assert [row[1] for row in compare.run_rows(entries, ["frozen layers"])] == ["frozen layers", "0 (baseline)", "3"]
-    assert compare.run_rows(entries[:1], ["frozen layers"])[1][1] == "0", "nothing beside it freezes"
+def test_change_against_the_start_and_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The start as it was measured; the baseline is the first run, or the one that is named, of like data."""
+    higher = [[*row[:7], row[7] + 0.2, *row[8:]] for row in ROWS]
+    runs = [
+        write_run(tmp_path / "a", ROWS),
+        write_run(tmp_path / "b", higher),
+        write_run(tmp_path / "c", ROWS, 0, "99"),
+    ]
+    (runs[1] / "start.csv").write_text("epoch,step,mAP50,mAP,match\nstart,0,0.64,0.75,coco\n")
+
+    def table(*baseline: str) -> dict[str, dict[str, str]]:
+        compare.main([*map(str, runs), "--out", str(tmp_path / "out"), *baseline])
+        with open(tmp_path / "out/comparison.csv", newline="") as f:
+            return {row["run"]: row for row in csv.DictReader(f)}
+
+    column = "mAP@0.5:0.95 above the baseline"
+    found = table()
+    assert "a (baseline)" in capsys.readouterr().out
+    assert [found[n][column] for n in "ac"] == ["0.0", ""] and float(found["b"][column]) == pytest.approx(0.2)
+    assert float(found["b"]["mAP@0.5:0.95 above the start"]) == pytest.approx(-0.05)
+    assert found["a"]["mAP@0.5:0.95 above the start"] == ""
+    found = table("--baseline", "b")
+    assert float(found["a"][column]) == pytest.approx(-0.2)
+    with pytest.raises(UserError, match="--baseline d: no such run; there are: a, b, c"):
+        table("--baseline", "d")

@@ -11,11 +11,12 @@ from utils.study import study
 from utils.system.errors import UserError
 from utils.weights.checkpoint import save_checkpoint
 
-START = {"map50": 0.5, "map": 0.25, "match": "coco", "data": {"fingerprint": "abcdef0123"}}
+START = {"map50": 0.5, "map": 0.25, "match": "coco", "data": {"yaml": "d.yaml", "fingerprint": "abcdef0123"}}
 
 
 def jobs_of(tmp_path: Path) -> list[study.Job]:
     """Arm a: two runs from a checkpoint with mAP50 0.5, arm b: one run from scratch and one that is missing."""
+    tmp_path.mkdir(exist_ok=True)
     save_checkpoint(tmp_path / "w.pt", state={"x": torch.zeros(1)}, meta=START)
     later = [[*row[:6], value, *row[7:]] for row, value in zip(ROWS, (0.4, 0.2, 0.1, 0.31), strict=True)]
     write_run(tmp_path / "a_seed0", ROWS, seed=0, weights=str(tmp_path / "w.pt"))
@@ -26,9 +27,13 @@ def jobs_of(tmp_path: Path) -> list[study.Job]:
 
 def test_table_by_hand(tmp_path: Path) -> None:
     head, a, b = study.tables(jobs_of(tmp_path), "mAP50")
-    assert head == ["arm", "runs", "start", "lowest", "final", "best"]
-    assert a == ["a", "2 of 2", "0.5000 ± 0.0000", "0.2000 ± 0.1414", "0.4600 ± 0.2121", "0.5100 ± 0.1556"]
-    assert b == ["b", "1 of 2", "missing", "0.3000", "0.6100", "0.6200"]
+    assert head == ["arm", "runs", "start", "lowest", "final", "best", "above start", "above baseline"]
+    assert a[:6] == [
+        "a (baseline)", "2 of 2", "0.5000 ± 0.0000", "0.2000 ± 0.1414", "0.4600 ± 0.2121", "0.5100 ± 0.1556"
+    ]  # fmt: skip
+    assert a[6:] == ["0.0100 ± 0.1556", "-"]
+    assert b == ["b", "1 of 2", "missing", "0.3000", "0.6100", "0.6200", "missing", "0.0000"]
+    assert study.tables(jobs_of(tmp_path / "again"), "mAP50", "b")[1][7] == "0.0000", "only of the seed that both have"
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:
@@ -40,7 +45,13 @@ def test_cost_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"match": "v7"}, {"data": {"fingerprint": "99"}}, {"config": {"img_size": [96, 96]}}, {"data": {}}]
+    "other",
+    [
+        {"match": "v7"},
+        {"data": {"yaml": "d.yaml", "fingerprint": "99"}},
+        {"config": {"img_size": [96, 96]}},
+        {"data": {"yaml": "d.yaml", "fingerprint": ""}},
+    ],
 )
 def test_a_start_on_other_data_at_another_size_or_by_another_rule_is_no_start(
     tmp_path: Path, other: dict[str, Any]
@@ -70,6 +81,8 @@ def test_arms_that_are_refused(text: str, message: str) -> None:
 def test_an_arm(tmp_path: Path) -> None:
     assert study.read_arm("low rate: --lr0 0.1 --cfg 'a b.yaml'") == ("low rate", ["--lr0", "0.1", "--cfg", "a b.yaml"])
     assert study.read_arm("plain:") == ("plain", [])
+    with pytest.raises(UserError, match="--baseline b: no such arm; there are: a"):
+        study.main(["--project", str(tmp_path), "--arm", "a:", "--baseline", "b", "--", "--adam"])
     with pytest.raises(UserError, match="flags after `--`"):
         study.main(["--project", str(tmp_path), "--arm", "a:"])
     with pytest.raises(UserError, match="two arms have the same name"):

@@ -58,6 +58,12 @@ class Report:
 class Compare(Device):
     runs: tuple[str, ...] = opt((), "run folders", positional=True, nargs="+")
     out: str = opt("", "folder for the comparison", "saving", required=True, metavar="FOLDER")
+    baseline: str = opt(
+        "",
+        "run that the others are held against, by its folder's name (default: the first one)",
+        "evaluation",
+        metavar="NAME",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,12 @@ class Arms:
     seeds: str = opt("0", "random seeds; every arm is trained once with each", metavar="0,1,2")
     columns: str = opt("mAP50", "columns of results.csv to compare", "evaluation", metavar="mAP50,mAP")
     test: bool = opt(False, "evaluate best.pt on the data's test split at the end", "evaluation")
+    baseline: str = opt(
+        "",
+        "arm that the others are held against (default: the first one, in an ablation no_freeze)",
+        "evaluation",
+        metavar="NAME",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

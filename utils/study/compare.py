@@ -20,13 +20,16 @@ from utils.study.compared import (
     Entry,
     Value,
     conflicts,
+    hold_against,
     means,
+    names_of,
     read_entries,
     repetitions,
     spread,
     with_spread,
 )
 from utils.study.figures import plot_all
+from utils.system.errors import UserError
 from utils.system.files import naming, write_text
 from utils.system.table import aligned
 
@@ -36,8 +39,10 @@ MEANINGS = {
     "mean F1",
     "best.pt by": "what --best-by chose it by; fitness: .1 mAP@0.5 + .9 mAP@0.5:0.95",
     "final": "at the last epoch that was evaluated",
-    "start": "what the checkpoint that it started from states, where that was measured on the same data, at the same "
-    "size and by the same rule",
+    "start": "what the weights it began with reached, measured before its first epoch (start.csv); else what their "
+    "checkpoint states, where that was measured on the same data, at the same size and by the same rule",
+    "above the start, above the baseline": "best minus start, and minus the best of the baseline with the same seed, "
+    "where that was measured on the same data, at the same size and by the same rule",
     "first epoch with 90 % of final mAP@0.5:0.95": "counted from 0",
     "train-validation gap of the loss": "sum of the validation loss terms minus sum of the training loss terms in the "
     "last epoch. Training is measured on augmented images while the weights move, validation on plain images with "
@@ -53,7 +58,8 @@ MEANINGS = {
 DECIMALS = {"seconds per epoch": 2, "peak memory, GiB": 2}  # of other shares and losses 4
 CLASS_FIGURES = ("AP@0.5", "AP@0.5:0.95", "F1", "P", "R")
 ON_SCREEN = ("frozen layers", "epochs", "start mAP@0.5:0.95", "best epoch", "best mAP@0.5", "best mAP@0.5:0.95",
-             "best F1", "final mAP@0.5:0.95", "seconds per epoch")  # fmt: skip
+             "mAP@0.5:0.95 above the start", "mAP@0.5:0.95 above the baseline", "best F1", "final mAP@0.5:0.95",
+             "seconds per epoch")  # fmt: skip
 CAPTIONS = {
     "learning": "Learning curves: one colour for each setting, one line style for each seed",
     "PR": "Precision over recall at IoU 0.5, mean over the classes, best.pt",
@@ -83,16 +89,12 @@ def columns_of(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(c for e in entries for c in e.values))
 
 
-def run_rows(entries: Sequence[Entry], columns: Sequence[str]) -> list[list[str]]:
-    """Head and a row for each run, as people read it. What learns from the first module on, beside runs that freeze, is
-    the baseline."""
-    frozen = {e.values.get("frozen layers", "0") for e in entries}
+def run_rows(entries: Sequence[Entry], columns: Sequence[str], baseline: str = "") -> list[list[str]]:
+    """Head and a row for each run, as people read it; baseline: the name of the run that is one."""
     rows = [["run", *columns]]
-    for entry in entries:
-        cells = {c: shown(entry.values.get(c), c) for c in columns}
-        if cells.get("frozen layers") == "0" and len(frozen) > 1:
-            cells["frozen layers"] = "0 (baseline)"
-        rows.append([entry.name, *cells.values()])
+    for e in entries:
+        name = f"{e.name} (baseline)" if e.name == baseline else e.name
+        rows.append([name, *(shown(e.values.get(c), c) for c in columns)])
     return rows
 
 
@@ -134,13 +136,13 @@ def class_rows(entries: Sequence[Entry]) -> list[list[Value]]:
     return rows if len(rows) > 1 else []
 
 
-def page(entries: Sequence[Entry], warnings: Sequence[str], pictures: Sequence[Path]) -> str:
+def page(entries: Sequence[Entry], baseline: str, warnings: Sequence[str], pictures: Sequence[Path]) -> str:
     """The comparison as HTML: figures in rows, runs side by side."""
     columns, classes = columns_of(entries), class_rows(entries)
     seeds = [c for c in zip(["", *columns], *mean_rows(entries, columns), strict=True) if any(c[1:])]
     parts = [Section("Means over seeds", [Table(seeds)])] if len(seeds) > 1 else []
     meanings = Table([["figure", "what it is"], *map(list, MEANINGS.items())])
-    runs = Table(list(zip(*run_rows(entries, columns), strict=True)))
+    runs = Table(list(zip(*run_rows(entries, columns, baseline), strict=True)))
     parts.append(Section("Runs", [runs], [meanings], "what the figures are"))
     parts += [Section(picture.stem, [Picture(picture, CAPTIONS[picture.stem])]) for picture in pictures]
     for figure in CLASS_FIGURES if classes else ():
@@ -150,9 +152,15 @@ def page(entries: Sequence[Entry], warnings: Sequence[str], pictures: Sequence[P
     return as_html("Comparison of runs", summary, parts)
 
 
-def compare(runs: Sequence[Path], out: Path, device: str = "") -> list[Entry]:
-    """Read and measure the runs, write everything into `out`, print the table."""
+def compare(runs: Sequence[Path], out: Path, device: str = "", baseline: str = "") -> list[Entry]:
+    """Read and measure the runs, write everything into `out`, print the table. baseline: a run's name, default the
+    first. Errors: UserError for a name that no run has."""
+    names = list(names_of(runs).values())
+    baseline = baseline or names[0]
+    if baseline not in names:
+        raise UserError(f"--baseline {baseline}: no such run; there are: {', '.join(names)}")
     entries = read_entries(runs, device)
+    hold_against(entries, baseline)
     columns = columns_of(entries)
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -161,13 +169,13 @@ def compare(runs: Sequence[Path], out: Path, device: str = "") -> list[Entry]:
                 csv.writer(f).writerows(rows)
         pictures = plot_all(entries, out)
     warnings = [*conflicts(entries), *(f"{e.name}: {note}" for e in entries for note in e.notes)]
-    write_text(out / "comparison.html", page(entries, warnings, pictures))
+    write_text(out / "comparison.html", page(entries, baseline, warnings, pictures))
     short = [c for c in ON_SCREEN if c in columns]
-    print(aligned([*run_rows(entries, short), *mean_rows(entries, short)]))
+    print(aligned([*run_rows(entries, short, baseline), *mean_rows(entries, short)]))
     print("\n".join([*warnings, f"all figures, per class too, and pictures: {out / 'comparison.html'}"]))
     return entries
 
 
 def main(argv: list[str]) -> None:
     args = COMPARE.parse(argv).cfg
-    compare([Path(r) for r in args.runs], Path(args.out), args.device)
+    compare([Path(r) for r in args.runs], Path(args.out), args.device, args.baseline)

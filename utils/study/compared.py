@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.runs.folder import Facts, is_run
+from utils.runs.folder import Facts, apart, is_run
 from utils.study.measure import Measured, measure
 from utils.system.errors import UserError, parsing
 
@@ -33,11 +33,34 @@ class Entry:
 
 def read_entries(folders: Sequence[Path], device: str) -> list[Entry]:
     """The runs in the order given. Folders of one name are called by as much of their path as tells them apart."""
+    names = names_of(folders)
+    return [read_entry(folder, names[folder], device) for folder in names]
+
+
+def names_of(folders: Sequence[Path]) -> dict[Path, str]:
+    """What the runs are called."""
     names = {f: f.name for f in folders}
     for depth in range(2, max((len(f.parts) for f in folders), default=0) + 1):
         shared = [n for n in names.values() if list(names.values()).count(n) > 1]
         names = {f: "/".join(f.parts[-depth:]) if n in shared else n for f, n in names.items()}
-    return [read_entry(folder, names[folder], device) for folder in names]
+    return names
+
+
+def hold_against(entries: Sequence[Entry], baseline: str) -> None:
+    """Adds to every run how far its best lies above that of the baseline: of its repetition with the same seed, where
+    there is one."""
+    base = next(e for e in entries if e.name == baseline)
+    group = next((own for own in repetitions(entries).values() if base in own), [base])
+    for entry in (e for e in entries if e.values):
+        mine = entry.run.config.get("seed")
+        other = next((e for e in group if e.run.config.get("seed") == mine), base)
+        for title in (FIGURES[k] for k in ("mAP50", "mAP")):
+            pair = [e.values.get(f"best {title}") for e in (entry, other)]
+            alike = not apart(other.run.conditions, entry.run.conditions)
+            numbers = [v for v in pair if isinstance(v, (int, float))]
+            entry.values[f"{title} above the baseline"] = (
+                numbers[0] - numbers[1] if alike and numbers[1:] else UNMEASURED
+            )
 
 
 def read_entry(folder: Path, name: str, device: str) -> Entry:
@@ -70,9 +93,11 @@ def figures(run: Facts, measured: Measured | None) -> dict[str, Value]:
     out: dict[str, Value] = {"frozen layers": run.frozen, "epochs": run.epochs}
     if run.scored:
         last, final = run.scored[-1], float(run.scored[-1]["mAP"])
-        out |= {f"start {FIGURES[k]}": v for k, v in run.began.items()}
+        known = {k: v for k, v in run.began.items() if k in ("mAP50", "mAP")}
+        out |= {f"start {FIGURES[k]}": v for k, v in known.items()}
         out |= {"best.pt by": run.choice.name} | ({"best epoch": int(run.best["epoch"])} if run.best else {})
         out |= {f"best {title}": float(run.best[k]) for k, title in FIGURES.items() if run.best.get(k)}
+        out |= {f"{FIGURES[k]} above the start": float(run.best[k]) - v for k, v in known.items() if run.best}
         out |= {f"final {title}": float(last[k]) for k, title in FIGURES.items() if last.get(k)}
         reached = next((int(r["epoch"]) for r in run.scored if float(r["mAP"]) >= 0.9 * final), UNMEASURED)
         out["first epoch with 90 % of final mAP@0.5:0.95"] = reached if final else UNMEASURED

@@ -11,14 +11,14 @@ folder that was made with other flags is an error, never a figure.
 --test: at the end best.pt of each run, chosen by validation, is evaluated on the split `test` of its data YAML, once
 (test.csv in the run's folder).
 
-PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the --weights checkpoint,
-where that states it), the lowest, the final and the best over the epochs: mean and spread (standard deviation) over the
-seeds, and each run by itself; in study.md also what an arm costs. study.png: the columns over the epochs, mean and
-range over the seeds.
+PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the weights, measured before
+the first epoch), the lowest, the final and the best over the epochs, and the best above the start and above the baseline
+(--baseline, or the first arm) with the same seed: mean and spread (standard deviation) over the seeds, and each run by
+itself; in study.md also what an arm costs. study.png: the columns over the epochs, mean and range over the seeds.
 
   python -m utils ablate --freeze-list 0,3,4,5,6 --seeds 0,1,2 -- COMMON TRAIN.PY FLAGS
 
-is the study of how much of a network should learn: arms freeze_0, the baseline, freeze_3, ..., in which the first N
+is the study of how much of a network should learn: arms no_freeze, the baseline, freeze_3, ..., in which the first N
 modules do not learn, and after it the comparison of all runs (`python -m utils compare`).
 
 In Python: `carry_out([Job(...), ...])` trains, `report(jobs, folder, columns)` writes the tables.
@@ -50,6 +50,7 @@ from utils.system.yaml_file import read_yaml
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}
 KINDS = ("start", "lowest", "final", "best")
+ABOVE = ("above start", "above baseline")  # best minus start, and minus the baseline's best with the same seed
 MISSING = "missing"
 
 
@@ -152,14 +153,28 @@ def mean(values: Sequence[float]) -> str:
     return with_spread(spread(values)) or (f"{values[0]:.4f}" if values else MISSING)
 
 
-def tables(jobs: Sequence[Job], column: str) -> list[list[str]]:
-    """Head and a row for each arm."""
-    rows = [["arm", "runs", *KINDS]]
+def above(jobs: Sequence[Job], column: str, baseline: str) -> dict[Path, dict[str, float]]:
+    """{run: how far its best lies above its start, and above the best of the baseline with the same seed}."""
+    each = {j.folder: figures(j, column) for j in jobs}
+    base = {j.seed: each[j.folder].get("best") for j in jobs if j.arm == baseline}
+    found: dict[Path, dict[str, float]] = {}
+    for job in (j for j in jobs if "best" in each[j.folder]):
+        others = {"start": each[job.folder].get("start"), "baseline": base.get(job.seed)}
+        best = each[job.folder]["best"]
+        found[job.folder] = {f"above {what}": best - other for what, other in others.items() if other is not None}
+    return found
+
+
+def tables(jobs: Sequence[Job], column: str, baseline: str = "") -> list[list[str]]:
+    """Head and a row for each arm. baseline: an arm, default the first."""
+    baseline = baseline or jobs[0].arm
+    rows, changes = [["arm", "runs", *KINDS, *ABOVE]], above(jobs, column, baseline)
     for arm in dict.fromkeys(j.arm for j in jobs):
-        mine = [figures(j, column) for j in jobs if j.arm == arm]
+        mine = [figures(j, column) | changes.get(j.folder, {}) for j in jobs if j.arm == arm]
         there = sum("final" in f for f in mine)
-        cells = [mean([f[kind] for f in mine if kind in f]) for kind in KINDS]
-        rows.append([arm, f"{there} of {len(mine)}", *cells])
+        cells = [mean([f[kind] for f in mine if kind in f]) for kind in (*KINDS, *ABOVE)]
+        name = f"{arm} (baseline)" if arm == baseline else arm
+        rows.append([name, f"{there} of {len(mine)}", *cells[:-1], "-" if arm == baseline else cells[-1]])
     return rows
 
 
@@ -175,22 +190,25 @@ def costs(jobs: Sequence[Job]) -> list[list[str]]:
     return rows
 
 
-def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str]) -> None:
+def report(jobs: Sequence[Job], folder: Path, columns: Sequence[str], baseline: str = "") -> None:
     """study.md, study.csv and study.png of what is there; the tables on the screen too."""
     folder.mkdir(parents=True, exist_ok=True)
     known = {name: None for j in jobs for name in j.run.columns}
     if known and (unknown := [c for c in columns if c not in known]):
         raise UserError(f"--columns {','.join(unknown)}: not in results.csv, which has {', '.join(known)}")
-    parts = [f"{column}, mean ± standard deviation\n\n{markdown(tables(jobs, column))}" for column in columns]
+    parts = [f"{column}, mean ± standard deviation\n\n{markdown(tables(jobs, column, baseline))}" for column in columns]
     if any((j.folder / "test.csv").is_file() for j in jobs):
         parts.append(f"Test split, best.pt by validation\n\n{markdown(test_table(jobs, columns))}")
     text = "\n\n".join([*parts, f"Cost\n\n{markdown(costs(jobs))}"])
     write_text(folder / "study.md", text + "\n")
     with open(folder / "study.csv", "w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(["arm", "seed", "run", "epochs", *(f"{c} {kind}" for c in columns for kind in KINDS)])
+        writer.writerow(
+            ["arm", "seed", "run", "epochs", *(f"{c} {kind}" for c in columns for kind in (*KINDS, *ABOVE))]
+        )
         for job in jobs:
-            cells = [figures(job, c).get(kind, "") for c in columns for kind in KINDS]
+            found = {c: figures(job, c) | above(jobs, c, baseline or jobs[0].arm).get(job.folder, {}) for c in columns}
+            cells = [found[c].get(kind, "") for c in columns for kind in (*KINDS, *ABOVE)]
             writer.writerow([job.arm, job.seed, job.folder.name, job.run.epochs or "", *cells])
     plot(jobs, columns, folder / "study.png")
     for job in jobs:
@@ -271,6 +289,8 @@ def study(
     arms: Mapping[str, Sequence[str]], common: Sequence[str], project: Path, args: Arms
 ) -> tuple[list[Job], list[Path]]:
     """Train and compare; the runs, and the folders of those that failed."""
+    if args.baseline and args.baseline not in arms:
+        raise UserError(f"--baseline {args.baseline}: no such arm; there are: {', '.join(arms)}")
     jobs = [
         Job(name, seed, project / f"{folder_name(name)}_seed{seed}", (*common, *words))
         for seed in numbers(args.seeds, "--seeds")
@@ -283,5 +303,5 @@ def study(
     columns = args.columns.split(",")
     if args.test:
         evaluate_test(jobs, columns)
-    report(jobs, project, columns)
+    report(jobs, project, columns, args.baseline)
     return jobs, failed

@@ -26,7 +26,7 @@ def test_runs_are_named_skipped_resumed_and_compared(
     with open(project / "comparison/comparison.csv", newline="") as f:
         table = {row["run"]: row for row in csv.DictReader(f)}
     assert list(table) == ["no_freeze_seed0", "freeze_999_seed0", "freeze_50_seed0"]
-    trainable = [table[f"freeze_{n}_seed0"]["trainable parameters"] for n in (0, 50)]
+    trainable = [table[f"{arm}_seed0"]["trainable parameters"] for arm in ("no_freeze", "freeze_50")]
     assert int(trainable[0]) > int(trainable[1]) > 0
     assert table["freeze_999_seed0"]["epochs"] == ""
     assert float(table["no_freeze_seed0"]["AP@0.5:0.95 of small objects"]) >= 0

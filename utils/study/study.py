@@ -11,8 +11,8 @@ folder that was made with other flags is an error, never a figure.
 --test: at the end best.pt of each run, chosen by validation, is evaluated on the split `test` of its data YAML, once
 (test.csv in the run's folder).
 
-PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the weights, measured before
-the first epoch), the lowest, the final and the best over the epochs, and the best above the start and above the baseline
+PROJECT/study.md and study.csv: for each column of results.csv the value at the start (of the weights, before the first
+epoch), the lowest, the final and the best over the epochs, and the best above the start and above the baseline
 (--baseline, or the first arm) with the same seed: mean and spread (standard deviation) over the seeds, and each run by
 itself; in study.md also what an arm costs. study.png: the columns over the epochs, mean and range over the seeds.
 

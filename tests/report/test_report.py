@@ -349,6 +349,22 @@ def test_stages_that_open_later_are_frozen_until_then(healthy: Path) -> None:
     assert rows["2"] == ["4", "20-49", "1", "1", "0.2", "0.25", "0.6"]
 
 
+def test_after_alignment_detection_goes_on_without_it(healthy: Path) -> None:
+    """No flag of the alignment, no rate of it, and every other one."""
+    command = "train.py --data d.yaml --align --align-weight 0.1 --align_node=28 --best-by align_top1 --epochs 9 "
+    command += "--lr0 0.02"
+    content = settings(healthy)
+    config = {**content["config"], "best_by": "align_top1", "lr0": 0.02, "hyp": "data/hyp.scratch.p5.yaml"}
+    put(healthy, {**content, "command": command, "config": config, "patches": {"align": {}}})
+    purpose, said = next_commands(read_facts(healthy))[0]
+    assert "without the infrared" in purpose
+    assert shlex.split(said)[2:] == [
+        "--data", "d.yaml", "--epochs", "9", "--transfer-weights", "--freeze", "backbone", "--lr0", "0.002", "--name",
+        f"{healthy.name}_freeze_backbone", "--weights", str(healthy / "weights/best.pt"), "--project",
+        str(healthy.parent),
+    ]  # fmt: skip
+
+
 def test_the_next_stage_keeps_every_other_setting(toy: Path) -> None:
     run = read_facts(toy)
     purpose, command = next_commands(run)[0]

@@ -18,6 +18,7 @@ from utils.system.yaml_file import read_yaml
 
 STEPS = (50, 30, 10, 0)  # of the chain
 ALIASES = {"--batch": "--batch-size", "--img": "--img-size", "--cache": "--cache-images"}
+ALIGNED = "next stage: detection alone, without the infrared pictures, the aligned backbone frozen, at a lower rate"
 Command = tuple[str, str]  # what it is for, and the line
 
 
@@ -93,9 +94,7 @@ def next_stage(run: Facts, best: Path) -> list[Command]:
     inverse = bool(flags) and int((flags or {}).get("trainable_first", -1)) != -1
     if "unfreeze" in run.patches or (frozen == ["0"] and not inverse):
         if "align" in run.patches and "unfreeze" not in run.patches:
-            own = [*again, "--freeze", "backbone", "--name", f"{run.folder.name}_freeze_backbone"]
-            words = [*without(words, {"--freeze"}), *own]
-            return [("next stage: fine-tune with the aligned backbone frozen", line("train.py", *words))]
+            return [(ALIGNED, line("train.py", *detection_only(words, run), *again))]
         if run.best and run.best is run.rows[-1]:
             words = [*words, *again, "--name", f"{run.folder.name}_more"]
             return [("the best epoch is the last: train on from it", line("train.py", *words))]
@@ -109,6 +108,18 @@ def next_stage(run: Facts, best: Path) -> list[Command]:
     words = [*words, *again, "--freeze", following, "--name", name]
     other = f" with {hyp}" if hyp else ""
     return [(f"next stage of the chain: --freeze {following}{other} from best.pt", line("train.py", *words))]
+
+
+def detection_only(words: Sequence[str], run: Facts) -> list[str]:
+    """The flags of a stage after alignment: on the visible pictures alone, which the projectors are left out for, the
+    aligned backbone frozen, at a tenth of the rate (or with the hyp file of the next stage)."""
+    named = {word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    gone = {"--freeze", "--hyp" if (hyp := next_hyp(str(run.config.get("hyp") or ""))) else "--lr0"}
+    gone |= {name for name in named if name == "--align" or name.startswith("--align-")}
+    gone |= {"--best-by"} if str(run.config.get("best_by", "")).startswith("align") else set()
+    rate = ["--hyp", hyp] if hyp else ["--lr0", f"{float(run.config.get('lr0') or 0.01) / 10:g}"]
+    name = f"{run.folder.name}_freeze_backbone"
+    return [*without(words, gone), "--transfer-weights", "--freeze", "backbone", *rate, "--name", name]
 
 
 def without(words: Sequence[str], flags: set[str]) -> list[str]:

@@ -98,9 +98,9 @@ def test_four_heads_chain_from_one(
     for words in (
         "25 are parts of its head (sliced), 0 start fresh; 0 of the file's are left over",
         "backbone frozen, neck frozen in part (21 of 48 modules)",
-        "capped from 0.01",
+        "learning rate: 0.002 to 0.0002; warm-up: ",
         "--loss-ota: 0.0 -> 1.0",
-        "bn_eval 34",
+        " train, 34 stand still",
     ):
         assert words in said, said
     row = read_rows(tmp_path / "s1/results.csv")[-1]

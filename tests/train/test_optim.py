@@ -114,7 +114,7 @@ def test_default_warm_up_takes_at_most_its_share() -> None:
     cfg = plain()
     schedule = Schedule.of(cfg, 13, False)
     assert schedule.warmup == 13 == int(0.1 * 10 * 13)
-    assert "asked 39, at most 10% of the run" in schedule.describe(cfg)
+    assert "(39 asked for, at most 10% of the run)" in schedule.describe(cfg)
     assert Schedule.of(plain(compat="v7"), 13, False).warmup == 1000
     assert Schedule.of(plain(compat="v5"), 13, False).warmup == 100
     assert Schedule.of(plain(epochs=100), 13, False).warmup == 39
@@ -125,7 +125,7 @@ def test_no_rate_above_the_stages_own_schedule_when_it_starts_from_weights() -> 
     for linear in (False, True):
         cfg = plain(linear_lr=linear)
         schedule = Schedule.of(cfg, 20, from_weights=True)
-        assert schedule.bias_start == cfg.lr0 and "capped from 0.1" in schedule.describe(cfg)
+        assert schedule.bias_start == cfg.lr0 and "(0.1 asked for)" in schedule.describe(cfg)
         for step in range(200):
             limit = cfg.lr0 * (1 if schedule.warming(step) else schedule.factor(step // 20))
             assert max(schedule.lr(step), schedule.lr(step, bias=True)) <= limit * (1 + 1e-12)
@@ -167,7 +167,7 @@ def test_each_phase_is_a_cycle_of_its_own() -> None:
     for step in range(12 * 20):
         assert schedule.momentum_at(step) == first.momentum_at(step)
         assert schedule.accumulate(step) == first.accumulate(step)
-    assert "from epoch 4 on 0.005 to 5e-05; from epoch 7 on 0.002 to 0.001" in schedule.describe(plain())
+    assert "from epoch 4 on 0.005 to 5e-05, from epoch 7 on 0.002 to 0.001" in schedule.describe(plain())
 
 
 def test_rates_of_groups_that_open_later() -> None:

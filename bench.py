@@ -19,7 +19,7 @@ from utils.bench import page as bench_page
 from utils.bench.parts import write_pictures
 from utils.bench.sections import SECTIONS, Bench
 from utils.system.device import select_device
-from utils.system.errors import run_main
+from utils.system.processes.program import run_main
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:

@@ -38,7 +38,8 @@ from utils.images.sources import Frame, find_sources, frames
 from utils.runs import lock
 from utils.runs.plots import colour, draw_box, draw_label
 from utils.system.device import select_device
-from utils.system.errors import UserError, parsing, run_main
+from utils.system.errors import UserError, parsing
+from utils.system.processes.program import run_main
 from utils.weights.checkpoint import load_detector
 
 Shares = list[float] | None  # [C] probabilities of the image's classes, for a model that has such

@@ -42,8 +42,9 @@ from utils.images.pixels import fractions
 from utils.images.read import read_image
 from utils.runs.record import VERSION
 from utils.seams import State
-from utils.system.errors import UserError, run_main
+from utils.system.errors import UserError
 from utils.system.files import write_whole
+from utils.system.processes.program import run_main
 from utils.weights.checkpoint import check_channels, load_detector
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -33,7 +33,8 @@ from utils.evaluation.predict import check_together
 from utils.runs import lock, plots
 from utils.system import dist
 from utils.system.device import select_device
-from utils.system.errors import UserError, run_main
+from utils.system.errors import UserError
+from utils.system.processes.program import run_main
 from utils.weights import class_rows
 from utils.weights.checkpoint import check_channels, lasting, load_detector
 

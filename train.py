@@ -24,11 +24,11 @@ from models.loss import scale_gains
 from utils.data.build import make_loaders, whole_strides
 from utils.data.loader import Fed
 from utils.data.spec import read_data
-from utils.runs import choice, manifest, record, replay
+from utils.runs import choice, manifest, record, replay, resumable
 from utils.seams import Batch, Terms
 from utils.system import dist, notes
-from utils.system.errors import run_main
-from utils.system.signals import Interrupt, Stopped
+from utils.system.processes.program import run_main
+from utils.system.processes.signals import Interrupt, Stopped
 from utils.system.sync_bn import synchronise_norms
 from utils.train import anchors, announce, optim, outputs, saving, start
 from utils.train.audit.audit import Audit
@@ -106,7 +106,7 @@ def fit(run: Run) -> None:
         start = time.perf_counter()
         losses = train_epoch(run)
         last = run.epoch == run.cfg.epochs - 1
-        result = outputs.validate(run) if last or not run.cfg.notest else None
+        result = outputs.validate_trained(run) if last or not run.cfg.notest else None
         extra = run.patches.merge("on_epoch_end", run.model, run.at, {**losses, **(result.row if result else {})})
         run.audit.epoch_end(run.step)
         outputs.write_rows(run, losses, result, extra, time.perf_counter() - start)
@@ -137,6 +137,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     run.optimizer.zero_grad(set_to_none=True)
     for loaded in bar:
         batch, terms = step(run, loaded)
+        run.last_batch = {"labels": len(batch["target"]), "size": batch["image"].shape[-1]}
         for name, value in terms.items():
             run.sums[name] += value
         if run.step % 10 == 0 or run.step == 1:
@@ -146,7 +147,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             saving.pause(run)
     run.watch.check(run.model)
     means = {name: float(total) / run.schedule.batches for name, total in run.sums.items()}
-    return means | {"labels": len(batch["target"]), "size": batch["image"].shape[-1], "data_wait": fed.share}
+    return means | run.last_batch | {"data_wait": fed.share}
 
 
 def step(run: Run, batch: Batch) -> tuple[Batch, Terms]:
@@ -179,16 +180,14 @@ def main(argv: list[str]) -> Run | None:
         announce.print_help(argv)
         return None
     begun = start.begin(argv)
-    with begun.lock:
+    with begun.lock, resumable.way_on(begun.folder):
         run = setup(begun)
         with run.interrupt.listening():
             try:
                 fit(run)
+                outputs.close_folder(run)
             except Stopped:
-                print(f"stopped and saved; go on with: python train.py --resume {run.dir}")
-                dist.leave()
-                return run
-        outputs.close_folder(run)
+                return saving.stopped(run)
         repeated = replay.finish(run.dir, run.cfg.replay, run.guard.ended)
     dist.leave()
     if not repeated:

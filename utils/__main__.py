@@ -3,7 +3,8 @@
 import importlib
 
 from utils.config.tools import TOOLS, listing
-from utils.system.errors import UserError, run_main
+from utils.system.errors import UserError
+from utils.system.processes.program import run_main
 
 
 def main(argv: list[str]) -> None:

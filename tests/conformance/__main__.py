@@ -19,7 +19,8 @@ import torch
 from tests.conformance import checks, checks_data
 from tests.conformance.checks import Found
 from tests.conformance.reference import ROOT, Absent, Reference
-from utils.system.errors import UserError, fail, run_main
+from utils.system.errors import UserError, fail
+from utils.system.processes.program import run_main
 
 RELATIVE, ABSOLUTE, IDENTICAL = "relative", "absolute", "elements that differ"
 ABSENT, PASS, FAIL = "not present", "pass", "FAIL"

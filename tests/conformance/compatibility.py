@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from tests.conformance import forms
 from utils.config import detect, export, test, train
 from utils.config.options import Program
-from utils.system.errors import UserError, fail, run_main
+from utils.system.errors import UserError, fail
 from utils.system.files import ROOT
+from utils.system.processes.program import run_main
 
 WORKS, SAID, REFUSED, FAILS, UNTRIED = "works", "works, and says", "refused", "FAILS", "not tried here"
 README = ("<!-- compatibility -->\n", "<!-- /compatibility -->")

@@ -68,13 +68,28 @@ def test_a_start_that_was_refused_leaves_no_folder(tmp_path: Path) -> None:
         assert held.folder.is_dir()
     assert not (tmp_path / "x").exists()
     with lock.new_run(str(tmp_path), "x", named=True, exist_ok=False) as held:
-        (held.folder / "run.yaml").write_text("")
-    assert (tmp_path / "x/run.yaml").exists()
+        (held.folder / "results.csv").write_text("")
+    assert (tmp_path / "x/results.csv").exists()
     with pytest.raises(UserError, match=r"exists: choose another --name, or .* --exist-ok"):
         lock.new_run(str(tmp_path), "x", named=True, exist_ok=False)
     with lock.new_run(str(tmp_path), "x", named=True, exist_ok=True):
         pass
-    assert (tmp_path / "x/run.yaml").exists()
+    assert (tmp_path / "x/results.csv").exists()
+
+
+@pytest.mark.parametrize(("file", "free"), [("notes.csv", True), ("weights/last.pt", False), ("mine.txt", False)])
+def test_a_start_that_saved_nothing_blocks_no_name(tmp_path: Path, file: str, free: bool) -> None:
+    """What a start writes before it trains, and nothing else: the same command begins anew."""
+    (tmp_path / "x/weights").mkdir(parents=True)
+    for name in ("run.lock", "run.yaml", "data.csv", file):
+        (tmp_path / "x" / name).write_text("")
+    if free:
+        with lock.new_run(str(tmp_path), "x", named=True, exist_ok=False):
+            pass
+    else:
+        with pytest.raises(UserError, match="exists: choose another --name"):
+            lock.new_run(str(tmp_path), "x", named=True, exist_ok=False)
+    assert (tmp_path / "x" / file).exists()
 
 
 def test_a_start_killed_before_it_wrote_anything_blocks_no_name(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from utils.data.labels import UNKNOWN
 from utils.images.pixels import fractions
 from utils.seams import Annotations, Batch, Collated, Dataset, Item, Sample
 from utils.system.errors import UserError
+from utils.system.processes.program import ask
+from utils.system.processes.workers import LOOK, WorkerLost, check_room, drop, fetched, start_worker
 from utils.system.rng import rng
-from utils.system.signals import start_worker
 
 Collate = Callable[[list[Item]], Collated]
 
@@ -146,7 +147,8 @@ class Loader(DataLoader[Item]):
     """A DataLoader over an `Order`, which is at `loader.order`.
 
     Beside what `collate` gives, a batch has `images`, how many samples it counts for, and `share`, their part of the
-    global batch. Workers' bad-input errors arrive as they were raised, without the workers' traceback.
+    global batch. Workers' bad-input errors arrive as they were raised, without the workers' traceback. When a worker
+    dies in a run, the run is asked to save and to end, and this process loads what is missing until it does.
     """
 
     dataset: Dataset  # type: ignore[assignment]  # torch's class of that name promises no more
@@ -162,18 +164,37 @@ class Loader(DataLoader[Item]):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=start_worker,
             persistent_workers=workers > 0,
+            timeout=LOOK if workers else 0,
             generator=torch.Generator().manual_seed(order.seed),  # else each epoch would draw from the global stream
         )
         self.order = order
+        if workers:
+            images = max((n for n, _ in order.images()), default=1)
+            shapes = getattr(dataset, "shapes", None)
+            first = 0 if shapes is None else int(shapes.prod(1).argmax()) * order.batch_size  # of the largest batch
+            check_room(dataset[Sample(0, first)], images, workers)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         counts = self.order.images()
         try:
-            batches: Iterator[Collated] = super().__iter__()
-            for batch, (images, share) in zip(batches, counts, strict=True):
+            for batch, (images, share) in zip(self.collated(), counts, strict=True):
                 yield {**batch, "images": images, "share": share}
         except UserError as error:
             raise UserError(str(error).rpartition("UserError: ")[2].rstrip()) from None
+
+    def collated(self) -> Iterator[Collated]:
+        done = 0
+        try:
+            batches: Iterator[Collated] = fetched(self, super().__iter__)
+            for batch in batches:
+                yield batch
+                done += 1
+        except WorkerLost as lost:
+            drop(self)
+            if not ask(str(lost)):
+                raise
+            for samples in list(self.order)[done:]:
+                yield self.collate_fn([self.dataset[sample] for sample in samples])
 
 
 class Fed:

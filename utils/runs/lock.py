@@ -20,6 +20,10 @@ from utils.system.notes import note
 NAME = "run.lock"
 LOG = "log.txt"  # what the run says, where another program started it (utils/study/child.py)
 LEFT = {NAME, LOG}  # in a folder where nothing was begun
+BEGUN = {*LEFT, "run.yaml", "data.csv", "notes.csv", "labels.png", "train_batch0.jpg", "weights"} | {
+    "start.csv",
+    "start_per_class.csv",
+}  # in one of a run that has saved nothing
 HELD = (errno.EACCES, errno.EAGAIN)
 PATIENCE = 5  # tries, a tenth of a second apart
 
@@ -65,9 +69,10 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.made and os.listdir(self.folder) == [NAME]:
-            self.path.unlink()
-            self.folder.rmdir()
+        with contextlib.suppress(OSError):  # where the folder was removed or renamed meanwhile
+            if self.made and os.listdir(self.folder) == [NAME]:
+                self.path.unlink()
+                self.folder.rmdir()
         self._file.close()
 
 
@@ -80,6 +85,11 @@ def holder(folder: Path) -> str:
             if error.errno in HELD:
                 return file.read().decode(errors="replace").strip() or "another process"
     return ""
+
+
+def saved_nothing(folder: Path) -> bool:
+    """Whether a start that was ended before its first checkpoint left this folder, and nobody put anything into it."""
+    return {file.name for file in folder.iterdir()} <= BEGUN and not any(folder.glob("weights/*"))
 
 
 def claim(
@@ -109,9 +119,8 @@ def new_run(project: str, name: str, *, named: bool, exist_ok: bool, resumes: bo
     if not wished.is_dir():
         raise UserError(f"--project {project}: {wished} is there and not a folder")
     found = set(os.listdir(wished))
-    left_over = bool(found) and found <= LEFT
-    lock = Lock(wished, made=left_over)  # says first when somebody is at work there
-    if not exist_ok and not left_over:
+    lock = Lock(wished, made=bool(found) and found <= LEFT)  # says first when somebody is at work there
+    if not exist_ok and not saved_nothing(wished):
         resume = f" continue it with --resume {wished}," if resumes else ""
         raise UserError(
             f"run folder {wished} exists: choose another --name,{resume} or replace its files with --exist-ok"

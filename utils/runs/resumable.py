@@ -6,12 +6,14 @@ name (utils/system/files.py). The price: the space of one more checkpoint, and n
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from utils.system.errors import UserError
 from utils.system.files import naming
+from utils.system.processes.program import Ended
 from utils.system.table import few
 from utils.system.yaml_file import read_yaml
 from utils.weights.checkpoint import read_resumable
@@ -108,6 +110,30 @@ def clear(weights: Path) -> None:
     for part in weights.glob("*.part"):
         with naming(part):
             part.unlink()
+
+
+@contextmanager
+def way_on(folder: Path) -> Iterator[None]:
+    """What ends a run, by an error or a signal, says also how to go on; what names --resume itself stays."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(with_way(str(error), folder)) from None
+    except Ended as asked:
+        raise Ended(asked.number, with_way("", folder)) from None
+
+
+def with_way(said: str, folder: Path) -> str:
+    if "--resume" in said:
+        return said
+    gap = "\n" if said else ""
+    if any((folder / "weights" / name).is_file() for name in (LAST, PREVIOUS)):
+        return f"{said}{gap}what was saved before is untouched; go on with: python train.py --resume {folder}"
+    if not folder.is_dir():
+        moved = "if it was moved, go on with: python train.py --resume ITS_PLACE_NOW"
+        return f"{said}{gap}the run folder {folder} is no longer there; {moved}" if said else ""
+    begun = (folder / "run.yaml").is_file()
+    return f"{said}{gap}nothing was saved yet (no --resume): the same command begins anew" if begun else said
 
 
 def drop_previous(weights: Path) -> None:

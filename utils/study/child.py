@@ -22,6 +22,7 @@ from utils.runs import lock
 from utils.runs.resumable import LAST, PREVIOUS
 from utils.system.errors import UserError
 from utils.system.files import ROOT, naming
+from utils.system.processes.program import ASKING
 
 # Its own program until it is train.py: asks for the signal at its parent's death, and ends where that came first.
 PACT = """import ctypes, os, sys
@@ -31,7 +32,6 @@ if hasattr(system, "prctl"):
 if os.getppid() != int(sys.argv[1]):
     sys.exit(143)
 os.execv(sys.argv[2], sys.argv[2:])"""
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is a scheduler's warning
 OF_A_STOP = {s for n in ASKING for s in (-n, 128 + n)} | {0}  # exit codes of a run that did not come to its end
 PATIENCE = 120  # seconds for the run of a process that was killed to save and to end
 LISTEN = 0.2  # seconds between two looks at what it wrote

@@ -71,8 +71,7 @@ def together() -> Iterator[None]:
     except (RuntimeError, td.DistError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"rank {os.environ.get('RANK')} lost another rank, so this job ends (its own message tells why); "
-            f"go on from the last checkpoint with torchrun ... train.py --resume RUN ({reason})"
+            f"rank {os.environ.get('RANK')} lost another rank, so this job ends (its own message tells why; {reason})"
         ) from None
 
 

@@ -1,17 +1,24 @@
 """The one error type for bad input: entry points print it and exit with code 2, without a traceback."""
 
-import atexit
 import os
 import reprlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 
 class UserError(ValueError):
     """Says what was wrong, where (file and line, flag, key), and what would be right."""
+
+
+class OutputLost(UserError):
+    """What is printed cannot be written any more. pipe: because its reader has gone."""
+
+    def __init__(self, said: str, pipe: bool) -> None:
+        super().__init__(said)
+        self.pipe = pipe
 
 
 def brief(value: object) -> str:
@@ -47,28 +54,8 @@ def quiet_pipe(code: int = 128 + signal.SIGPIPE) -> Iterator[None]:
     program in C."""
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputLost) as error:
+        if isinstance(error, OutputLost) and not error.pipe:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds an open file
         raise SystemExit(code) from None
-
-
-def run_main(main: Callable[[list[str]], object]) -> None:
-    """Run an entry point: a UserError is printed to stderr and becomes exit code 2."""
-    code: object = 0
-    try:
-        with quiet_pipe():
-            main(sys.argv[1:])
-            sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except SystemExit as asked:
-        code = asked.code
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        raise SystemExit(code)
-    # One of several ranks: threads of gloo sometimes outlive the interpreter and abort the process when everything is
-    # done, which torchrun would call a failure. So the last steps of Python's own way out are left out.
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))

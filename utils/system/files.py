@@ -12,7 +12,6 @@ from typing import BinaryIO
 from utils.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # of the project
-KEPT = "what was saved before is untouched, and --resume goes on from it"
 
 
 def decoded(content: bytes) -> str:
@@ -45,7 +44,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; {KEPT}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:

@@ -1,6 +1,7 @@
 """What a run writes for people: rows, lines on the screen, pictures."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from utils.system import dist
 from utils.system.device import peak_memory, peak_resident
 from utils.system.files import naming, write_text
 from utils.system.notes import keep_in, warn
-from utils.train import optim
+from utils.system.processes.signals import Stopped
+from utils.train import optim, saving
 from utils.train.run import Run
 from utils.weights import checkpoint
 
@@ -24,7 +26,7 @@ from utils.weights import checkpoint
 def measure(run: Run, detector: Detector | None = None, change: seams.BatchChange | None = None) -> Result:
     """The average, or another detector with the run's classes, on the validation set and by the run's rule. change: of
     every batch as loaded. No loss terms: the head may be of another kind than the run's."""
-    batches = map(change, run.val) if change else run.val
+    batches = map(change, heeding(run)) if change else heeding(run)
     return evaluate(detector or run.ema.model, batches, run.device, run.judging)
 
 
@@ -32,8 +34,26 @@ def validate(run: Run, sink: Sink | None = None) -> Result:
     """The average on the validation set, loss terms included. sink: gets the first batch and its detections."""
     criterion = run.loss_step.criterion
     return evaluate(
-        run.ema.model, run.val, run.device, run.judging, criterion=criterion, patches=run.patches, first_batch_sink=sink
-    )
+        run.ema.model, heeding(run), run.device, run.judging,
+        criterion=criterion, patches=run.patches, first_batch_sink=sink,
+    )  # fmt: skip
+
+
+def validate_trained(run: Run) -> Result:
+    """At the end of an epoch, whose training it must not put at risk."""
+    with saving.trained(run):
+        return validate(run)
+
+
+def heeding(run: Run) -> Iterator[seams.Batch]:
+    """The validation batches; Stopped between two of them where that was asked for. The ranks, which have about as many
+    each, vote before every one."""
+    batches = iter(run.val)
+    for _ in range(-(-len(run.val.order.global_sizes()) // dist.world())):
+        if run.interrupt.vote() == 2:
+            raise Stopped
+        if (batch := next(batches, None)) is not None:
+            yield batch
 
 
 def measure_start(run: Run) -> None:

@@ -19,7 +19,7 @@ from utils.data.loader import class_weights, image_weights, multiscale
 from utils.runs import record
 from utils.runs.choice import Choice
 from utils.runs.manifest import Manifest
-from utils.system.signals import Interrupt
+from utils.system.processes.signals import Interrupt
 from utils.train import optim
 from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
@@ -53,6 +53,7 @@ class Run:
     epoch: int = 0  # next epoch to run, or the one under way
     batch: int = 0  # micro-batches done in it
     sums: dict[str, Tensor] = field(default_factory=dict)  # of each loss term over these
+    last_batch: dict[str, int] = field(default_factory=dict)  # `labels`, `size` of the one done last
     step: int = 0  # micro-batches done
     pending: int = 0  # micro-batches since the last optimizer step
     best: float = -math.inf  # score of the best epoch so far, see utils/runs/choice.py

@@ -1,6 +1,7 @@
 """Checkpoints of a run under way, and the way back from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from utils.runs import record, resumable
 from utils.system import dist
 from utils.system.errors import UserError, brief, parsing
 from utils.system.notes import keep_in, note, warn
-from utils.system.signals import Stopped
+from utils.system.processes.signals import Stopped
 from utils.train import optim
 from utils.train.guard import tell
 from utils.train.run import Run
 from utils.weights import checkpoint
 
+WORTH = 60  # seconds of training that an evaluation must not put at risk
 NOT_OF_THE_BITS = ("git", "platform")  # the code has a fingerprint of its own; the processor is compared by itself
 
 
@@ -35,6 +37,7 @@ def restore(run: Run, ckpt: dict[str, Any]) -> None:
         run.guard.restore(at.get("guard", {}))
     run.epoch, run.batch, run.step, run.best = at["next_epoch"], at["next_batch"], at["step"], at["best"]
     run.pending, run.sums = at["pending"], {k: v.to(run.device) for k, v in ckpt["sums"].items()}
+    run.last_batch = at.get("last_batch", {})
     run.audit.went_back(run.guard.undone)
     if at["data"]["fingerprint"] != run.meta["data"]["fingerprint"]:  # allowed by flag: batches are others now
         run.batch, run.step, run.sums = 0, run.epoch * run.schedule.batches, {}
@@ -164,8 +167,40 @@ def pause(run: Run) -> None:
     if run.batch == run.schedule.batches:
         return
     if run.interrupt.save_due(run.step):
-        run.watch.check(run.model)
-        run.audit.before_save(run.step)
-        save_last(run, {"next_epoch": run.epoch, "next_batch": run.batch}, run.sums)
+        save_within(run)
     if run.interrupt.stopping:
         raise Stopped
+
+
+def save_within(run: Run) -> None:
+    """last.pt of an epoch under way, or trained and not yet evaluated."""
+    run.watch.check(run.model)
+    run.audit.before_save(run.step)
+    save_last(run, {"next_epoch": run.epoch, "next_batch": run.batch, "last_batch": run.last_batch}, run.sums)
+
+
+@contextmanager
+def trained(run: Run) -> Iterator[None]:
+    """The evaluation of a trained epoch. What was trained is saved before it, where that took a minute or a stop was
+    asked for; else when the evaluation is stopped or fails."""
+    ahead = run.interrupt.vote(run.interrupt.unsaved() > WORTH) > 0
+    if ahead:
+        save_within(run)
+    if run.interrupt.stopping:
+        raise Stopped
+    try:
+        yield
+    except (Stopped, UserError):
+        if not ahead:
+            save_within(run)
+        raise
+
+
+def stopped(run: Run) -> Run:
+    """Asked to, and saved. Errors: UserError where it was trouble that asked."""
+    said = f"stopped and saved; go on with: python train.py --resume {run.dir}"
+    dist.leave()
+    if run.interrupt.trouble:
+        raise UserError(note("stopped", f"{run.interrupt.trouble}; {said}", epoch=run.epoch))
+    print(said)
+    return run

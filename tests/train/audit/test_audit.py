@@ -23,7 +23,8 @@ from utils import seams
 from utils.config.train import Config
 from utils.data.loader import Order
 from utils.runs.choice import Choice
-from utils.system.errors import UserError, run_main
+from utils.system.errors import UserError
+from utils.system.processes.program import run_main
 from utils.train import optim
 from utils.train.audit.audit import Audit, would_move
 from utils.train.finite import Watch

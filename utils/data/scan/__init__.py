@@ -34,7 +34,7 @@ from utils.images.tiff import ImageError, Scale
 from utils.images.walk import unusable
 from utils.system.errors import UserError
 from utils.system.files import decoded, plain_bytes
-from utils.system.signals import start_worker
+from utils.system.processes.workers import LOOK, fetched, start_worker
 
 CERTAIN = 0.25  # share of the lines of more than five values that can be nothing but polygons, where all are read so
 CHUNK = 64  # images that a process checks at a time
@@ -297,14 +297,16 @@ def _reader(jobs: Sequence[Job]) -> Iterable[list[Entry]]:
     Torch's loader runs them: its processes end with ours, however that ends, and the order is ours whoever is first."""
     reading = Reading(jobs)
     processes = min(PROCESSES, len(reading))
-    return DataLoader(
+    loader = DataLoader(
         reading,
         batch_size=None,
         num_workers=processes if processes > 1 else 0,
         collate_fn=_as_it_is,
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # else it would draw from torch's global stream
+        timeout=LOOK if processes > 1 else 0,
     )
+    return fetched(loader, loader.__iter__)
 
 
 def _as_it_is(entries: list[Entry]) -> list[Entry]:

@@ -80,10 +80,12 @@ def ignore():
     time.sleep(60)
 child = multiprocessing.get_context("fork").Process(target=ignore, daemon=True)
 child.start()
-print(child.pid, flush=True)
-while True:
-    try: ctypes.CDLL(None).pause() or [ctypes.CDLL(None).sleep(5) for _ in range(20)]
-    except KeyboardInterrupt: ctypes.CDLL(None).sleep(60)
+try:
+    print(child.pid, flush=True)
+    ctypes.CDLL(None).sleep(60)
+    time.sleep(60)
+except KeyboardInterrupt:
+    while True: ctypes.CDLL(None).sleep(60)
 """
     process = program(stuck)
     assert process.stdout

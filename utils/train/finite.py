@@ -49,5 +49,6 @@ class Watch:
 
     def where(self, step: int) -> str:
         files = "\n  ".join(self.paths.get(step, []))
-        before = f"{self.last} is from before, --resume goes back to it" if self.last.exists() else "no checkpoint was written yet"
+        there = self.last.exists()
+        before = f"{self.last} is from before, --resume goes back to it" if there else "no checkpoint was written yet"
         return f"{before}; images of that step (mosaics mix in others):\n  {files}"

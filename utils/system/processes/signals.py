@@ -1,8 +1,8 @@
 """When a run stops, and when it saves within an epoch.
 
 Signals (utils/system/processes/program.py) and trouble from which trained work can still be saved (a loader's worker
-that died, an output that cannot be written) ask; the run answers after its next optimizer step, or between two batches of an
-evaluation, and saves.
+that died, an output that cannot be written) ask; the run answers after its next optimizer step, or between two batches
+of an evaluation, and saves.
 """
 
 import signal

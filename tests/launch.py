@@ -1,6 +1,7 @@
 """Runs an entry point as it cannot be had from outside: `python tests/launch.py CONDITION train.py ...`
 
-kill:MOMENT:N   SIGKILL to itself at the N-th time of a moment below, or after N seconds of training (moment `time`)
+kill:MOMENT:N   SIGKILL to itself at the N-th time of a moment below, or after N seconds of training (moment `time`);
+                another signal as kill:MOMENT:N:SIGTERM
 cores:N         a machine of N cores
 full:FILE       no more than 20 bytes fit into files from the moment at which this one is opened
 nan:EPOCH:FILE  a loss term that is NaN in this epoch for the batch with this image
@@ -16,14 +17,16 @@ import threading
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 
-def die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
+sent = [signal.SIGKILL]  # by `die`
+
+
+def die() -> None:
+    os.kill(os.getpid(), sent[0])
 
 
 def at_call(owner: Any, name: str, count: int, when: str = "before", only: Any = lambda *_: True) -> None:
@@ -33,7 +36,7 @@ def at_call(owner: Any, name: str, count: int, when: str = "before", only: Any =
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         calls[0] += bool(only(*args))
         mine = calls[0] == count and only(*args)
-        if mine and when == "half":  # of what was to be flushed only a part reached the disk
+        if mine and when == "half" and sent[0] == signal.SIGKILL:  # only a part reached the disk
             os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
         if mine and when != "after":
             die()
@@ -147,6 +150,7 @@ def worth(values: list[float]) -> None:
 
 def apply(kind: str, *values: str) -> None:
     if kind == "kill":
+        sent[0] = signal.Signals[values[2]] if values[2:] else signal.SIGKILL
         kill(values[0], float(values[1]))
     elif kind == "cores":
         os.cpu_count = lambda: int(values[0])

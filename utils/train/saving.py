@@ -198,7 +198,9 @@ def trained(run: Run) -> Iterator[None]:
 
 def stopped(run: Run) -> Run:
     """Asked to, and saved. Errors: UserError where it was trouble that asked."""
-    said = f"stopped and saved; go on with: python train.py --resume {run.dir}"
+    way = f"stopped and saved; go on with: python train.py --resume {run.dir}"
+    saved = (run.dir / "weights" / resumable.LAST).is_file()
+    said = way if saved else "stopped before anything was trained (no --resume): the same command begins anew"
     dist.leave()
     if run.interrupt.trouble:
         raise UserError(note("stopped", f"{run.interrupt.trouble}; {said}", epoch=run.epoch))

@@ -28,7 +28,7 @@ def begun(data: Path, project: Path, *, stdout: int = subprocess.DEVNULL) -> "su
         [sys.executable, "-u", *words(data, project)], cwd=ROOT, text=True, stdout=stdout, stderr=subprocess.PIPE
     )
     until = time.monotonic() + 120
-    while not read_rows(project / "a/results.csv") and process.poll() is None and time.monotonic() < until:
+    while not (project / "a/weights/last.pt").is_file() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     return process
 

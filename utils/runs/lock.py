@@ -89,7 +89,8 @@ def holder(folder: Path) -> str:
 
 def saved_nothing(folder: Path) -> bool:
     """Whether a start that was ended before its first checkpoint left this folder, and nobody put anything into it."""
-    return {file.name for file in folder.iterdir()} <= BEGUN and not any(folder.glob("weights/*"))
+    files = {file.name for file in folder.iterdir() if file.suffix != ".part"}  # half written
+    return files <= BEGUN and not any(file.suffix != ".part" for file in folder.glob("weights/*"))
 
 
 def claim(

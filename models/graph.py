@@ -20,8 +20,8 @@ from models.blocks import csp, layers
 from models.fuse import folded
 from models.head import Detect, Head, IDetect, Part
 from models.loss import Criterion, LossSettings
+from models.rows import MOST_PARAMETERS, MOST_REPEATS, check_rows, check_settings, cut, outputs_per_level, parse_word
 from models.rows import GraphError as GraphError
-from models.rows import check_rows, check_settings, outputs_per_level, parse_word
 
 Build = Callable[..., nn.Module]
 
@@ -44,6 +44,10 @@ REFUSED = {
     "MultiHeadDetectAttn": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttention": "switch several heads on with --heads N --head-config FILE",
 }
+
+
+# what torch makes of odd numbers
+ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 class Row(NamedTuple):
@@ -78,16 +82,22 @@ class Graph(nn.Module):
         check_settings(spec)
         default_act = parse_word(spec["activation"], {}) if "activation" in spec else None
         modules: list[nn.Module] = []
+        size = 0  # parameters so far
         outputs = [channels]  # outputs[i + 1] = channels of module i
         for i, (source, number, kind, args) in enumerate(rows):
             absolute = tuple(i + s if s < 0 else s for s in (source if isinstance(source, list) else [source]))
             if any(s >= i or s < -1 for s in absolute):
                 raise GraphError(f"row {i} ({kind}): from {source} points outside of rows 0..{i - 1}")
             c1 = [outputs[s + 1] for s in absolute]
+            row = (spec, nc, builders, kind, number, args, c1 if isinstance(source, list) else c1[0])
             try:
-                module = build_row(spec, nc, builders, kind, number, args, c1 if isinstance(source, list) else c1[0])
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise GraphError(f"row {i} ({kind} {args}): {first_line(error)}") from None
+                with torch.device("meta"):  # first without memory
+                    size += sum(p.numel() for p in build_row(*row).parameters())
+                if size > MOST_PARAMETERS:
+                    raise ValueError(f"the model has {size:,} parameters up to here; {MOST_PARAMETERS:,} are the most")
+                module = build_row(*row)
+            except ODD as error:
+                raise GraphError(f"row {i} ({kind} {cut(args)}): {first_line(error)}") from None
             if default_act is not None:
                 replace_activation(module, default_act)
             modules.append(module)
@@ -137,6 +147,8 @@ class Detector(Graph):
         self.branches = nn.ModuleDict()
         if not hasattr(self.model[-1], "decode"):
             raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
+        if (own := sum(map(len, self.groups))) != nc:
+            raise GraphError(f"the detector's row says {own} classes, the data has {nc}; write nc there")
         self.register_load_state_dict_post_hook(drop_stand_ins)  # type: ignore[no-untyped-call]
         sizes = [shape[-1] for shape in self.shapes(128)[-1]]
         if any(128 % size for size in sizes):
@@ -264,7 +276,7 @@ class Detector(Graph):
             with torch.no_grad():
                 image = torch.zeros(1, self.image_channels, size, size, device="meta")
                 torch.func.functional_call(self.eval(), state, image)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except ODD as error:
             failed = len(shapes)
             raise GraphError(f"row {failed} ({self.kinds[failed]}) at {size} px: {first_line(error)}") from None
         finally:
@@ -299,7 +311,7 @@ def prefix_format(device: torch.device) -> torch.memory_format:
 
 
 def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:500]
 
 
 def sections(backbone: int, total: int) -> dict[str, range]:
@@ -329,6 +341,8 @@ def build_row(
         if words[0] != outputs_per_level(spec.get("anchors"), nc):  # a count that is the detector's stays, as there
             words[0] = make_divisible(words[0] * spec.get("width_multiple", 1.0))
     n = max(round(number * spec.get("depth_multiple", 1.0)), 1) if number > 1 else number
+    if n > MOST_REPEATS:
+        raise ValueError(f"{n} repeats; {MOST_REPEATS} are the most")
     if getattr(build, "takes_repeats", False):
         return build(c1, words[0], n, *words[1:])
     if n == 1:

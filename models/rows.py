@@ -2,7 +2,8 @@
 evaluated."""
 
 import re
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,11 @@ OTHER_NETWORK = {  # keys by which other programs build other networks
     "max_channels": "write the channels as they are, with width_multiple 1.0",
     "kpt_shape": "key points are not supported",
 }
+
+
+MOST_ROWS, MOST_REPEATS = 2000, 1000  # of a model, and of a module in its row
+MOST_PARAMETERS = 2_000_000_000
+MOST_NUMBER = 1_000_000  # among the arguments of a row
 
 
 class GraphError(ValueError):
@@ -58,15 +64,36 @@ def check_rows(spec: Mapping[str, object], part: str) -> list[Any]:
     rows = spec.get(part)
     if not isinstance(rows, list) or not rows:
         raise GraphError(f"model YAML has no list `{part}` of rows [from, number, module, args]")
+    if len(rows) > MOST_ROWS:
+        raise GraphError(f"{part} has {len(rows)} rows; {MOST_ROWS} are the most")
     for i, row in enumerate(rows):
         if not (isinstance(row, list) and len(row) == 4 and isinstance(row[2], str) and isinstance(row[3], list)):
-            raise GraphError(f"{part} row {i}: {row} is not [from, number, module, args]")
+            raise GraphError(f"{part} row {i}: {cut(row)} is not [from, number, module, args]")
         source = row[0] if isinstance(row[0], list) else [row[0]]
         if not source or not all(whole(s) for s in source):
-            raise GraphError(f"{part} row {i}: {row}: from must be a row number or a list of them")
-        if not whole(row[1]) or row[1] < 1:
-            raise GraphError(f"{part} row {i}: {row}: number must be 1 or more")
+            raise GraphError(f"{part} row {i}: {cut(row)}: from must be a row number or a list of them")
+        if not whole(row[1]) or not 1 <= row[1] <= MOST_REPEATS:
+            raise GraphError(f"{part} row {i}: {cut(row)}: number must be 1 or more, {MOST_REPEATS} at most")
+        if any(abs(number) > MOST_NUMBER for number in numbers_in(row[3])):
+            raise GraphError(
+                f"{part} row {i}: {cut(row)}: the numbers among its arguments may be {MOST_NUMBER:,} at most"
+            )
     return rows
+
+
+def numbers_in(args: list[Any]) -> Iterator[float]:
+    for arg in args:
+        if isinstance(arg, list):
+            yield from numbers_in(arg)
+        elif isinstance(arg, (int, float)):
+            yield arg
+
+
+def cut(value: object) -> str:
+    """A value of the file, for a message."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlong = 3, 40
+    return short.repr(value)[:200]
 
 
 def whole(value: object) -> bool:
@@ -79,10 +106,12 @@ def check_settings(spec: Mapping[str, object]) -> None:
         raise GraphError(f"the key {key!r} is not known here: {OTHER_NETWORK[key]}")
     for key in ("width_multiple", "depth_multiple"):
         value = spec.get(key, 1.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise GraphError(f"{key} must be a number above 0, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1000:
+            raise GraphError(f"{key} must be a number above 0, and 1000 at most; got {cut(value)}")
+    if whole(anchors := spec.get("anchors")) and not 1 <= anchors <= 100:  # type: ignore[operator]
+        raise GraphError(f"anchors: as a number, of each level, from 1 to 100; got {cut(anchors)}")
     if "activation" in spec and not isinstance(parse_word(spec["activation"], {}), nn.Module):
-        raise GraphError(f"activation: {spec['activation']!r} is none of nn.{', nn.'.join(ACTIVATIONS)}")
+        raise GraphError(f"activation: {cut(spec['activation'])} is none of nn.{', nn.'.join(ACTIVATIONS)}")
 
 
 def spelled(name: str, slope: object = None) -> str:

@@ -55,6 +55,8 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         size = k if isinstance(k, int) else tuple(k)
+        if not isinstance(size, int) and len(size) != 2:
+            raise ValueError(f"a kernel is one number or [rows, columns], got {k}")
         self.conv = nn.Conv2d(c1, c2, size, s, auto_pad(k, p), groups=g, bias=False)  # type: ignore[arg-type]
         self.bn: nn.Module = batch_norm(c2)  # models.fuse replaces it by Identity
         self.act = activation(act)

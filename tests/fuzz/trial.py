@@ -111,7 +111,7 @@ def _done(work: Callable[[], object]) -> tuple[str, str]:
             return f"a message that cannot be printed: {wrong}", ascii(said)
         return (f"a message of {len(said)} characters" if len(said) > LONGEST else ""), said
     except SystemExit as asked:
-        return ("" if asked.code in (None, 0, 1, 2) else f"exit code {asked.code}"), ""
+        return ("" if asked.code in (None, 0, 1, 2, 3) else f"exit code {asked.code}"), ""
     except BaseException as error:
         lines = traceback.format_exception(error, limit=-8)
         return "".join(line[:2000] for line in lines)[-6000:], ""

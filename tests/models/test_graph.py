@@ -41,6 +41,34 @@ class Rows(list[Row]):
         return self.add(kind, "nc", "anchors", source=list(source))
 
 
+BOUNDS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda m: m["backbone"][1].__setitem__(1, 10**9), "number must be 1 or more, 1000 at most"),
+    (lambda m: m.update(depth_multiple=1e9), "depth_multiple must be"),
+    (lambda m: m.update(width_multiple=float("inf")), "width_multiple must be"),
+    (lambda m: m["backbone"][1][3].__setitem__(0, 10**7), "may be 1,000,000 at most"),
+    (lambda m: m["backbone"][0][3].__setitem__(1, 10**6), "parameters up to here"),
+    (lambda m: m.update(width_multiple=900.0), "parameters up to here"),
+    (lambda m: m.update(backbone=m["backbone"][:1] + [[-1, 1, "Conv", [8]]] * 3000), "3001 rows"),
+    (lambda m: m["backbone"][0][3].__setitem__(2, 0), r"row 0 \(Conv\)"),
+    (lambda m: m["backbone"][6].__setitem__(3, [9]), r"row 6 \(Concat\)"),
+    (lambda m: m["backbone"].__setitem__(2, [-1, 1, "Contract", [0]]), r"row 2 \(Contract\)"),
+    (lambda m: m["backbone"][0][3].__setitem__(1, [1, 1, 1]), r"\[rows, columns\]"),
+    (lambda m: m.update(anchors=10**9), "from 1 to 100"),
+    (lambda m: m["head"][-1][3].__setitem__(0, 999), "row says 999 classes, the data has 2"),
+    (lambda m: m["backbone"][0].__setitem__(2, 5) or m["backbone"][0].__setitem__(3, ["x" * 10**6]), "backbone row 0"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BOUNDS)))
+def test_absurd_sizes_are_refused_before_there_is_memory_for_them(case: int) -> None:
+    change, said = BOUNDS[case]
+    spec = yaml.safe_load(Path("cfg/training/demo.yaml").read_text())
+    change(spec)
+    with pytest.raises(GraphError, match=said) as error:
+        Detector(spec, 2)
+    assert len(str(error.value)) < 1000
+
+
 P5 = [[12, 16, 19, 36, 40, 28], [36, 75, 76, 55, 72, 146], [142, 110, 192, 243, 459, 401]]
 P6 = [
     [19, 27, 44, 40, 38, 94], [96, 68, 86, 152, 180, 137],

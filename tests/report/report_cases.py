@@ -152,7 +152,22 @@ def loss_jumps(folder: Path) -> None:
     put(folder, {**content, "start": {"weights": str(before / "weights/best.pt"), "run": str(before)}})
 
 
+def lie_at_the_bound(folder: Path) -> None:
+    """The last third: for the first epochs the weight was higher."""
+    columns = {"grad_norm/detection": 0.01, "grad_norm/image_class": 0.8}
+    flags = {"mtl": "gradnorm", "gradnorm_min": 0.1}
+    weights = [{"weight/detection": 2 - w, "weight/image_class": w} for w in [1.0] * 8 + [0.1] * (EPOCHS - 8)]
+    tell(folder, "weighting", flags, lambda i: {**weights[i], **columns})
+
+
+def weigh_little(folder: Path) -> None:
+    tell(folder, "weighting", {"mtl": "uncertainty"}, lambda i: {"weight/box": 1.9, "weight/cls": 0.02})
+
+
 CASES = (
+    ("a task starves", lie_at_the_bound,
+     "image_class lies at its bound 0.1 (--gradnorm-min); its gradients are 80 times as long as the longest other's"),
+    ("a task starves", weigh_little, "the weight of cls is 0.02, under 5% of the mean of all tasks"),
     ("a term rises", rise, "obj/head_1 rises by"),
     ("mAP falls while losses fall", cross, "mAP@0.5:0.95 falls by"),
     ("gap grows", spread, "of the training loss, validation loss rising"),

@@ -95,6 +95,8 @@ def check_range(f: dataclasses.Field[object], value: object, name: str = "") -> 
     low, high = f.metadata.get("low", -math.inf), f.metadata.get("high", math.inf)
     choices = f.metadata.get("choices")
     for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, int) and abs(one) >= 2**53:
+            raise UserError(f"{name} must be a whole number of 15 digits at most, got {brief(one)}")
         if isinstance(one, (int, float)) and not (low <= one <= high and math.isfinite(one)):
             within = f"be at least {low:g}" if high == math.inf else f"lie in {low:g}..{high:g}"
             raise UserError(f"{name} must {within if math.isfinite(low) else 'be a finite number'}, got {one}")
@@ -171,6 +173,8 @@ class Program(Generic[T]):
 
     def values(self, argv: Sequence[str]) -> dict[str, Any]:
         """What the command line gives, by the options' names, checked."""
+        if odd := [word for word in argv if any("\ud800" <= c <= "\udfff" for c in word)]:
+            raise UserError(f"{odd[0]!r:.100} is not written in UTF-8: what a run records must be text")
         words = self.canonical(argv)
         found, extra = self.parser().parse_known_args(words)
         if extra:

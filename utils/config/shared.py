@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from utils.config.options import opt
 
+LARGEST = 16384  # pixels of an input
 MATCHES = ("coco", "v7", "v5")
 
 
@@ -49,7 +50,9 @@ class TrainedTogether:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    img_size: int | None = opt(None, "size of the input, pixels (default: as in training)", "evaluation", low=32)
+    img_size: int | None = opt(
+        None, "size of the input, pixels (default: as in training)", "evaluation", low=32, high=LARGEST
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

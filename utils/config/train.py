@@ -15,7 +15,7 @@ from utils.config.help import patch_schemas, patch_table, record_name
 from utils.config.hyp import fill_in, keys_of, read_hyp
 from utils.config.options import Given, Program, again, check_ranges, flag, hyper, opt, say
 from utils.config.settings import DataSettings, EvalSettings
-from utils.config.shared import MATCHES, Device, Place
+from utils.config.shared import LARGEST, MATCHES, Device, Place
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Config(Place, Device):
     lrf: float = hyper(0.1, "final learning rate = lr0 * lrf", "schedule")
     momentum: float = hyper(0.937, "SGD momentum or Adam beta1", "schedule", high=1)
     weight_decay: float = hyper(0.0005, "L2 on weights, at 64 images per step", "schedule")
-    warmup_epochs: float = hyper(3.0, "warm-up, epochs", "schedule")
+    warmup_epochs: float = hyper(3.0, "warm-up, epochs", "schedule", high=1e6)
     warmup_momentum: float = hyper(0.8, "momentum at the start of warm-up", "schedule", high=1)
     warmup_bias_lr: float = hyper(0.1, "learning rate of biases at the start of warm-up", "schedule")
     box: float = hyper(0.05, "box loss gain, for 3 levels", "loss")
@@ -199,8 +199,8 @@ class Config(Place, Device):
     loss_ota: float = hyper(1.0, "1: OTA assignment, 0: plain", "loss", high=1)
 
     def __post_init__(self) -> None:
-        if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
-            raise UserError(f"--img-size takes one or two sizes of at least 32 px, got {self.img_size}")
+        if len(self.img_size) not in (1, 2) or min(self.img_size) < 32 or max(self.img_size) > LARGEST:
+            raise UserError(f"--img-size takes one or two sizes of 32 to {LARGEST} px, got {self.img_size}")
         if self.rect and self.image_weights:
             raise UserError(
                 "--rect batches images of like shape, --image-weights draws them singly: give one of the two"

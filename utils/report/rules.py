@@ -21,6 +21,7 @@ from utils.system.errors import UserError, parsing
 CHANCE = 0.98  # of the chance level, from which a loss counts as being at it
 RISE = 0.05
 STEADY = 0.5
+STARVED = 0.05
 WAIT = 0.2
 DAMAGED = "the run's files hold something else than a run writes"
 LIMITS = Limits()
@@ -177,6 +178,30 @@ def other_best(run: Facts) -> Verdict:
     return said
 
 
+def starved(run: Facts) -> Verdict:
+    """Weights that a rule moves (--mtl, but fixed ones), over the last third of the epochs."""
+    flags, columns = run.patches.get("weighting") or {}, [c for c in run.columns if c.startswith("weight/")]
+    if len(columns) < 2 or flags.get("mtl") in (None, "fixed"):
+        return "no weights of tasks that move (--mtl)"
+    known = {c.removeprefix("weight/"): [v for _, v in run.series(c)] for c in columns}
+    ends = {t: statistics.median(values[-math.ceil(len(values) / 3) :]) for t, values in known.items() if values}
+    if len(ends) < 2:
+        return "no epoch is finished"
+    mean, said = statistics.mean(ends.values()), []
+    low = float(flags.get("gradnorm_min") or 0) if flags.get("mtl") == "gradnorm" else 0.0
+    for task, weight in ends.items():
+        lengths = {t: statistics.median(v for _, v in s) for t in ends if (s := run.series(f"grad_norm/{t}"))}
+        longest = max((v for t, v in lengths.items() if t != task), default=0.0)
+        why = ""
+        if task in lengths and longest > 0:
+            why = f"; its gradients are {lengths[task] / longest:.3g} times as long as the longest other's"
+        if low and weight <= 1.01 * low:
+            said.append(f"the weight of {task} lies at its bound {low:g} (--gradnorm-min){why}")
+        elif weight < STARVED * mean:
+            said.append(f"the weight of {task} is {weight:.3g}, under {STARVED:.0%} of the mean of all tasks{why}")
+    return said
+
+
 def weak_head(run: Facts) -> Verdict:
     if len(run.heads) < 2 or not run.best:
         return "one head, or none evaluated"
@@ -258,6 +283,8 @@ RULES = (
     Rule("at chance", f"in the last third of the epochs the median of a term over its chance level is at least {CHANCE}"
          " (image_class: gain * ln(image classes); align: weight * ln(pairs per step)); or accuracy or retrieval ends "
          "not above its chance level", at_chance),
+    Rule("a task starves", f"in the last third of the epochs the median of a task's weight is at its lower bound, or "
+         f"under {STARVED:.0%} of the mean weight (not with fixed weights)", starved),
     Rule("worse than the start", "last mAP@0.5:0.95 below that of the start; best mAP@0.5 more than "
          f"{LIMITS.max_drop:g} or a half below it, a head's more than {LIMITS.max_head_drop:g} or "
          f"{LIMITS.max_head_share:.0%}, a class's AP@0.5 more than {LIMITS.max_class_drop:g} or "

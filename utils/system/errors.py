@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+LONGEST = 4000  # characters of a message
+
 
 class UserError(ValueError):
     """Says what was wrong, where (file and line, flag, key), and what would be right."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]} ...")
 
 
 class OutputLost(UserError):

@@ -208,7 +208,7 @@ def make_optimizer(groups: Groups, cfg: Config, device: torch.device) -> torch.o
     fused = device.type in ("cpu", "cuda")
     if cfg.adam:
         return torch.optim.Adam(groups, lr=cfg.peak_lr, betas=(cfg.momentum, 0.999), fused=fused)
-    sgd = torch.optim.SGD(groups, lr=cfg.peak_lr, momentum=cfg.momentum, nesterov=True, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=cfg.peak_lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=fused)
     # The first step would make these itself, but fused SGD refuses a parameter whose first gradient comes later (one
     # thawed during the run) and, where AMP's first step overflows, keeps memory that nothing filled.
     for group in sgd.param_groups:

@@ -42,7 +42,7 @@ def test_a_trial_tells_apart_what_may_be_and_what_not() -> None:
     assert "MiB" in attempt(lambda: bytearray(64 << 20), memory=16 << 20).fault
     assert "without a word" in attempt(lambda: os._exit(3)).fault
     assert attempt(lambda: sys.exit(2)).fault == ""
-    assert "exit code 3" in attempt(lambda: sys.exit(3)).fault
+    assert "exit code 4" in attempt(lambda: sys.exit(4)).fault
 
 
 def test_a_try_can_be_had_again(ready: Stock, tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
     names = list((spec.merged() if args.single_cls else spec).names)
     if args.save_json or args.anno_json:  # what stops the file must not stop it after the evaluation
         coco.check_images(list(map(str, loader.dataset.files)), coco.read_ids(names, args.anno_json))
+    nms_iou = args.nms_iou_of(model.head.nms_iou(), "obj" in model.head.loss_kinds())
     judging = EvalSettings(
-        names=names, conf_thres=args.conf_thres, iou_thres=args.nms_iou, match=args.match,
+        names=names, conf_thres=args.conf_thres, iou_thres=nms_iou, match=args.match,
         v5_metric=args.v5_metric, single_cls=args.single_cls, max_det=args.max_det,
     )  # fmt: skip
 
@@ -112,7 +113,7 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
     if outputs:
         how = {
             "weights": list(args.weights), "data": str(data), "split": args.task, "img_size": size,
-            "batch_size": args.batch_size, "conf_thres": args.conf_thres, "iou_thres": args.nms_iou,
+            "batch_size": args.batch_size, "conf_thres": args.conf_thres, "iou_thres": nms_iou,
             "max_det": args.max_det, "match": args.match, "augment": args.augment, "single_cls": args.single_cls,
         }  # fmt: skip
         tables.write_figures(result, outputs, how)

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from models.loss import scale_gains
 from utils.data.build import make_loaders, whole_strides
 from utils.data.loader import Fed
 from utils.data.spec import read_data
@@ -34,7 +33,7 @@ from utils.train import anchors, announce, optim, outputs, saving, start
 from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
-from utils.train.loss_step import LossStep, compile_model, compute_type, make_scaler, place
+from utils.train.loss_step import LossStep, check_recipe, compile_model, compute_type, make_scaler, place
 from utils.train.run import Run, describe, repeatable, reweigh_images, tell_stage, to_device
 from utils.train.start import Start, load_weights, starting_weights
 from utils.weights import checkpoint
@@ -54,6 +53,7 @@ def setup(begun: Start) -> Run:
     source = None if resumed else starting_weights(cfg, patches, names)
     graph = begun.spec or anchors.per_level(checkpoint.model_yaml(cfg.cfg, source), cfg.anchors)
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
+    check_recipe(model, cfg)
     load_weights(model, patches, source, resumed)
 
     with dist.main_first():  # data, looked at when weights and model are known to be right
@@ -66,7 +66,7 @@ def setup(begun: Start) -> Run:
     # what is optimised, and how
     if cfg.sync_bn and dist.world() > 1:
         synchronise_norms(model)
-    criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), nc, size))
+    criterion = model.criterion(model.head.gains(cfg.loss, size))
     with torch.random.fork_rng(devices=[]):  # a patch must not shift the random numbers of the base
         patches.each("on_model_built", model, patches.names(criterion.terms))
     loss_step = place(LossStep(model, criterion, patches), cfg, device)

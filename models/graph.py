@@ -4,8 +4,9 @@ In training the leading rows in which nothing learns, the frozen prefix, run wit
 them, for that purpose alone, by folded copies that belong to no state_dict.
 
 A row is `[from, number, module, args]`: from = -1 (the row before), another relative or absolute row number, or a list
-of them; number = how often the module is repeated (times depth_multiple); channel arguments are scaled by
-width_multiple and rounded up to a multiple of 8.
+of them; number = how often the module is repeated (times depth_multiple); channel arguments, at most
+max_channels, are scaled by width_multiple and rounded up to a multiple of 8. `scales` lists these three by sizes, of
+which `scale` chooses one. A Detect row without anchors is the head of models.free.
 Words in args (nc, anchors, None, nn.LeakyReLU(0.1), ...) are looked up, never evaluated.
 """
 
@@ -16,11 +17,21 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from models.blocks import csp, layers
+from models.blocks import c2f, csp, layers
+from models.free.head import FreeDetect
 from models.fuse import folded
 from models.head import Detect, Head, IDetect, Part
 from models.loss import Criterion, LossSettings
-from models.rows import MOST_PARAMETERS, MOST_REPEATS, check_rows, check_settings, cut, outputs_per_level, parse_word
+from models.rows import (
+    MOST_PARAMETERS,
+    MOST_REPEATS,
+    at_scale,
+    check_rows,
+    check_settings,
+    cut,
+    outputs_per_level,
+    parse_word,
+)
 from models.rows import GraphError as GraphError
 
 Build = Callable[..., nn.Module]
@@ -29,7 +40,8 @@ _NAMED: tuple[Build, ...] = (
     layers.Conv, layers.DWConv, layers.Concat, layers.Shortcut, layers.MP, layers.SP, layers.ReOrg, layers.Contract,
     layers.Focus, layers.DownC, layers.Stem, layers.RepConv, layers.CBAM, csp.Bottleneck, csp.C3, csp.BottleneckCSP,
     csp.BottleneckCSPA, csp.BottleneckCSPB, csp.BottleneckCSPC, csp.ResCSPA, csp.ResCSPB, csp.ResCSPC, csp.ResXCSPA,
-    csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, Detect, IDetect,
+    csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, c2f.C2f,
+    c2f.C3k, c2f.C3k2, c2f.C2PSA, Detect, IDetect,
 )  # fmt: skip
 LAYERS: dict[str, Build] = {
     **{cast(type, build).__name__: build for build in _NAMED},
@@ -37,9 +49,14 @@ LAYERS: dict[str, Build] = {
     "nn.MaxPool2d": layers.MaxPool2d,
     "nn.ZeroPad2d": layers.ZeroPad2d,
 }
+DEEP = ("m", "l", "x")  # sizes of YOLO11 all of whose C3k2 have C3k inside, whatever the row says
 REFUSED = {
     "IAuxDetect": "auxiliary heads are not supported; train the same model's deploy form, whose last row is Detect "
     "(weights trained with auxiliary heads do not fit it as they are)",
+    **dict.fromkeys(
+        ("Segment", "Pose", "OBB", "Classify", "RTDETRDecoder", "v10Detect", "WorldDetect", "YOLOEDetect"),
+        "of the heads without anchors only Detect is supported",
+    ),
     "MultiHeadDetect": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttn": "switch several heads on with --heads N --head-config FILE",
     "MultiHeadDetectAttention": "switch several heads on with --heads N --head-config FILE",
@@ -79,6 +96,7 @@ class Graph(nn.Module):
         self.feat: set[int] = set()
         self.joins: set[int] = set()  # rows whose `from` is a list: they take a list, of one entry too
         rows = [row for part in parts for row in check_rows(spec, part)]
+        spec = at_scale(spec)
         check_settings(spec)
         default_act = parse_word(spec["activation"], {}) if "activation" in spec else None
         modules: list[nn.Module] = []
@@ -172,6 +190,7 @@ class Detector(Graph):
         return self.head.group_names
 
     def criterion(self, settings: LossSettings) -> Criterion:
+        """settings: with the head's own `gains`."""
         return self.head.criterion(settings)
 
     def decode(self, det: list[Tensor]) -> list[Part]:
@@ -339,7 +358,16 @@ def build_row(
         if not words or not isinstance(words[0], (int, float)) or not words[0] > 0:
             raise ValueError("its first argument must be a number of output channels")
         if words[0] != outputs_per_level(spec.get("anchors"), nc):  # a count that is the detector's stays, as there
-            words[0] = make_divisible(words[0] * spec.get("width_multiple", 1.0))
+            most = spec.get("max_channels", words[0])
+            words[0] = make_divisible(min(words[0], most) * spec.get("width_multiple", 1.0))
+    if kind == "C3k2" and spec.get("scale") in DEEP:
+        words[1:2] = [True]
+    if kind == "Detect" and len(words) == 1:
+        if spec.get("anchors"):
+            raise ValueError("the model has `anchors`, this row does not take them: write [nc, anchors], or drop them")
+        return FreeDetect(
+            cast(list[int], c1), words[0], plain=not any(row[2] == "C3k2" for row in [*spec["backbone"], *spec["head"]])
+        )
     n = max(round(number * spec.get("depth_multiple", 1.0)), 1) if number > 1 else number
     if n > MOST_REPEATS:
         raise ValueError(f"{n} repeats; {MOST_REPEATS} are the most")

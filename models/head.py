@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.layers import ImplicitA, ImplicitM
-from models.loss import Criterion, DetectionLoss, LossSettings
+from models.loss import LOSS_KINDS, Criterion, DetectionLoss, LossSettings, scale_gains
+
+NMS_IOU = 0.65  # YOLOv7's
 
 
 class Part(NamedTuple):
@@ -22,6 +24,7 @@ class Part(NamedTuple):
 
     pred: Tensor  # [B,M,5+n] cx, cy, w, h in input pixels, objectness, class probabilities
     classes: Tensor  # [n] long, global class id of each class column
+    objectness: bool = True  # False: there is none, and pred is [B,M,4+n]
 
 
 class View(NamedTuple):
@@ -33,11 +36,12 @@ class View(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Tensors of a head whose rows go anchor by anchor: 4 of the box, objectness, one per class."""
+    """Tensors of a head whose rows go anchor by anchor: `lead` of the box and objectness, one per class."""
 
     start: str  # of their keys, `m.`; with several heads the head's number is in it, `heads.2.`
     head: int
     classes: list[int] | None  # class of each class column; None: these tensors have no such rows and go with the head
+    lead: int = 5
 
 
 class Head(Protocol):
@@ -48,6 +52,15 @@ class Head(Protocol):
     stride: Tensor  # [L] input pixels per cell
 
     def attach(self, stride: Sequence[int]) -> None: ...
+    def loss_kinds(self) -> tuple[str, ...]:
+        """Kinds of its loss terms: `box`, `cls`, ... A term is a kind, or `kind/part`."""
+
+    def gains(self, settings: LossSettings, img_size: int) -> LossSettings:
+        """Gains of a hyp file as this head and size need them."""
+
+    def nms_iou(self) -> float:
+        """IoU of NMS with which detections of such heads are evaluated, unless another is asked for."""
+
     def criterion(self, settings: LossSettings) -> Criterion: ...
     def decode(self, det: list[Tensor]) -> list[Part]: ...
     def views(self, det: list[Tensor]) -> list[View]: ...
@@ -55,7 +68,7 @@ class Head(Protocol):
     def renumber(self, numbers: Sequence[int]) -> None: ...
     def priors(self) -> Tensor | None:
         """Sizes w,h [L,A,2] in cells that boxes are told relative to (anchors), NaN where the model YAML gives only
-        their number; None: this kind of head has none."""
+        their number; None: this kind of head has none, and neither `views` nor `fit_to_boxes`."""
 
     def fit_to_boxes(self, priors: Tensor) -> None:
         """Other priors [L,A,2], in cells; asked only of heads that have some."""
@@ -120,6 +133,15 @@ class AnchorHead(nn.Module):
         self.anchors = pixels / step.view(-1, 1, 1)
         if self.stores_anchor_grid:
             self.anchor_grid = pixels.clone().view(self.levels, 1, -1, 1, 1, 2)
+
+    def loss_kinds(self) -> tuple[str, ...]:
+        return LOSS_KINDS
+
+    def gains(self, settings: LossSettings, img_size: int) -> LossSettings:
+        return scale_gains(settings, self.levels, self.nc, img_size)
+
+    def nms_iou(self) -> float:
+        return NMS_IOU
 
     def renumber(self, numbers: Sequence[int]) -> None:
         """Decoded class c is called numbers[c] from now on; the layout of the raw output stays."""

@@ -40,6 +40,7 @@ class LossSettings(NamedTuple):
     gr: float = 1.0  # objectness target = 1 - gr + gr * IoU
     ota: bool = False  # dynamic assignment instead of the plain one
     square_ota: bool = False  # YOLOv7's fault: boxes scaled by the image height on both axes in OTA's cost
+    dfl: float = 0.0  # of heads without anchors (models.free.loss)
 
 
 class Criterion(nn.Module):

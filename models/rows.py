@@ -12,12 +12,16 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     name: getattr(nn, name)
     for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
 }
-SETTINGS = {"nc", "ch", "names", "anchors", "depth_multiple", "width_multiple", "activation", "backbone", "head"}
+SETTINGS = {
+    "nc", "ch", "names", "anchors", "depth_multiple", "width_multiple", "max_channels", "scales", "scale", "activation",
+    "backbone", "head",
+}  # fmt: skip
+MULTIPLES = ("depth_multiple", "width_multiple", "max_channels")  # in the order of `scales`
 OTHER_NETWORK = {  # keys by which other programs build other networks
-    "scales": "write depth_multiple and width_multiple of the size that is wanted",
     "channel_multiple": "write the channels as they are, with width_multiple 1.0",
-    "max_channels": "write the channels as they are, with width_multiple 1.0",
     "kpt_shape": "key points are not supported",
+    "end2end": "detectors that need no NMS (YOLOv10, YOLO26) are not supported",
+    "reg_max": "boxes are told by distributions of 16 bins, without this key",
 }
 
 
@@ -100,14 +104,28 @@ def whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def at_scale(spec: Mapping[str, object]) -> Mapping[str, object]:
+    """With the multiples that its `scale`, one of its `scales`, stands for; GraphError where that is none of them."""
+    scales, scale = spec.get("scales"), spec.get("scale")
+    if scales is None:
+        return spec
+    if not isinstance(scales, dict) or not isinstance(scale, str) or scale not in scales:
+        listed = ", ".join(f"{s!s:.20}" for s in scales) if isinstance(scales, dict) else ""
+        raise GraphError(f"scale is {cut(scale)}: give the letter of one of its scales ({listed or 'there are none'})")
+    values = scales[scale]
+    if not isinstance(values, list) or len(values) != len(MULTIPLES):
+        raise GraphError(f"scales: {scale:.60}: {cut(values)} is not [depth, width, max_channels]")
+    return {**spec, **dict(zip(MULTIPLES, values, strict=True))}
+
+
 def check_settings(spec: Mapping[str, object]) -> None:
     """The keys beside the rows."""
     for key in OTHER_NETWORK.keys() & spec.keys():
         raise GraphError(f"the key {key!r} is not known here: {OTHER_NETWORK[key]}")
-    for key in ("width_multiple", "depth_multiple"):
+    for key, most in zip(MULTIPLES, (1000, 1000, MOST_NUMBER), strict=True):
         value = spec.get(key, 1.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1000:
-            raise GraphError(f"{key} must be a number above 0, and 1000 at most; got {cut(value)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise GraphError(f"{key} must be a number above 0, and {most} at most; got {cut(value)}")
     if whole(anchors := spec.get("anchors")) and not 1 <= anchors <= 100:  # type: ignore[operator]
         raise GraphError(f"anchors: as a number, of each level, from 1 to 100; got {cut(anchors)}")
     if "activation" in spec and not isinstance(parse_word(spec["activation"], {}), nn.Module):

@@ -257,7 +257,6 @@ STAY_APART = {
     "patches.weighting.tasks": "parses and checks what tasks are named; the patch is at its limit of length",
     "utils.config.detect": "flags of a program; help reads them without it",
     "utils.config.export": "flags of a program; help reads them without it",
-    "utils.config.test": "flags of a program; help reads them without it",
     "utils.study.ablate": "a command of its own",
 }
 DOCS = ROOT / "docs/architecture.md"

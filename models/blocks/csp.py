@@ -240,14 +240,17 @@ class SPP(nn.Module):
 
 
 class SPPF(nn.Module):
-    """SPP by applying one kernel three times in a row."""
+    """SPP by applying one kernel three times in a row. act False: no activation before the pools, as some releases of
+    Ultralytics build it."""
 
     scales_width = True
 
-    def __init__(self, c1: int, c2: int, k: int = 5) -> None:
+    def __init__(self, c1: int, c2: int, k: int = 5, act: bool = True) -> None:
         super().__init__()
+        if not isinstance(act, bool):
+            raise ValueError(f"its third argument says whether the first convolution is activated, got {act!r}")
         hidden = c1 // 2
-        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv1 = Conv(c1, hidden, 1, 1, act=act)
         self.cv2 = Conv(hidden * 4, c2, 1, 1)
         self.kernel, self.out_channels = k, c2
 

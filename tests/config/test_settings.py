@@ -14,7 +14,7 @@ ASKED = Config(
 def test_nothing_of_a_name_is_dropped_on_the_way() -> None:
     """A field that Config has by the same name has its value, or the reason stands here."""
     made = {
-        EvalSettings: (ASKED.judging(["a"], None), set()),
+        EvalSettings: (ASKED.judging(["a"], None, 0.65), set()),
         DataSettings: (ASKED.training_data(96, 32), {"img_size"}),  # of the two, the training's
     }
     for schema, (settings, others) in made.items():

@@ -40,12 +40,16 @@ def plainly(parts: list[Part], i: int, conf: float, iou: float, o: dict[str, Any
     """Image i by loops over parts, boxes, classes and candidates."""
     found = []
     alone = len(parts) == 1 and len(parts[0].classes) == 1 and o.get("single_class_conf", "obj") == "obj"
-    for pred, ids in parts:
+    for pred, ids, objectness in parts:
         for box in pred[i]:
-            scores = box[4:5] if alone else box[5:] * box[4]
+            scores = (box[4:5] if alone else box[5:] * box[4]) if objectness else box[4:]
             columns = range(len(ids)) if o["multi_label"] else [int(scores.argmax())]
             for k in columns:
-                if box[4] > conf and scores[k] > conf and int(ids[k]) in o.get("classes", range(99)):
+                if (
+                    (box[4] > conf or not objectness)
+                    and scores[k] > conf
+                    and int(ids[k]) in o.get("classes", range(99))
+                ):
                     corners = torch.cat([box[:2] - box[2:4] / 2, box[:2] + box[2:4] / 2])
                     found.append([*corners, scores[k], ids[k].float()])
     found = sorted(found, key=lambda row: -row[4])[: o.get("max_nms", 30_000)]
@@ -96,6 +100,7 @@ SMALL_STEPS = {"FIRST": 1, "WIDENED": 1, "TOGETHER": {"cpu": 10}}
 @pytest.mark.parametrize("options", [
     {}, {"multi_label": False}, {"agnostic": True}, {"classes": [0, 4]}, {"max_det": 7}, {"max_nms": 50, "max_det": 5},
     {"offset": 4096.0}, {"offset": 4096.0, "agnostic": True}, {"offset": 60.0, "max_det": 9},
+    {"free": True}, {"free": True, "multi_label": False, "max_det": 7}, {"free": True, "one": True},
     {"one": True, "max_det": 12}, {"one": True, "single_class_conf": "product"}, {"one": True, "offset": 7680.0},
 ], ids=str)  # fmt: skip
 def test_a_batch_equals_plain_loops(
@@ -107,6 +112,10 @@ def test_a_batch_equals_plain_loops(
     options = {"multi_label": True, **options}
     groups = [[0]] if options.pop("one", False) else [[2, 0], [1, 3, 4]]
     parts = [Part(random_pred(s, 4, 40, len(ids)), torch.tensor(ids)) for s, ids in enumerate(groups)]
+    if options.pop("free", False):  # no objectness: its column is not there
+        parts = [Part(p.pred[..., [0, 1, 2, 3, *range(5, p.pred.shape[2])]], p.classes, False) for p in parts]
+        for part in parts:
+            part.pred[2, :, 4:] = 0
     for part in parts:
         part.pred[2, :, 4] = 0
         part.pred[0, 10:, 4] *= 0.2  # images with few and with many candidates

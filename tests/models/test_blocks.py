@@ -18,6 +18,7 @@ from tests.shared import SHARED, shared
 # without a row of their own in golden/blocks: parameter-free, tested below, or the same code with other numbers
 HERE = {"Concat", "Shortcut", "MP", "SP", "nn.Upsample", "nn.MaxPool2d", "nn.ZeroPad2d", "CBAM", "ResXCSPA", "ResXCSPC"}
 DETECTORS = {"Detect", "IDetect"}  # tests/models/test_forward.py
+WITHOUT_ANCHORS = {"C2f", "C3k", "C3k2", "C2PSA"}  # tests/models/free/test_head.py
 
 
 def book(program: str) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def stored(entry: dict[str, Any]) -> dict[str, Any]:
 
 def test_no_layer_is_without_a_forward_test() -> None:
     shared("golden/blocks/yolov7.json")
-    assert set(LAYERS) == {key.split("[")[0] for _, key in BLOCKS} | HERE | DETECTORS
+    assert set(LAYERS) == {key.split("[")[0] for _, key in BLOCKS} | HERE | DETECTORS | WITHOUT_ANCHORS
 
 
 def test_layers_without_parameters_are_the_operators_that_they_name() -> None:
@@ -138,7 +139,7 @@ def two_levels(anchors: Any) -> dict[str, Any]:
         ([[1, 2], [0, 6]], "anchors hold 0: widths and heights are numbers of pixels above 0"),
         ([[1, 2], [float("inf"), 6]], "anchors hold inf"),
         ([[1, 2], ["a", 6]], "anchors hold 'a'"),
-        (0, "anchors are 0"),
+        (0, "anchors: as a number, of each level, from 1 to 100; got 0"),
     ],
 )
 def test_anchors_that_make_no_sense_are_named(anchors: Any, message: str) -> None:
@@ -151,7 +152,7 @@ def test_a_number_of_anchors_leaves_their_sizes_open() -> None:
     assert model.head.anchors.shape == (2, 4, 2) and model.head.anchors.isnan().all()
 
 
-@pytest.mark.parametrize("key", ["scales", "max_channels", "channel_multiple", "kpt_shape"])
+@pytest.mark.parametrize("key", ["channel_multiple", "kpt_shape", "end2end", "reg_max"])
 def test_keys_that_make_another_network_are_refused(key: str) -> None:
     with pytest.raises(GraphError, match=f"the key '{key}'"):
         Detector(spec([[-1, 1, "Conv", [8, 3, 2]]], **{key: [1]}), 2)

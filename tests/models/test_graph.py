@@ -244,7 +244,7 @@ CONV, DETECT = [-1, 1, "Conv", [8, 3, 2]], [[0], 1, "Detect", ["nc", "anchors"]]
         ({"backbone": [[-1, 1, "Conv", [8, 3, 3]]]}, r"\[43\] cells; strides must be powers of 2"),
         ({"head": [[-1, 1, "Conv", [8]]]}, "last row must be a detector"),
         ({"head": [[0, 1, "Detect", ["nc", "anchors"]]]}, "`from` must be a list"),
-        ({"head": [[[0], 1, "Detect", ["nc"]]]}, "row 1 .*missing.*anchors"),
+        ({"head": [[[0], 1, "Detect", ["nc"]]]}, r"row 1 .*this row does not take them: write \[nc, anchors\]"),
         ({"anchors": "x"}, "anchors are 'x': give a list of w,h pairs per level"),
         ({"anchors": [[10, 13], [16, 30]]}, "joins 1 levels"),
         ({"anchors": [[10, 13, 16]]}, "w,h pairs"),

@@ -11,6 +11,7 @@ import yaml
 from models.graph import LAYERS, Detector
 from patches.multihead import Flags, patch
 from tests.shared import ROOT, shared
+from utils.weights.model_files import read_model, shipped
 
 # name: modules, parameters, state tensors (80 classes, unfused)
 PUBLISHED = {
@@ -24,6 +25,21 @@ PUBLISHED = {
     "yolov5l": (25, 46_563_709, 613),
     "yolov5x": (25, 86_749_405, 745),
 }
+# name: modules, parameters that learn, state tensors (80 classes) of the models without anchors
+FREE = {
+    "yolov8n": (23, 3_157_184, 355),
+    "yolov8s": (23, 11_166_544, 355),
+    "yolov8m": (23, 25_902_624, 475),
+    "yolov8l": (23, 43_691_504, 595),
+    "yolov8x": (23, 68_229_632, 595),
+    "yolo11n": (24, 2_624_064, 499),
+    "yolo11s": (24, 9_458_736, 499),
+    "yolo11m": (24, 20_114_672, 649),
+    "yolo11l": (24, 25_372_144, 1015),
+    "yolo11x": (24, 56_966_160, 1015),
+    "yolov5nu": (25, 2_654_800, 427),
+}
+SIZED = {"yolov8", "yolo11", "yolov5u"}  # files that describe five sizes each
 # several heads on one trunk: the plain model it is made from
 MULTI = {
     "yolov7-tiny-1b4h": "yolov7-tiny",
@@ -70,7 +86,7 @@ def reference(kind: str, name: str) -> Any:
 
 
 def test_every_model_file_is_covered_by_this_test() -> None:
-    assert {f.stem for f in (ROOT / "cfg/training").glob("*.yaml")} == {*PUBLISHED, *MULTI, "demo"}
+    assert {f.stem for f in (ROOT / "cfg/training").glob("*.yaml")} == {*PUBLISHED, *MULTI, *SIZED, "demo", "demo-free"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -114,6 +130,34 @@ def test_anchors_for_320_px_inputs_are_the_documented_ones() -> None:
     wanted = [[5, 8, 13, 12, 14, 32], [33, 27, 35, 59, 73, 49], [69, 123, 161, 105, 222, 188]]
     assert spec("yolov7-tiny-320")["anchors"] == wanted
     assert spec("yolov7-tiny-1b4h-320")["anchors"] == wanted
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_models_without_anchors_are_as_published(name: str) -> None:
+    """Rows, parameters, tensors, the layer table, what --freeze N freezes, and, where the reference has them, keys and
+    shapes in their order. The original counts the 16 numbers of the bins as parameters."""
+    with torch.device("meta"):
+        model = Detector(read_model(f"{name}.yaml"), 80)
+    state = model.state_dict()
+    assert (len(model.model), sum(p.numel() for p in model.parameters()), len(state)) == FREE[name]
+    want = json.loads(shared("golden/free/models.json").read_text())[name]
+    assert (want["rows"], want["learnable"], want["state_dict_len"]) == FREE[name]
+    counts = [sum(p.numel() for p in row.parameters()) for row in model.model]
+    counts[-1] += 16
+    rows = [row for part in ("backbone", "head") for row in model.spec[part]]
+    ours = [[i, row[0], row[2].removeprefix("nn."), n] for i, (row, n) in enumerate(zip(rows, counts, strict=True))]
+    assert ours == want["layer_table"]
+    assert {n: sum(counts[: int(n)]) for n in want["freeze_params"]} == want["freeze_params"]
+    assert [128 / shape[-1] for shape in model.shapes(128)[-1]] == want["strides"]
+    if "state_dict" in want:
+        assert {k: list(t.shape) for k, t in state.items()} == want["state_dict"]
+        assert list(state) == list(want["state_dict"])
+
+
+def test_every_size_of_a_file_has_a_name() -> None:
+    names = {where.removeprefix("cfg/training/").removesuffix(".yaml") for where, _ in shipped()}
+    assert set(FREE) < names and {"yolov5su", "yolov5xu", "demo"} < names
+    assert not names & SIZED
 
 
 @pytest.mark.parametrize("name", MULTI)

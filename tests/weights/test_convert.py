@@ -197,9 +197,9 @@ def test_activations_and_norms_that_cannot_be_built_are_refused(tmp_path: Path) 
 
 
 def test_a_model_that_cannot_be_built_is_not_converted(tmp_path: Path) -> None:
-    rows = [[-1, 1, "C3k2", [8]], *SMALL["backbone"][1:]]
+    rows = [[-1, 1, "C9", [8]], *SMALL["backbone"][1:]]
     pickled(tmp_path / "x.pt", Detector(SMALL, 3), {**SMALL, "backbone": rows})
-    with pytest.raises(UserError, match=r"x\.pt: row 0 \(C3k2.*unknown module"):
+    with pytest.raises(UserError, match=r"x\.pt: row 0 \(C9.*unknown module"):
         convert(tmp_path / "x.pt", tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 

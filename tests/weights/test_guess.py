@@ -1,7 +1,5 @@
 """Which model file a bare state belongs to: all of its tensors, or none is named."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,9 +8,8 @@ from tests.models.test_zoo import spec
 from utils.weights import guess
 
 
-def test_a_state_is_known_by_all_of_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.yaml").write_text((guess.MODELS / "demo.yaml").read_text())
-    monkeypatch.setattr(guess, "MODELS", tmp_path)  # one model to compare with, not all
+def test_a_state_is_known_by_all_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guess, "shipped", lambda: [("cfg/training/a.yaml", spec("demo"))])  # one, not all
     state = Detector(spec("demo"), 5).state_dict()
     found = guess.guess_exactly(state)
     assert found is not None and found.where == "cfg/training/a.yaml" and found.missing == 0

@@ -32,6 +32,10 @@ class Options(Place, SavedLabels, Thresholds, Size, TrainedTogether, Device):
     nosave: bool = opt(False, "write no pictures or videos", "saving")
     project: str = again(Place, "project", "runs/detect")
 
+    @property
+    def nms_iou(self) -> float:
+        return 0.45 if self.iou_thres is None else self.iou_thres
+
     def __post_init__(self) -> None:
         if self.save_conf and not self.save_txt:
             raise UserError("--save-conf adds a column to the files of --save-txt: give that too")

@@ -66,10 +66,6 @@ class Thresholds:
         high=1,
     )
 
-    @property
-    def nms_iou(self) -> float:
-        return 0.45 if self.iou_thres is None else self.iou_thres
-
 
 @dataclass(frozen=True, kw_only=True)
 class SavedLabels:

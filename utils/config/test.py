@@ -22,7 +22,10 @@ class Options(Place, SavedLabels, Thresholds, Size, TrainedTogether, Device):
     )
     conf_thres: float = again(Thresholds, "conf_thres", 0.001)
     iou_thres: float | None = again(
-        Thresholds, "iou_thres", None, help="IoU threshold of NMS (default: 0.65, with --match v5 0.6)"
+        Thresholds,
+        "iou_thres",
+        None,
+        help="IoU threshold of NMS (default: 0.65, with --match v5 0.6; without anchors 0.7)",
     )
     single_cls: bool = opt(False, "treat all classes as one", "evaluation")
     match: str = opt("coco", "rule that matches detections to boxes", "evaluation", choices=MATCHES)
@@ -48,9 +51,9 @@ class Options(Place, SavedLabels, Thresholds, Size, TrainedTogether, Device):
         if self.save_conf and not self.save_txt:
             raise UserError("--save-conf adds a column to the files of --save-txt: give that too")
 
-    @property
-    def nms_iou(self) -> float:
-        return (0.6 if self.match == "v5" else 0.65) if self.iou_thres is None else self.iou_thres
+    def nms_iou_of(self, usual: float, objectness: bool) -> float:
+        """usual: of the detector's kind of head. objectness: whether it has some, as YOLOv5's have."""
+        return (0.6 if self.match == "v5" and objectness else usual) if self.iou_thres is None else self.iou_thres
 
 
 def program() -> Program[Options]:

@@ -90,7 +90,7 @@ class Config(Place, Device):
     single_cls: bool = opt(False, "treat all classes as one", "data")
     quad: bool = opt(False, "join four images into one of twice the size, now and then", "augmentation")
     close_mosaic: int = opt(
-        0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", "augmentation", low=0
+        0, "no mosaic, and no mixup, which mixes two of them, in the last N epochs", "augmentation", low=0, hyp=True
     )
     workers: int = opt(8, "data loader processes", "speed", place=True, low=0)
     on_bad_data: str = opt(
@@ -108,7 +108,7 @@ class Config(Place, Device):
     )
     noautoanchor: bool = opt(False, "do not adapt the anchors to the data", "data")
     adam: bool = opt(False, "Adam instead of SGD", "schedule")
-    linear_lr: bool = opt(False, "linear instead of cosine decay", "schedule")
+    linear_lr: bool = opt(False, "linear instead of cosine decay", "schedule", hyp=True)
     auto_lr: bool = opt(False, "lr0 *= sqrt(batch / 64) above 64; warm-up of 5 epochs from batch 128 on", "schedule")
     sync_bn: bool = opt(False, "BatchNorm statistics over all ranks (with torchrun)", "speed")
     label_smoothing: float = hyper(0.0, "share of the class target spread over the classes", "loss", high=1)
@@ -174,6 +174,9 @@ class Config(Place, Device):
     cls_pw: float = hyper(1.0, "weight of positive class targets", "loss")
     obj: float = hyper(0.7, "objectness loss gain, for 640 px and 3 levels", "loss")
     obj_pw: float = hyper(1.0, "weight of positive objectness targets", "loss")
+    dfl: float = hyper(
+        0.0, "gain of the box distributions of heads without anchors, whose gains of box and cls are others", "loss"
+    )
     iou_t: float = hyper(
         0.2, "IoU threshold of training (a key of YOLOv5's and YOLOv7's files; has no effect)", "loss", high=1
     )
@@ -239,11 +242,11 @@ class Config(Place, Device):
         """Warm-up epochs asked for (before the cap by warmup_share)."""
         return max(self.warmup_epochs, 5.0) if self.auto_lr and self.batch_size >= 128 else self.warmup_epochs
 
-    def judging(self, names: Sequence[str], autocast: "torch.dtype | None") -> EvalSettings:
-        """How validation judges. autocast: type to compute in."""
+    def judging(self, names: Sequence[str], autocast: "torch.dtype | None", nms_iou: float) -> EvalSettings:
+        """How validation judges. autocast: type to compute in. nms_iou: the head's."""
         return EvalSettings(
             names=names, match=self.match, v5_metric=self.v5_metric, single_cls=self.single_cls, autocast=autocast,
-            max_det=self.max_det,
+            max_det=self.max_det, iou_thres=nms_iou,
         )  # fmt: skip
 
     def training_data(self, size: int, stride: int) -> DataSettings:
@@ -275,6 +278,7 @@ class Config(Place, Device):
             label_smoothing=self.label_smoothing,
             ota=self.loss_ota > 0,
             square_ota=self.compat == "v7",
+            dfl=self.dfl,
         )
 
 

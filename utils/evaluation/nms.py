@@ -1,6 +1,7 @@
 """Non-maximum suppression of decoded predictions, part by part, without ever making a dense tensor over all classes.
 
-A candidate is a box with objectness above `conf_thres` and one of its classes whose score = objectness * class is, too.
+A candidate is a box with objectness above `conf_thres` and one of its classes whose score = objectness * class is, too;
+where a head has no objectness, a box and one of its classes with probability above `conf_thres`.
 Of two boxes of one class in one image with IoU above `iou_thres` the higher score stays (greedy, best first).
 Candidates are thinned first and only then turned to float32, so half-precision predictions are never copied as a whole.
 All images go together: on a GPU the host waits a few times for a batch, not for each image.
@@ -92,13 +93,16 @@ def _ranks(image: Tensor, images: int) -> tuple[Tensor, Tensor]:
 def _candidates(parts: Sequence[Part], conf_thres: float, multi_label: bool, obj_only: bool) -> tuple[Tensor, Tensor]:
     """Candidates [K,6] float32 and their images [K]; those of an image in the order of parts, boxes, classes."""
     rows, images = [], []
-    for pred, ids in parts:
+    for pred, ids, objectness in parts:
         step = max(WIDENED // max(pred[0].numel(), 1), 1)
         for start in range(0, len(pred), step):
-            image, box = (pred[start : start + step, :, 4] > conf_thres).nonzero(as_tuple=True)
+            some = pred[start : start + step, :, 4] if objectness else pred[start : start + step, :, 4:].amax(2)
+            image, box = (some > conf_thres).nonzero(as_tuple=True)
             image = image + start
             own = pred[image, box].float()  # [M,5+n]
-            score = own[:, 4:5] if obj_only else own[:, 5:] * own[:, 4:5]  # [M,n]
+            score = own[:, 4:]  # [M,n]
+            if objectness:
+                score = own[:, 4:5] if obj_only else own[:, 5:] * own[:, 4:5]
             if multi_label:
                 row, cls = (score > conf_thres).nonzero(as_tuple=True)
             else:

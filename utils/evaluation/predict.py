@@ -22,6 +22,10 @@ def check_together(models: Sequence[Detector], names: Sequence[Sequence[str]], p
             raise UserError(f"--weights {paths[0]} {path}: their class names differ; together they must name the same")
         if model.groups != first.groups:
             raise UserError(f"--weights {paths[0]} {path}: their classes lie in other heads; evaluate them one by one")
+        if ("obj" in model.head.loss_kinds()) != ("obj" in first.head.loss_kinds()):
+            raise UserError(
+                f"--weights {paths[0]} {path}: one has objectness, one has not: their scores do not compare"
+            )
         if model.in_channels != first.in_channels or model.stem or first.stem:
             raise UserError(f"--weights {paths[0]} {path}: they read other pictures; evaluate them one by one")
 
@@ -38,10 +42,10 @@ def predictions(models: Sequence[Detector], image: Tensor, det: list[Tensor], au
             seen = smaller(image, scale, flip, stride)
             for model in models:
                 parts = model.decode(model(seen)["det"])
-                found.append([Part(restored(p.pred, scale, flip, image.shape[3]), p.classes) for p in parts])
+                found.append([p._replace(pred=restored(p.pred, scale, flip, image.shape[3])) for p in parts])
     if len(found) == 1:
         return found[0]
-    return [Part(torch.cat([p.pred for p in same], 1), same[0].classes) for same in zip(*found, strict=True)]
+    return [same[0]._replace(pred=torch.cat([p.pred for p in same], 1)) for same in zip(*found, strict=True)]
 
 
 def smaller(image: Tensor, scale: float, flip: bool, stride: int) -> Tensor:
@@ -54,7 +58,7 @@ def smaller(image: Tensor, scale: float, flip: bool, stride: int) -> Tensor:
 
 
 def restored(pred: Tensor, scale: float, flip: bool, width: int) -> Tensor:
-    """Predictions [B,M,5+n] of a view, in pixels of the image."""
+    """Predictions [B,M,4+...] of a view, in pixels of the image."""
     box = pred[..., :4] / scale
     if flip:
         box = torch.cat((width - box[..., :1], box[..., 1:]), 2)

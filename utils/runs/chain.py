@@ -29,8 +29,8 @@ from utils.weights.checkpoint import read_source
 MISSING = "missing"
 HEAD = ("stage", "frozen layers", "lr0", "epochs", "mAP@0.5", "mAP@0.5:0.95", "mAP@0.5 per head", "seconds")
 # Settings that the loss of a batch depends on: where they differ, two losses are no two values of one quantity.
-OF_LOSS = ("box", "obj", "cls", "cls_pw", "obj_pw", "anchor_t", "fl_gamma", "label_smoothing", "loss_ota", "compat",
-           *(f.name for f in fields(AugmentParams)))  # fmt: skip
+OF_LOSS = ("box", "obj", "cls", "dfl", "cls_pw", "obj_pw", "anchor_t", "fl_gamma", "label_smoothing", "loss_ota",
+           "compat", *(f.name for f in fields(AugmentParams)))  # fmt: skip
 HALF = 0.5  # of mAP@0.5, however small it is
 LEAST, LEAST_OF_CLASS = 0.005, 0.02  # mAP and AP@0.5 below which a share is chance
 FEW = 5  # objects below which a class's AP is chance

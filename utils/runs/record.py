@@ -19,7 +19,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from models.loss import LOSS_KINDS
 from utils.runs import fingerprint
 from utils.system import dist
 from utils.system.errors import UserError
@@ -158,11 +157,11 @@ class Results:
         fresh = not file.exists() or file.stat().st_size == 0
         append_text(file, as_csv(row, head=fresh))
 
-    def append_text(self, row: Mapping[str, object]) -> None:
+    def append_text(self, row: Mapping[str, object], kinds: Sequence[str]) -> None:
         """epoch, memory, box, obj, cls, total, labels, size, P, R, mAP@.5, mAP@.5:.95, validation box, obj, cls:
-        YOLOv7's order."""
-        losses = [row.get(k, 0.0) for k in (*LOSS_KINDS, "total")]
-        metrics = [row.get(k, 0.0) for k in ("P", "R", "mAP50", "mAP", *(f"val_{kind}" for kind in LOSS_KINDS))]
+        YOLOv7's order. kinds: the head's three instead of box, obj, cls, in its order."""
+        losses = [row.get(k, 0.0) for k in (*kinds, "total")]
+        metrics = [row.get(k, 0.0) for k in ("P", "R", "mAP50", "mAP", *(f"val_{kind}" for kind in kinds))]
         line = (
             f"{row['at']:>10}{row['memory']:>10}"
             + "%10.4g" * 4 % tuple(losses)

@@ -52,7 +52,7 @@ def measure(folder: Path, settings: Mapping[str, object], device: str, split: st
     spec = read_data(cfg.data)
     check_channels(spec.channels, meta, weights, cfg.data)
     loader = evaluation(spec, split, patches, cfg.validation_data(int(model.stride.max())))
-    judging = cfg.judging(meta["names"], compute_type(cfg, where))
+    judging = cfg.judging(meta["names"], compute_type(cfg, where), model.head.nms_iou())
     result = evaluate(model.to(where), loader, where, judging, patches=patches)
     dataset = loader.dataset
     truth = {

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from models.graph import Detector
 from models.loss import Criterion
+from utils.config.options import flag
 from utils.config.train import Config
 from utils.seams import Batch, Patches, Terms, weighted_sum
 from utils.system.errors import UserError
+
+# Settings that only the loss of anchor heads has, and their value where they do nothing.
+ANCHORED = {"loss_ota": 0, "fl_gamma": 0, "label_smoothing": 0, "cls_pw": 1, "anchors": 0}
 
 
 class LossStep(nn.Module):
@@ -32,6 +36,20 @@ class LossStep(nn.Module):
         # gradients add up over the images of the nominal batch, whatever the micro-batch (YOLOv5/YOLOv7), and the ranks
         loss = weighted_sum(terms, weights) * batch["images"]
         return loss, {k: v.detach() for k, v in terms.items()}
+
+
+def check_recipe(model: Detector, cfg: Config) -> None:
+    """UserError where the recipe is for another kind of head than the model has."""
+    free = "dfl" in model.head.loss_kinds()
+    if free != (cfg.dfl > 0):
+        other = "data/hyp.yolo11.yaml" if free else "data/hyp.scratch.tiny.yaml"
+        raise UserError(
+            f"--hyp {cfg.hyp}: its gains are for heads with{'' if free else 'out'} anchors (dfl is {cfg.dfl:g}), the "
+            f"model's head has {'none' if free else 'some'}: take another recipe, e.g. {other}"
+        )
+    lost = [f"{flag(name)} {getattr(cfg, name):g}" for name, idle in ANCHORED.items() if getattr(cfg, name) != idle]
+    if free and lost:
+        raise UserError(f"{', '.join(lost)}: without effect on a head without anchors")
 
 
 def compute_type(cfg: Config, device: torch.device) -> torch.dtype | None:

@@ -115,7 +115,8 @@ def write_rows(
     run.results.append_text(
         {**found, **val, **kinds}
         | {"total": sum(kinds.values()), "at": f"{run.epoch}/{run.cfg.epochs - 1}", "memory": f"{memory:.3g}G"}
-        | {"labels": labels, "size": size}
+        | {"labels": labels, "size": size},
+        run.model.head.loss_kinds(),
     )
     outcome = line(result) if result else "(not evaluated)"
     print(f"  loss {sum(kinds.values()):.4f}  data wait {waited:.0%}  {outcome}")

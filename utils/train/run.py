@@ -77,7 +77,7 @@ class Run:
 
     @property
     def judging(self) -> EvalSettings:
-        return self.cfg.judging(self.meta["names"], self.autocast)
+        return self.cfg.judging(self.meta["names"], self.autocast, self.model.head.nms_iou())
 
 
 def repeatable(cfg: Config, device: torch.device) -> None:

@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from models.graph import LAYERS, Detector, GraphError
-from models.rows import OTHER_NETWORK, SETTINGS, spelled
+from models.rows import spelled
 from utils import seams
 from utils.data.pairs import recorded
 from utils.system.errors import UserError, parsing
 from utils.system.files import write_whole
-from utils.system.notes import note
 from utils.system.schema import check
 from utils.system.table import few
-from utils.system.yaml_file import read_yaml
 from utils.weights import foreign, torch_file
 from utils.weights.description import MOST_CLASSES, Description, check_description
 from utils.weights.guess import guess_exactly
 from utils.weights.limited import limited
+from utils.weights.model_files import read_model as read_model
 
 FORMAT = "thaw-1"
 OPENING = 100  # bytes of the description within which ours name their format
@@ -132,16 +131,6 @@ def read_source(path: str | Path) -> seams.Source:
     meta = foreign.as_meta(found)
     check(meta, Description, str(path))
     return seams.Source(str(path), found.state, meta)
-
-
-def read_model(cfg: str) -> dict[str, Any]:
-    """The model YAML of --cfg; a bare name is looked for among those of the program, too. Keys that nothing here reads
-    are said."""
-    spec = read_yaml(cfg, "--cfg", ["cfg/training"])
-    if unknown := sorted(str(key) for key in spec if key not in SETTINGS | OTHER_NETWORK.keys()):
-        said = f"{cfg}: {', '.join(unknown)[:200]}: not known in a model YAML, without effect"
-        print(note("unknown keys", said, count=len(unknown)))
-    return spec
 
 
 def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The rows of a detector that belong to a class, taken from a checkpoint by the class's name.
 
 `Source.columns` says of each class of the data its number in the file. A head says which of its tensors go row by row
-(models.head.Rows): per anchor 4 of the box, objectness, one per class.
+(models.head.Rows): per anchor some of the box and objectness, one per class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,19 +82,22 @@ def by_name(source: Source, model: Detector) -> State:
     state, own, columns, groups = source.state, model.state_dict(), source.columns, groups_of(source)
     several = len(groups) > 1
     heads = origins(model, source) if several else {0: 0}
-    last = f"model.{len(model.model) - 1}."
+    last, priors, layout = f"model.{len(model.model) - 1}.", model.head.priors(), model.head.rows()
     anchors = state.get(f"{last}anchors")
-    if not columns or several != (len(model.groups) > 1) or anchors is None:
+    if not columns or several != (len(model.groups) > 1) or (anchors is None) != (priors is None):
         return state
-    count = sum(map(len, groups)) if several else rows_of(state, f"{last}m.0.bias") // anchors.shape[1] - 5
+    if anchors is not None and priors is not None and anchors.shape != priors.shape:
+        return state
+    per_cell = 1 if priors is None else priors.shape[1]
+    outputs = next(k for k in own if k.startswith(last + layout[0].start) and k.endswith("bias"))
+    count = sum(map(len, groups)) if several else rows_of(state, outputs) // per_cell - layout[0].lead
     groups = groups if several else [list(range(count))]
-    priors = model.head.priors()
-    if (columns == tuple(range(count)) and groups == model.groups) or priors is None or anchors.shape != priors.shape:
+    if columns == tuple(range(count)) and groups == model.groups:
         return state
     if count != model.nc and set(columns) == {None}:
         return state
     moved: State = {}
-    for start, head, classes in model.head.rows():
+    for start, head, classes, lead in layout:
         origin = heads.get(head)
         before = start.replace(f".{head}.", f".{origin}.", 1)
         for key in (k for k in own if k.startswith(last + start)):
@@ -102,11 +105,11 @@ def by_name(source: Source, model: Detector) -> State:
             if origin is None:
                 moved[key] = own[key]
             elif old is not None:
-                per_anchor = rows_of(state, key=f"{last}{before}0.bias") // anchors.shape[1] - 5 if classes else 0
+                per_anchor = rows_of(state, key=f"{last}{before}0.bias") // per_cell - lead if classes else 0
                 there = groups[origin] if per_anchor == len(groups[origin]) else list(range(count))
                 pairs = [(j, there.index(c)) for j, own_class in enumerate(classes or ())
                          if (c := columns[own_class]) is not None and c in there]  # fmt: skip
-                moved[key] = old if classes is None else joined(own[key], old, anchors.shape[1], pairs)
+                moved[key] = old if classes is None else joined(own[key], old, per_cell, pairs, lead)
     return {**state, **moved}
 
 
@@ -114,16 +117,17 @@ def rows_of(state: State, key: str) -> int:
     return len(state[key]) if key in state else 0
 
 
-def joined(own: Tensor, old: Tensor, anchors: int, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """`own` with the rows of box and objectness of `old` and, for each (class column here, there), that of the class.
-    Rows lie along the first dimension that has several: [A*(5+n),...] or [1,A*(5+n),1,1]."""
-    at = 0 if len(own) > 1 else 1
+def joined(own: Tensor, old: Tensor, anchors: int, pairs: Sequence[tuple[int, int]], lead: int) -> Tensor:
+    """`own` with the `lead` first rows of each anchor of `old` and, for each (class column here, there), that of the
+    class. Rows lie along the first dimension that has several: [A*(5+n),...] or [1,A*(5+n),1,1]; where no row leads,
+    along the first."""
+    at = 0 if len(own) > 1 or not lead else 1
     if own.dim() != old.dim() or any(
         a != b for i, (a, b) in enumerate(zip(own.shape, old.shape, strict=True)) if i != at
     ):
         return old  # of another width: it does not fit, and whoever loads it says so
-    here = torch.tensor([*range(5), *(5 + a for a, _ in pairs)])
-    there = torch.tensor([*range(5), *(5 + b for _, b in pairs)])
+    here = torch.tensor([*range(lead), *(lead + a for a, _ in pairs)], dtype=torch.long)
+    there = torch.tensor([*range(lead), *(lead + b for _, b in pairs)], dtype=torch.long)
     rows, taken = own.clone().unflatten(at, (anchors, -1)), old.to(own).unflatten(at, (anchors, -1))
     found: Tensor = rows.index_copy(at + 1, here, taken.index_select(at + 1, there)).flatten(at, at + 1)
     return found

@@ -299,13 +299,30 @@ def find_groups(attributes: object, nc: int) -> list[list[int]] | None:
     return found[0] if found and all(f == found[0] for f in found) else None
 
 
+def linear_pools(spec: dict[str, Any] | None, activations: Mapping[str, str]) -> dict[str, Any] | None:
+    """The model YAML, saying of each SPPF whose first convolution has no activation in the file that it has none: some
+    releases of Ultralytics build it so, with the same YAML."""
+    parts: dict[str, Any] = {}
+    number = 0
+    for part in ("backbone", "head"):
+        rows = (spec or {}).get(part)
+        parts[part] = list(rows) if isinstance(rows, list) else rows
+        for i, row in enumerate(rows if isinstance(rows, list) else ()):
+            linear = activations.get(f"model.{number}.cv1.act") == "Identity"
+            if linear and isinstance(row, list) and row[2:3] == ["SPPF"] and isinstance(row[-1], list):
+                args = row[-1]
+                parts[part][i] = [*row[:-1], [*args[:2], *[5][: 2 - len(args[:2])], False]]
+            number += 1
+    return {**spec, **parts} if spec else spec
+
+
 def as_meta(found: ForeignCheckpoint) -> dict[str, Any]:
     """What our checkpoints say about a model, as far as the file says it: spec, nc, names, groups, from, patches.
 
     A model with several heads is built by the patch `multihead`, whose record is its table of heads. Weights of the
     heads in the loss are not to be found in such files; they are 1.
     """
-    spec, kinds = found.yaml, set(found.activations.values())
+    spec, kinds = linear_pools(found.yaml, found.activations), set(found.activations.values())
     if spec and "activation" not in spec and len(kinds) == 1 and (kind := kinds.pop()) != "SiLU":
         name, _, slope = kind.partition("(")
         spec = {**spec, "activation": f"nn.{name}({slope.rstrip(')')})"}  # set in code, which the YAML does not know

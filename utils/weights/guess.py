@@ -1,17 +1,14 @@
 """Which model description the tensors of a file fit."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.graph import Detector, GraphError
-from utils.system.yaml_file import read_yaml
 from utils.weights.foreign import ForeignCheckpoint, describe
-
-MODELS = Path(__file__).resolve().parents[2] / "cfg" / "training"
+from utils.weights.model_files import shipped
 
 
 class Guess(NamedTuple):
@@ -40,9 +37,7 @@ def guess_model(found: ForeignCheckpoint) -> Guess | None:
     state = {k: t for k, t in found.state.items() if not k.endswith(".anchor_grid")}
     guesses = [fit(found.yaml, "its own model description", state, found.nc or 80)] if found.yaml else []
     if not any(g and not g.missing for g in guesses):
-        for file in sorted(MODELS.glob("*.yaml")):
-            spec = read_yaml(file)
-            guesses.append(fit(spec, f"cfg/training/{file.name}", state, found.nc or spec["nc"]))
+        guesses += [fit(spec, where, state, found.nc or spec["nc"]) for where, spec in shipped()]
     known = [g for g in guesses if g and g.fitting]
     pixels = found.anchors.flatten(1).tolist() if found.anchors is not None else None
     return max(known, key=lambda g: (g.fitting - g.missing, g.spec.get("anchors") == pixels), default=None)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from models.anchored.aux_head import IAuxDetect
 from models.blocks import c2f, csp, layers
 from models.free.head import FreeDetect
 from models.fuse import folded
@@ -41,7 +42,7 @@ _NAMED: tuple[Build, ...] = (
     layers.Focus, layers.DownC, layers.Stem, layers.RepConv, layers.CBAM, csp.Bottleneck, csp.C3, csp.BottleneckCSP,
     csp.BottleneckCSPA, csp.BottleneckCSPB, csp.BottleneckCSPC, csp.ResCSPA, csp.ResCSPB, csp.ResCSPC, csp.ResXCSPA,
     csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, c2f.C2f,
-    c2f.C3k, c2f.C3k2, c2f.C2PSA, Detect, IDetect,
+    c2f.C3k, c2f.C3k2, c2f.C2PSA, Detect, IDetect, IAuxDetect,
 )  # fmt: skip
 LAYERS: dict[str, Build] = {
     **{cast(type, build).__name__: build for build in _NAMED},
@@ -51,8 +52,6 @@ LAYERS: dict[str, Build] = {
 }
 DEEP = ("m", "l", "x")  # sizes of YOLO11 all of whose C3k2 have C3k inside, whatever the row says
 REFUSED = {
-    "IAuxDetect": "auxiliary heads are not supported; train the same model's deploy form, whose last row is Detect "
-    "(weights trained with auxiliary heads do not fit it as they are)",
     **dict.fromkeys(
         ("Segment", "Pose", "OBB", "Classify", "RTDETRDecoder", "v10Detect", "WorldDetect", "YOLOEDetect"),
         "of the heads without anchors only Detect is supported",
@@ -167,11 +166,15 @@ class Detector(Graph):
             raise GraphError(f"the last row must be a detector (Detect, IDetect, ...), not {self.kinds[-1]}")
         if (own := sum(map(len, self.groups))) != nc:
             raise GraphError(f"the detector's row says {own} classes, the data has {nc}; write nc there")
+        self.kinds[-1] = type(self.model[-1]).__name__  # which may be another than the file's: several heads
         self.register_load_state_dict_post_hook(drop_stand_ins)  # type: ignore[no-untyped-call]
         sizes = [shape[-1] for shape in self.shapes(128)[-1]]
         if any(128 % size for size in sizes):
             raise GraphError(f"row {len(self.model) - 1}: 128 px give {sizes} cells; strides must be powers of 2")
-        self.head.attach([128 // size for size in sizes])
+        try:
+            self.head.attach([128 // size for size in sizes])
+        except ValueError as error:
+            raise GraphError(f"row {len(self.model) - 1} ({self.kinds[-1]}): {error}") from None
 
     @property
     def head(self) -> Head:

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, plain_rows
-from models.gather import by_cell, look, read
+from models.anchored.assign import Rows, box_targets, decode_rows, drop_idle, plain_rows
+from models.anchored.gather import by_cell, look, read
+from models.anchored.ota import TOP, ota_rows
+from models.host import on_device
 from models.iou import iou
-from models.ota import ota_rows
 
 LOSS_KINDS = ("box", "obj", "cls")  # of a detector's loss terms: `box`, or `box/head_0`, ...
 BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06), 5: (4.0, 1.0, 0.25, 0.06, 0.02)}
@@ -154,20 +155,27 @@ class DetectionLoss(Criterion):
         self.register_buffer("stride", stride.clone(), persistent=False)
         self.finest = float(stride[0])
 
-    def assign(self, raws: Sequence[Tensor], target: Tensor, most: int | None = None) -> Rows:
-        """Which cells answer for which box."""
+    def assign(
+        self, raws: Sequence[Tensor], target: Tensor, most: int | None = None, reach: float = 0.5, top: int = TOP
+    ) -> Rows:
+        """Which cells answer for which box; reach, top: see `plain_rows` and `ota_rows`."""
         s, grids = self.settings, grids_of(raws)
-        rows = drop_idle(plain_rows(target, self.anchors, grids, s.anchor_t))
+        rows = drop_idle(plain_rows(target, self.anchors, grids, s.anchor_t, reach))
         if not s.ota:
             return rows
         size = image_size(grids[0], self.finest, s.square_ota)
         group, groups = target[:, 0].long(), len(raws[0])
-        return drop_idle(ota_rows(rows, look(raws, rows), target, group, groups, self.anchors, self.stride, size, most))
+        seen = look(raws, rows)
+        return drop_idle(ota_rows(rows, seen, target, group, groups, self.anchors, self.stride, size, most, top))
 
     def forward(self, det: object, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
         raws = raw_levels(det, self.anchors, 5 + self.nc)
+        return self.measure(raws, self.assign(raws, target, most), target)
+
+    def measure(self, raws: Sequence[Tensor], rows: Rows, target: Tensor) -> dict[str, Tensor]:
+        """The terms of an assignment."""
         s, grids = self.settings, grids_of(raws)
-        rows, runs = by_cell(self.assign(raws, target, most), raws)
+        rows, runs = by_cell(rows, raws)
         pred, cells = read(raws, rows, runs, objectness=[4])  # [R,5+nc], L x [1,B,A,H,W]
 
         share = rows.weight / level_sums(rows, rows.weight, len(raws)).clamp(min=1)[rows.level]

@@ -13,8 +13,8 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     for name in ("LeakyReLU", "SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "GELU", "Identity", "Sigmoid")
 }
 SETTINGS = {
-    "nc", "ch", "names", "anchors", "depth_multiple", "width_multiple", "max_channels", "scales", "scale", "activation",
-    "backbone", "head",
+    "nc", "nh", "ch", "names", "anchors", "depth_multiple", "width_multiple", "max_channels", "scales", "scale",
+    "activation", "backbone", "head",
 }  # fmt: skip
 MULTIPLES = ("depth_multiple", "width_multiple", "max_channels")  # in the order of `scales`
 OTHER_NETWORK = {  # keys by which other programs build other networks

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.assign import decode_rows
+from models.anchored.assign import decode_rows
 from models.graph import Detector
 from models.head import View
 from models.iou import iou

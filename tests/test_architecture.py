@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = sorted(p for folder in ("models", "utils", "patches") for p in (ROOT / folder).rglob("*.py"))
-ENTRIES = [p for p in (ROOT / n for n in ("train.py", "test.py", "detect.py", "export.py", "bench.py")) if p.exists()]
+ENTRIES = [
+    p
+    for p in (ROOT / n for n in ("train.py", "train_aux.py", "test.py", "detect.py", "export.py", "bench.py"))
+    if p.exists()
+]
 OURS = {"models", "utils", "patches", "train", "test", "detect", "export", "bench", "tests"}
 # A package imports only packages of lower levels, or of its own. utils/__main__.py loads by name.
 LEVELS = (
@@ -22,7 +26,7 @@ LEVELS = (
     ("utils.runs",),
     ("utils.train", "test", "detect", "export"),
     ("patches", "utils.report", "train"),
-    ("utils.study", "utils.bench"),
+    ("utils.study", "utils.bench", "train_aux"),
     ("bench",),
     ("utils.__main__",),
 )
@@ -53,9 +57,9 @@ MAY_NAME = ("utils/report/", "utils/data/pairs.py", "utils/data/image_classes.py
 NOT_FOR_PATCHES = ("utils.report", "utils.study", "utils.bench", "utils.runs.replay", "utils.train.run")
 ROOMS = 12  # files and folders that a level may show
 TOP_LEVEL = {
-    "train.py", "test.py", "detect.py", "export.py", "bench.py", "models", "utils", "patches", "cfg", "data", "scripts",
-    "tests", "docs", "runs", "README.md", "LICENSE", "CHANGELOG.md", "BENCHMARKS.md", "Makefile", "pyproject.toml",
-    "requirements.txt", "requirements-dev.txt", ".ci", ".gitignore",
+    "train.py", "train_aux.py", "test.py", "detect.py", "export.py", "bench.py", "models", "utils", "patches",
+    "cfg", "data", "scripts", "tests", "docs", "runs", "README.md", "LICENSE", "CHANGELOG.md", "BENCHMARKS.md",
+    "Makefile", "pyproject.toml", "requirements.txt", "requirements-dev.txt", ".ci", ".gitignore",
 }  # fmt: skip
 
 

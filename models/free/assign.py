@@ -9,9 +9,9 @@ first. Two things differ from YOLOv8 on purpose: cells of metric 0 are not wante
 and decide where other cells go), and a box whose centre is the very corner of the picture counts (there it may be taken
 for padding).
 
-Names: N targets, M cells of all levels, P pairs of a target and a cell, R rows = up to ten pairs per target. As in
-models.assign, on CUDA tables keep their full static size and nothing waits for the device; on the CPU pairs that do not
-count are dropped. Targets are taken in portions, so that memory does not grow with their number.
+Names: N targets, M cells of all levels, P pairs of a target and a cell, R rows = up to ten pairs per target. As with
+anchors, on CUDA tables keep their full static size and nothing waits for the device; on the CPU pairs that do not count
+are dropped. Targets are taken in portions, so that memory does not grow with their number.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.assign import may_look
+from models.host import may_look
 from models.iou import iou
 
 WANTED = 10  # cells per box

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.assign import on_device
 from models.free.assign import Boxes, Cells, task_aligned
+from models.host import on_device
 from models.iou import corners, iou
 from models.loss import Criterion, LossSettings, as_empty
 

@@ -58,13 +58,21 @@ class MultiHead(Patch[Flags]):
         return {**super().record(), "head_table": dict(vars(self.table))}
 
     def layers(self) -> Mapping[str, Build]:
+        """A model YAML's plain detector, too, becomes one with several heads."""
         attention = {"MultiHeadDetectAttn": MultiHeadDetectAttn, "MultiHeadDetectAttention": MultiHeadDetectAttn}
-        kinds = {"MultiHeadDetect": MultiHeadDetect, **attention}
+        plain = dict.fromkeys(("Detect", "IDetect", "MultiHeadDetect"), MultiHeadDetect)
+        kinds = {**plain, **attention}
         return {name: partial(kind, table=self.table, loss=self.flags.head_loss) for name, kind in kinds.items()}
 
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
-        if len(model.groups) != len(self.table.groups):
-            raise UserError("--heads: the model YAML has no MultiHeadDetect row; use one of the -1b4h model files")
+        heads, stated = len(self.table.groups), model.spec.get("nh")
+        if len(model.groups) != heads:
+            raise UserError(
+                f"--heads: the model YAML's detector {model.kinds[-1]} cannot be split over several heads; those "
+                "ending in Detect or IDetect can (of a model with auxiliary heads: its file in cfg/deploy)"
+            )
+        if stated not in (None, heads):
+            raise UserError(f"--head-config: {heads} heads; the model YAML says nh: {stated}")
 
 
 patch = MultiHead

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.assign import Rows, box_targets, decode_rows, drop_idle, on_device, plain_rows
-from models.gather import by_cell, look, read
+from models.anchored.assign import Rows, box_targets, decode_rows, drop_idle, plain_rows
+from models.anchored.gather import by_cell, look, read
+from models.anchored.ota import ota_rows
+from models.host import on_device
 from models.iou import iou
 from models.loss import (
     LOSS_KINDS,
@@ -21,7 +23,6 @@ from models.loss import (
     one_hot,
     raw_levels,
 )
-from models.ota import ota_rows
 from patches.multihead.head_file import HeadTable
 
 

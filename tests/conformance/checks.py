@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.assign import box_targets, drop_idle, plain_rows
+from models.anchored.assign import box_targets, drop_idle, plain_rows
 from models.fuse import fuse
 from models.graph import Detector
 from tests.conformance import reference

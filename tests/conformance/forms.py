@@ -221,13 +221,13 @@ def built(spec: Mapping[str, Any], where: str) -> Detector:
 
 
 def model_form(root: Path, row: str = "[-1, 1, Conv, [32]]", head: str = "Detect, [nc, anchors]", more: str = "",
-               listed: Any = ANCHORS) -> str:  # fmt: skip
+               listed: Any = ANCHORS, inputs: str = "2, 3, 5") -> str:  # fmt: skip
     """A network of five halvings, one row of the form in question, and a detector on three levels."""
     rows = ", ".join("[-1, 1, Conv, [32, 3, 2]]" for _ in range(5))
     file = root / "model.yaml"
     file.write_text(
         f"nc: 2\ndepth_multiple: 1.0\nwidth_multiple: 1.0\nanchors: {listed}\n{more}\n"
-        f"backbone: [{rows}, {row}]\nhead: [[[2, 3, 5], 1, {head}]]\n"
+        f"backbone: [{rows}, {row}]\nhead: [[[{inputs}], 1, {head}]]\n"
     )
     return described(built(checkpoint.read_model(str(file)), "model.yaml"))
 
@@ -244,7 +244,9 @@ MODELS: dict[str, Read] = {
     "YOLOv7-tiny": partial(shipped_model, name="yolov7-tiny.yaml"),
     "YOLOv5n": partial(shipped_model, name="yolov5n.yaml"),
     "`IDetect`": partial(model_form, head="IDetect, [nc, anchors]"),
-    "`IAuxDetect` (w6, e6, d6, e6e for training)": partial(model_form, head="IAuxDetect, [nc, anchors]"),
+    "`IAuxDetect` (w6, e6, d6, e6e for training)": partial(
+        model_form, head="IAuxDetect, [nc, anchors]", inputs="2, 3, 5, 2, 3, 5"
+    ),
     "`IBin`": partial(model_form, head="IBin, [nc, anchors]"),
     "`IKeypoint`": partial(model_form, head="IKeypoint, [nc, anchors]"),
     "Ultralytics' `Detect, [nc]` without anchors": partial(model_form, head="Detect, [nc]", listed="null"),

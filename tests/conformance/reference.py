@@ -135,7 +135,7 @@ def raw_outputs(model: Detector, det: list[Tensor]) -> list[Tensor]:
 def dense(model: Detector, det: list[Tensor]) -> Tensor:
     """Decoded outputs of all heads as the originals have them: [B,M,5+nc], zeros for classes a head does not own."""
     parts = []
-    for pred, classes in model.decode(det):
+    for pred, classes, _ in model.decode(det):
         wide = pred.new_zeros(*pred.shape[:2], 5 + model.nc)
         wide[..., :5], wide[..., 5 + classes] = pred[..., :5], pred[..., 5:]
         parts.append(wide)

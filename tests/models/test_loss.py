@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import assign as assign_module
 from models import loss as loss_module
-from models import ota as ota_module
-from models.assign import Rows
+from models.anchored import assign as assign_module
+from models.anchored import ota as ota_module
+from models.anchored.assign import Rows
 from models.loss import DetectionLoss, LossSettings, Softplus, scale_gains
 from tests.conformance.reference import items_of, loss_case, loss_keys
 from tests.golden import close, golden, keys, near

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models import ota
+from models.anchored import ota
 from models.loss import Criterion, DetectionLoss, LossSettings
 from patches.multihead.loss import MultiHeadLoss, SummedHeadLoss
 from tests.conformance.reference import head_table

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import assign, ota
+from models.anchored import assign, ota
 from models.graph import Detector
 from models.loss import LossSettings
 from tests.conftest import ROOT

@@ -22,7 +22,7 @@ from utils.system import dist
 from utils.system.device import select_device
 from utils.system.errors import UserError, parsing
 from utils.system.notes import note
-from utils.weights import checkpoint, class_rows
+from utils.weights import checkpoint, class_rows, detector_forms
 
 RESUMED = (  # what the description of a checkpoint must hold for its run to go on
     "config", "patches", "spec", "data", "conditions", "next_epoch", "next_batch", "step", "best", "pending",
@@ -144,6 +144,7 @@ def load_weights(
 ) -> None:
     """Tensors of --weights, or those of the run that is resumed; with neither, the model stays as it was drawn."""
     if source:
+        source = dataclasses.replace(source, state=detector_forms.as_built(source.state, model, source.path))
         state = patches.fold("load_weights", class_rows.by_name(source, model), model, source)
         checkpoint.load_into(model, state, source.path, source)
     elif resumed:

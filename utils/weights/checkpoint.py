@@ -22,6 +22,7 @@ from utils.system.schema import check
 from utils.system.table import few
 from utils.weights import foreign, torch_file
 from utils.weights.description import MOST_CLASSES, Description, check_description
+from utils.weights.detector_forms import as_built
 from utils.weights.guess import guess_exactly
 from utils.weights.limited import limited
 from utils.weights.model_files import read_model as read_model
@@ -258,7 +259,7 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
     nc: Any = meta.get("nc") or spec.get("nc")
     check(nc, Annotated[int, (1, MOST_CLASSES)], f"{cfg or path}: nc, the number of classes")
     model = build_detector(spec, nc, patches, cfg or str(path), channels_of(meta))
-    load_into(model, source.state, str(path), source)
+    load_into(model, as_built(source.state, model, str(path)), str(path), source)
     check_groups(model, source)
     meta |= {"nc": nc, "names": list(meta.get("names") or [str(i) for i in range(nc)]), "spec": spec}
     return model.eval(), meta

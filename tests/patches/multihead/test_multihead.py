@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.assign import Rows
+from models.anchored.assign import Rows
 from models.graph import LAYERS, Detector, GraphError
 from models.loss import DetectionLoss, LossSettings
 from patches.multihead import Flags, MultiHead
@@ -55,10 +55,27 @@ def test_flags_without_their_partner_and_models_without_heads() -> None:
     with pytest.raises(UserError, match=r"there is no file 'nowhere\.yaml'"):
         MultiHead(Flags(heads=4, head_config="nowhere.yaml"))
     patch = MultiHead(Flags(head_config=str(ROOT / "data/shapes_1b4h.yaml")))
-    with pytest.raises(UserError, match="no MultiHeadDetect row"), torch.device("meta"):
+    with pytest.raises(UserError, match="detector IDetect cannot be split"), torch.device("meta"):
         patch.on_model_built(Detector(spec("demo"), 12), ())
+    with pytest.raises(UserError, match="--head-config: 4 heads; the model YAML says nh: 3"), torch.device("meta"):
+        patch.on_model_built(Detector({**spec("demo-1b4h"), "nh": 3}, 12, {**LAYERS, **patch.layers()}), ())
     with pytest.raises(GraphError, match="the head file is for 12 classes, the data has 80"), torch.device("meta"):
         Detector(spec("demo-1b4h"), 80, {**LAYERS, **patch.layers()})
+
+
+@pytest.mark.parametrize("name", ["demo", "yolov5n"])
+def test_a_plain_model_file_gives_the_model_of_the_1b4h_file(name: str) -> None:
+    """Rows, tensors and their names, to the bit."""
+    patch = MultiHead(Flags(head_config=str(ROOT / "data/shapes_1b4h.yaml")))
+    models = []
+    for file in (name, f"{name}-1b4h"):
+        torch.manual_seed(0)
+        models.append(Detector(spec(file), 12, {**LAYERS, **patch.layers()}))
+        patch.on_model_built(models[-1], ())
+    plain, own = models
+    assert plain.kinds == own.kinds and plain.kinds[-1] == "MultiHeadDetect"
+    assert list(plain.state_dict()) == list(own.state_dict())
+    assert all(torch.equal(v, own.state_dict()[k]) for k, v in plain.state_dict().items())
 
 
 def small(weights: tuple[float, ...] = (1.0, 1.0, 1.0), full_head: bool = False, loss: str = "mean") -> Detector:
@@ -97,8 +114,8 @@ def test_heads_cut_out_of_a_plain_detector_say_what_it_says(full_head: bool) -> 
     model.load_state_dict({**model.state_dict(), **trunk, **heads})
     image = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
-        ((want, _), parts) = *plain.decode(plain(image)["det"]), model.decode(model(image)["det"])
-    for pred, classes in parts:
+        ((want, *_), parts) = *plain.decode(plain(image)["det"]), model.decode(model(image)["det"])
+    for pred, classes, _ in parts:
         torch.testing.assert_close(pred[..., :4], want[..., :4], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(pred[..., 4], want[..., 4], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(pred[..., 5:], want[..., 5 + classes], rtol=1e-4, atol=1e-6)

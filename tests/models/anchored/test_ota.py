@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import assign, ota
-from models.assign import Rows, decode_rows, drop_idle, plain_rows, take
+from models.anchored import assign, ota
+from models.anchored.assign import Rows, decode_rows, drop_idle, plain_rows, take
+from models.anchored.ota import Table, cheapest, ota_rows
 from models.iou import pairwise_iou
 from models.loss import DetectionLoss, LossSettings
-from models.ota import Table, cheapest, ota_rows
 from tests.conformance.reference import items_of, loss_case, loss_keys
 from tests.golden import close, golden, near
 from tests.models.test_loss import STRIDE, as_on_cuda, boxes, criterion, raw

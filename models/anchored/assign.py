@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.host import may_look, on_device
+
 
 class Rows(NamedTuple):
     """Entries of all levels, all [R]."""
@@ -26,11 +28,6 @@ class Rows(NamedTuple):
     gx: Tensor  # long, cell column
     target: Tensor  # long, row of the target table
     weight: Tensor  # float, 1 = counts
-
-
-def may_look(tensor: Tensor) -> bool:
-    """Whether the host may read this tensor's values without waiting and without leaving a compiled graph."""
-    return not (tensor.is_cuda or torch.compiler.is_compiling())
 
 
 def take(rows: Rows, index: Tensor) -> Rows:
@@ -49,17 +46,11 @@ def level_sizes(rows: Rows, levels: int) -> list[int]:
     return [len(rows.level) // levels] * levels
 
 
-def on_device(values: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-    """A small table [n,m] of numbers known to the host, in the type and on the device of `like`.
-
-    By fills: torch.tensor would copy from the host, and on CUDA wait for it.
-    """
-    return torch.stack([torch.stack([like.new_full((), v) for v in row]) for row in values])
-
-
-def plain_rows(target: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]], anchor_t: float) -> Rows:
-    """Anchors whose side ratio to the box is below `anchor_t`, in the centre cell and its two nearest neighbours
-    (YOLOv5).
+def plain_rows(
+    target: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]], anchor_t: float, reach: float = 0.5
+) -> Rows:
+    """Anchors whose side ratio to the box is below `anchor_t`, in the centre cell and the neighbours that the centre
+    comes within `reach` of, in cells: 0.5 takes the two nearest (YOLOv5), 1 all four (YOLOv7's auxiliary heads).
 
     target [N,6] image,class,cx,cy,w,h in 0..1; anchors [L,A,2] w,h in cells; grids: (height, width) of each level
     -> Rows of L*5*A*N (see drop_idle).
@@ -70,12 +61,12 @@ def plain_rows(target: Tensor, anchors: Tensor, grids: Sequence[tuple[int, int]]
     fits = torch.maximum(ratio, 1 / ratio).amax(3) < anchor_t  # [L,A,N]
 
     mirrored = size - centre
-    near_low = (centre % 1 < 0.5) & (centre > 1)  # [L,N,2] left, up
-    near_high = (mirrored % 1 < 0.5) & (mirrored > 1)  # [L,N,2] right, down
+    near_low = (centre % 1 < reach) & (centre > 1)  # [L,N,2] left, up
+    near_high = (mirrored % 1 < reach) & (mirrored > 1)  # [L,N,2] right, down
     opens = torch.cat((torch.ones_like(near_low[..., :1]), near_low, near_high), 2).transpose(1, 2)  # [L,5,N]
 
-    half = torch.eye(2, device=target.device, dtype=target.dtype) / 2
-    shift = torch.cat((torch.zeros_like(half[:1]), half, -half))  # [5,2] subtracted: centre, left, up, right, down
+    step = torch.eye(2, device=target.device, dtype=target.dtype) * reach
+    shift = torch.cat((torch.zeros_like(step[:1]), step, -step))  # [5,2] subtracted: centre, left, up, right, down
     cell = (centre[:, None] - shift[:, None]).long()  # [L,5,N,2] x, y
     gx = cell[..., 0].clamp(min=0).minimum((size.long() - 1)[..., 0:1])
     gy = cell[..., 1].clamp(min=0).minimum((size.long() - 1)[..., 1:2])

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.assign import Rows, decode_rows, may_look
+from models.anchored.assign import Rows, decode_rows
+from models.host import may_look
 from models.iou import pairwise_iou
 
 TOP = 10  # a box gets as many predictions as its best ten overlaps add up to
@@ -92,12 +93,14 @@ def ota_rows(
     stride: Tensor,
     image_size: tuple[int, int],
     most: int | None = None,
+    top: int = TOP,
 ) -> Rows:
     """The same rows with the target they were given and weight 1, or weight 0.
 
     rows: plain candidates [C]; pred [C,5+nc] float, raw. target [N,6]; group [N] long in 0..groups-1. anchors [L,A,2]
     in cells, stride [L], image_size (height, width) in pixels, by which the boxes are scaled. most: a bound on the
-    targets of one group, known to the host; used where the host may not look (without it, N).
+    targets of one group, known to the host; used where the host may not look (without it, N). top: of a box's best
+    overlaps this many are added up, to say how many predictions it takes.
     """
     n, c = len(target), len(rows.image)
     if not n or not c:
@@ -116,19 +119,19 @@ def ota_rows(
         given = group.new_full((c,), n)
         for own, members in zip(rivals.split(), candidates.split(), strict=True):
             if len(own) and len(members):
-                given[members] = match_crowd(table, own, members, min(TOP, m))
+                given[members] = match_crowd(table, own, members, min(top, m))
     else:
-        given = match_all(table, rivals, candidates, group, m, q)
+        given = match_all(table, rivals, candidates, group, m, q, top)
     return rows._replace(target=given.clamp(max=n - 1), weight=(given < n).to(rows.weight.dtype))
 
 
-def match_all(table: Table, rivals: Groups, candidates: Groups, group: Tensor, m: int, q: int) -> Tensor:
+def match_all(table: Table, rivals: Groups, candidates: Groups, group: Tensor, m: int, q: int, top: int) -> Tensor:
     """The target that each of the C candidates is given, or N, by all pairs of each group, which has at most `m`
     candidates and `q` targets. group [N]."""
     n, c = len(table.want), len(table.if_none)
     everyone = torch.arange(n, device=group.device)
     # what each target takes: [N,T], `c` where it takes less
-    taken = torch.cat([all_choices(table, candidates, t, group, m, c) for t in chunks(everyone, m)])
+    taken = torch.cat([all_choices(table, candidates, t, group, m, c, top) for t in chunks(everyone, m)])
     claim, by = taken.flatten(), everyone[:, None].expand_as(taken).flatten()
     first = by.new_full((c + 1,), n).scatter_reduce(0, claim, by, "amin")
     last = by.new_full((c + 1,), -1).scatter_reduce(0, claim, by, "amax")
@@ -233,11 +236,13 @@ def pair_table(
     )
 
 
-def all_choices(table: Table, candidates: Groups, target: Tensor, group: Tensor, most: int, none: int) -> Tensor:
+def all_choices(
+    table: Table, candidates: Groups, target: Tensor, group: Tensor, most: int, none: int, top: int
+) -> Tensor:
     """The candidates [n,T] that targets [n] take, `none` in the places they leave empty."""
     candidate, real = candidates.members(group[target], most)  # [n,M]
     overlap, cost = table.pair(target[:, None], candidate)
-    column, wanted = choices(overlap.masked_fill_(~real, 0), cost, real, min(TOP, most))
+    column, wanted = choices(overlap.masked_fill_(~real, 0), cost, real, min(top, most))
     return candidate.gather(1, column).where(wanted, none)
 
 

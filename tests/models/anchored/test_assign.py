@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.assign import Rows, box_targets, drop_idle, plain_rows
-from models.gather import by_cell, read
+from models.anchored.assign import Rows, box_targets, drop_idle, plain_rows
+from models.anchored.gather import by_cell, read
 from tests.conformance.reference import Reference, loss_case
 from tests.golden import golden, keys
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.assign import Rows, level_sizes, take
+from models.anchored.assign import Rows, level_sizes, take
 
 
 class Runs(NamedTuple):

@@ -58,7 +58,8 @@ def said(model: Detector, names: Sequence[str]) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for part in model.decode(model(image)["det"]):
             for i, c in enumerate(part.classes.tolist()):
-                found[names[c]] = torch.cat([part.pred[..., :5], part.pred[..., 5 + i : 6 + i]], -1)
+                lead = 5 if part.objectness else 4
+                found[names[c]] = torch.cat([part.pred[..., :lead], part.pred[..., lead + i : lead + 1 + i]], -1)
     return found
 
 
@@ -66,6 +67,7 @@ SIX: Groups = ([0, 4], [2, 1], [3, 5])
 KINDS = {
     "plain": ("demo", (), (), False),
     "implicit": ("yolov7-tiny", (), (), False),
+    "without anchors": ("demo-free", (), (), False),
     "heads": ("demo-1b4h", SIX, ([0, 4], [3, 1], [2, 5]), False),
     "heads of all columns": ("demo-1b4h", SIX, ([0, 4], [3, 1], [2, 5]), True),
 }
@@ -106,6 +108,10 @@ def test_a_selection_keeps_its_rows(kind: str, capsys: pytest.CaptureFixture[str
     one, other = said(old, NAMES), said(new, wanted)
     for name in ("star", "cross"):
         torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-5)
+    if kind == "without anchors":
+        key = f"model.{len(new.model) - 1}.cv3.1.2.bias"
+        assert torch.equal(state[key][2], fresh[key][2]) and len(state[key]) == 3
+        return
     unit, at = ("heads.0", 1 if full else 0) if groups else ("m", 2)
     if full:
         at = 2

@@ -19,6 +19,7 @@ from models.rows import spelled
 from utils.system.errors import UserError, fail
 from utils.weights import torch_file
 from utils.weights.limited import limited
+from utils.weights.model_files import detector_part, linear_pools
 from utils.weights.torch_file import Node
 
 CONTAINERS = ("ema", "model", "state_dict", "model_state_dict")  # in order of preference
@@ -90,6 +91,10 @@ def _from_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     kind = f"{_family(modules)} pickle of {content.name[:100]}" if isinstance(content, Node) else "state dict"
     epoch = dict.get(root, "epoch") if isinstance(root, dict) else None
     about = _about(root, state, modules)
+    about["yaml"], others = detector_part(about["yaml"])
+    if left := [k for k in state if others and k.startswith(others)]:
+        state = {k: t for k, t in state.items() if k not in left}
+        notes.append(f"{len(left)} tensors of masks or key points are left out: the detector alone")
     return state, {
         **about,
         "source": f"{kind}, {which}, {_precision(stored)}",
@@ -249,7 +254,8 @@ def describe(state: Mapping[str, Tensor], stride: Tensor | None) -> dict[str, An
     at = next((k.removesuffix("anchors") for k in state if k.endswith(".anchors")), None)
     anchors = state[f"{at}anchors"] if at else None
     if at is None or anchors is None or anchors.ndim != 3:
-        return {"nc": None, "anchors": None, "stride": stride, "notes": ()}
+        last = next((t for k, t in state.items() if k.endswith(".cv3.0.2.bias")), None)  # of a head without anchors
+        return {"nc": None if last is None else len(last), "anchors": None, "stride": stride, "notes": ()}
     notes: tuple[str, ...] = ()
     if stride is None or len(stride) != len(anchors):
         stride = torch.tensor([8.0 * 2**i for i in range(len(anchors))])
@@ -297,23 +303,6 @@ def find_groups(attributes: object, nc: int) -> list[list[int]] | None:
             found.append(ids)
         stack.extend(v for v in value if isinstance(v, dict | list))
     return found[0] if found and all(f == found[0] for f in found) else None
-
-
-def linear_pools(spec: dict[str, Any] | None, activations: Mapping[str, str]) -> dict[str, Any] | None:
-    """The model YAML, saying of each SPPF whose first convolution has no activation in the file that it has none: some
-    releases of Ultralytics build it so, with the same YAML."""
-    parts: dict[str, Any] = {}
-    number = 0
-    for part in ("backbone", "head"):
-        rows = (spec or {}).get(part)
-        parts[part] = list(rows) if isinstance(rows, list) else rows
-        for i, row in enumerate(rows if isinstance(rows, list) else ()):
-            linear = activations.get(f"model.{number}.cv1.act") == "Identity"
-            if linear and isinstance(row, list) and row[2:3] == ["SPPF"] and isinstance(row[-1], list):
-                args = row[-1]
-                parts[part][i] = [*row[:-1], [*args[:2], *[5][: 2 - len(args[:2])], False]]
-            number += 1
-    return {**spec, **parts} if spec else spec
 
 
 def as_meta(found: ForeignCheckpoint) -> dict[str, Any]:

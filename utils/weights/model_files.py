@@ -5,7 +5,7 @@ Of a file with `scales` the size is the letter in the name that was asked for: `
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from utils.system.notes import note
 from utils.system.yaml_file import located, read_yaml
 
 FOLDER = "cfg/training"
+DETECTORS = {"Segment": ("cv4.", "proto."), "Pose": ("cv4.",)}  # heads that are a detector and more, by the parts of it
 SIZED = re.compile(r"(.*\d)([a-z])(u?)(\W.*)?")  # name, letter of the size, kind of head, what a user put behind
 
 
@@ -55,3 +56,35 @@ def shipped() -> Iterator[tuple[str, dict[str, Any]]]:
         for letter in spec.get("scales", [""]):
             name = f"{file.stem[:-1]}{letter}u" if letter and file.stem.endswith("u") else f"{file.stem}{letter}"
             yield f"{FOLDER}/{name}.yaml", {**spec, "scale": letter} if letter else spec
+
+
+def detector_part(spec: dict[str, Any] | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The model YAML of a file of another program with the detector that its last row contains, and what the keys of
+    the row's other tensors begin with."""
+    rows = (spec or {}).get("head")
+    last = rows[-1] if isinstance(rows, list) and rows else None
+    if not spec or not isinstance(rows, list) or not isinstance(last, list) or len(last) != 4:
+        return spec, ()
+    if not isinstance(last[2], str) or last[2] not in DETECTORS or not isinstance(spec.get("backbone"), list):
+        return spec, ()
+    detect = [*rows[:-1], [*last[:2], "Detect", ["nc"]]]
+    number = len(spec["backbone"]) + len(rows) - 1
+    kept = {k: v for k, v in spec.items() if k != "kpt_shape"}
+    return {**kept, "head": detect}, tuple(f"model.{number}.{part}" for part in DETECTORS[last[2]])
+
+
+def linear_pools(spec: dict[str, Any] | None, activations: Mapping[str, str]) -> dict[str, Any] | None:
+    """The model YAML, saying of each SPPF whose first convolution has no activation in the file that it has none: some
+    releases of Ultralytics build it so, with the same YAML."""
+    parts: dict[str, Any] = {}
+    number = 0
+    for part in ("backbone", "head"):
+        rows = (spec or {}).get(part)
+        parts[part] = list(rows) if isinstance(rows, list) else rows
+        for i, row in enumerate(rows if isinstance(rows, list) else ()):
+            linear = activations.get(f"model.{number}.cv1.act") == "Identity"
+            if linear and isinstance(row, list) and row[2:3] == ["SPPF"] and isinstance(row[-1], list):
+                args = row[-1]
+                parts[part][i] = [*row[:-1], [*args[:2], *[5][: 2 - len(args[:2])], False]]
+            number += 1
+    return {**spec, **parts} if spec else spec

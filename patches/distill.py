@@ -144,7 +144,8 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
     def pixels(model: Detector) -> Tensor:
         priors = model.head.priors()
         if priors is None:
-            raise UserError("--teacher: both models need anchors, by which boxes of one cell are compared")
+            whose = "student" if model is student else f"teacher {path}"
+            raise UserError(f"--teacher: boxes of one cell are compared by their anchors, and the {whose} has none")
         return (priors * model.stride[:, None, None]).float()
 
     def listed(anchors: Tensor) -> str:

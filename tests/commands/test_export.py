@@ -12,6 +12,7 @@ import torch
 import yaml
 
 import export
+from models.graph import Detector
 from tests.conftest import ROOT, CommandLine
 from utils import seams
 from utils.config.train import Config
@@ -70,6 +71,7 @@ def test_heads_and_branches_for_any_batch(
     assert [v.shape for v in session.get_inputs()] == [["batch", 3, 96, 96]]
     model, meta = load_detector(joint)
     assert told["names"] == meta["names"] and told["stride"] == model.stride.tolist() and told["img_size"] == 96
+    assert told["objectness"] is True
     assert told["groups"] == {f"boxes_{head}": group for head, group in zip(HEADS, model.groups, strict=True)}
     assert told["image_classes"] == {"image_class": ["plain", "striped", "noisy"]}
 
@@ -81,6 +83,20 @@ def test_heads_and_branches_for_any_batch(
         assert got[f"boxes_{head}"].shape == (2, 3 * (12**2 + 6**2 + 3**2), 5 + len(part.classes))
         np.testing.assert_allclose(got[f"boxes_{head}"], part.pred, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(got["image_class"], expected["image_class"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_without_anchors_has_no_objectness(
+    runtime: Any, tmp_path: Path, small_shapes: Path, command_line: CommandLine
+) -> None:
+    spec = yaml.safe_load((ROOT / "cfg/training/demo-free.yaml").read_text())
+    torch.manual_seed(0)
+    state, names = Detector(spec, 12).state_dict(), yaml.safe_load(small_shapes.read_text())["names"]
+    meta = {"config": dataclasses.asdict(Config(data=str(small_shapes))), "img_size": 64, "spec": spec, "nc": 12}
+    save_checkpoint(tmp_path / "free.pt", state=state, meta={**meta, "names": names, "groups": [list(range(12))]})
+    done = command_line("export.py", "--weights", str(tmp_path / "free.pt"))
+    assert done.returncode == 0, done.stderr
+    session, told = read(runtime, tmp_path / "free.onnx")
+    assert told["objectness"] is False and [v.shape for v in session.get_outputs()] == [[1, 8**2 + 4**2 + 2**2, 4 + 12]]
 
 
 def test_the_detector_alone(runtime: Any, joint: Path, command_line: CommandLine) -> None:

@@ -55,6 +55,8 @@ def per_level(spec: Mapping[str, object], asked: float) -> dict[str, object]:
     count, listed = round(asked), spec.get("anchors")
     if not count:
         return dict(spec)
+    if not listed:
+        raise UserError(f"anchors {asked:g} asked for (--anchors, or in --hyp): this model has none")
     has = len(listed[0]) // 2 if isinstance(listed, list) and listed and isinstance(listed[0], list) else listed
     if has == count:
         print(note("anchors", f"anchors: {asked:g} asked for, and the model has {count} per level: those are judged"))

@@ -15,7 +15,7 @@ from utils.seams import Batch, Patches, Terms, weighted_sum
 from utils.system.errors import UserError
 
 # Settings that only the loss of anchor heads has, and their value where they do nothing.
-ANCHORED = {"loss_ota": 0, "fl_gamma": 0, "label_smoothing": 0, "cls_pw": 1, "anchors": 0}
+ANCHORED = {"loss_ota": 0, "fl_gamma": 0, "label_smoothing": 0, "cls_pw": 1}
 
 
 class LossStep(nn.Module):

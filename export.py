@@ -6,12 +6,11 @@ Input   image  float32 [B,C,H,W], RGB (or the C channels of the data) as fractio
         H x W = img x img by letterbox.
 Output  boxes  float32 [B,M,5+n] of a detector with one head; boxes_HEAD of each head where there are several. A row is
         cx, cy, w, h in pixels of the input, objectness 0..1, then the probabilities of the head's n classes. Rows go
-        by level (fine to coarse), anchor, y, x. NMS is not in the file: score = objectness * probability. A head
-        without anchors has no objectness: [B,M,4+n], score = probability.
+        by level (fine to coarse), anchor, y, x. NMS is not in the file: score = objectness * probability.
+        Without anchors there is no objectness: [B,M,4+n], score = probability.
         NAME   of each branch (image_class: logits [B,k], softmax gives shares), unless --only-det.
-Metadata (JSON): names, objectness (whether there is that column), groups {output: class number of each class column},
+Metadata (JSON): names, objectness (true where there is that column), groups {output: class number of each column},
 stride of each level, img_size, image_classes {output: names}, weights.
-
 The weights are fused. onnxruntime runs what was written on random and on real images; nothing is kept where it differs
 from the unfused model by more than 3e-5 of the scale (image size for box columns, else the largest output, at least 1).
 """

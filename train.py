@@ -23,19 +23,18 @@ from tqdm import tqdm
 from utils.data.build import make_loaders, whole_strides
 from utils.data.loader import Fed
 from utils.data.spec import read_data
-from utils.runs import choice, manifest, record, replay, resumable
+from utils.runs import manifest, record, replay, resumable
 from utils.seams import Batch, Terms
 from utils.system import dist, notes
 from utils.system.processes.program import run_main
 from utils.system.processes.signals import Interrupt, Stopped
-from utils.system.sync_bn import synchronise_norms
 from utils.train import anchors, announce, optim, outputs, saving, start
 from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
-from utils.train.loss_step import LossStep, check_recipe, compile_model, compute_type, make_scaler, place
+from utils.train.loss_step import LossStep, check_norms, check_recipe, compile_model, compute_type, make_scaler, place
 from utils.train.run import Run, describe, repeatable, reweigh_images, tell_stage, to_device
-from utils.train.start import Start, load_weights, starting_weights
+from utils.train.start import Start, load_weights, prepare, starting_weights
 from utils.weights import checkpoint
 
 
@@ -55,20 +54,19 @@ def setup(begun: Start) -> Run:
     model = checkpoint.build_detector(graph, nc, patches, cfg.cfg or cfg.weights, spec.channels)
     check_recipe(model, cfg)
     load_weights(model, patches, source, resumed)
+    fitting = anchors.wanted(model, cfg.noautoanchor, loaded=bool(source or resumed))
+    chosen = prepare(model, cfg, patches)
 
-    with dist.main_first():  # data, looked at when weights and model are known to be right
+    with dist.main_first():  # data, looked at when what was asked of the model is known to be right
         contents = contents or manifest.check(spec, None, folder, allow_changed=False)
         replay.check_data(cfg, contents)
     size = whole_strides(cfg.train_size, int(model.stride.max()))
     train, val = make_loaders(cfg, spec, patches, size, int(model.stride.max()))
-    anchors.meet_data(model, cfg, train.dataset, size, loaded=bool(source or resumed))
+    if fitting:
+        anchors.meet_data(model, cfg, train.dataset, size)
 
     # what is optimised, and how
-    if cfg.sync_bn and dist.world() > 1:
-        synchronise_norms(model)
     criterion = model.criterion(model.head.gains(cfg.loss, size))
-    with torch.random.fork_rng(devices=[]):  # a patch must not shift the random numbers of the base
-        patches.each("on_model_built", model, patches.names(criterion.terms))
     loss_step = place(LossStep(model, criterion, patches), cfg, device)
     groups = patches.fold("param_groups", optim.param_groups(loss_step, cfg.scaled_decay), model)
     optim.check_partition(groups, loss_step)
@@ -83,12 +81,13 @@ def setup(begun: Start) -> Run:
         cfg, folder, device, meta, model, patches, loss_step, ema, optimizer, schedule, scaler, train, val, results,
         Interrupt(cfg.save_steps, cfg.save_minutes), Watch(loss_step.terms, device, folder / "weights" / "last.pt"),
         Audit(cfg, loss_step, ema, optimizer, schedule, scaler),
-        Guard(cfg, groups, choice.of_run(cfg.best_by, criterion.terms, loss_step.terms, model.group_names, patches)),
+        Guard(cfg, groups, chosen),
         record.conditions(device, compute_type(cfg, device) or torch.float32),
     )  # fmt: skip
     if resumed:
         saving.restore(run, resumed)
     optim.train_mode(loss_step, cfg.freeze_bn, cfg.fold_frozen)
+    check_norms(model, groups, train, cfg)
     announce.announce(run, source)
     patches.each("on_start", model, optimizer.param_groups, schedule)
     if cfg.compile:

@@ -292,21 +292,27 @@ class Detector(Graph):
             module.register_forward_hook(lambda _m, inputs, out, i=i: note(i, inputs, out))
             for i, module in enumerate(self.model)
         ]
-        modes = [(module, module.training) for module in self.modules()]
-        state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
         try:
-            with torch.no_grad():
-                image = torch.zeros(1, self.image_channels, size, size, device="meta")
-                torch.func.functional_call(self.eval(), state, image)
+            self.dry_run(size, size)
         except ODD as error:
             failed = len(shapes)
             raise GraphError(f"row {failed} ({self.kinds[failed]}) at {size} px: {first_line(error)}") from None
         finally:
-            for module, mode in modes:
-                module.training = mode  # not train(): frozen norms stay in eval
             for hook in hooks:
                 hook.remove()
         return [shapes[i] for i in range(len(self.model))]
+
+    @torch.no_grad()
+    def dry_run(self, height: int, width: int) -> None:
+        """A picture of this size, without arithmetic and in evaluation mode: for hooks that look at shapes."""
+        modes = [(module, module.training) for module in self.modules()]
+        state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
+        image = torch.zeros(1, self.image_channels, height, width, device="meta")
+        try:
+            torch.func.functional_call(self.eval(), state, image)
+        finally:
+            for module, mode in modes:
+                module.training = mode  # not train(): frozen norms stay in eval
 
     def table(self, size: int) -> list[Row]:
         """The module table for a square input of `size` pixels."""

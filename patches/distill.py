@@ -30,7 +30,7 @@ from utils.config.options import check_range, opt
 from utils.data.spec import DataSpec
 from utils.evaluation import tables
 from utils.runs.fingerprint import of_tensors
-from utils.seams import Batch, Groups, Measure, Measured, Output, Patch, Progress, Terms
+from utils.seams import Batch, Groups, Measure, Measured, Output, Patch, Progress, Rates, Source, State, Terms
 from utils.system.errors import UserError
 from utils.system.notes import warn
 from utils.weights.checkpoint import load_detector
@@ -139,19 +139,11 @@ def node_pairs(words: Sequence[str], student: Detector, teacher: Detector) -> li
 
 
 def check_match(student: Detector, teacher: Detector, path: str) -> None:
-    """Cells, anchors and classes of both must be the same ones, else a UserError that says what is not."""
-
-    def pixels(model: Detector) -> Tensor:
-        priors = model.head.priors()
-        if priors is None:
-            whose = "student" if model is student else f"teacher {path}"
+    """Channels, cells and classes of both must be the same ones, and both must have anchors, else a UserError that says
+    what is not."""
+    for model, whose in ((student, "student"), (teacher, f"teacher {path}")):
+        if model.head.priors() is None:
             raise UserError(f"--teacher: boxes of one cell are compared by their anchors, and the {whose} has none")
-        return (priors * model.stride[:, None, None]).float()
-
-    def listed(anchors: Tensor) -> str:
-        return str([[round(x, 1) for x in level.flatten().tolist()] for level in anchors])
-
-    mine, theirs = pixels(student), pixels(teacher)
     if student.image_channels != teacher.image_channels:
         wrong = f"reads images of {teacher.image_channels} channels, not {student.image_channels}"
         raise UserError(f"--teacher {path} {wrong}")
@@ -160,6 +152,20 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
     if student.stride.tolist() != teacher.stride.tolist():
         both = f"{teacher.stride.tolist()}, the student at {student.stride.tolist()}"
         raise UserError(f"--teacher {path} detects at strides {both}: they must be the same")
+
+
+def check_anchors(student: Detector, teacher: Detector, path: str) -> None:
+    """UserError where the anchors of both are not the same in pixels."""
+
+    def pixels(model: Detector) -> Tensor:
+        priors = model.head.priors()
+        assert priors is not None  # by check_match
+        return (priors * model.stride[:, None, None]).float()
+
+    def listed(anchors: Tensor) -> str:
+        return str([[round(x, 1) for x in level.flatten().tolist()] for level in anchors])
+
+    mine, theirs = pixels(student), pixels(teacher)
     if mine.shape != theirs.shape or not mine.allclose(theirs, rtol=1e-3):  # half-precision files round anchors
         raise UserError(
             f"--teacher {path} has other anchors than the student: {listed(theirs)} against {listed(mine)} pixels; "
@@ -188,6 +194,7 @@ class Distill(Patch[Flags]):
         self.temperature = flags.distill_temperature[0]
         self.hidden: list[Detector] = []  # the teacher, in a list: no submodule, so neither saved nor optimised
         self.owners: list[Tensor] = []
+        self.loaded = False  # --weights, whose anchors stay as they are
         self.weights_sha256, self.names = flags.teacher_sha256, list[str]()  # of the data
         self.order: list[int] = []  # number at the teacher of each class
         self.pairs: list[tuple[int, int]] = []
@@ -208,6 +215,10 @@ class Distill(Patch[Flags]):
     def on_data_read(self, spec: DataSpec) -> None:
         self.names = list(spec.names)
 
+    def load_weights(self, state: State, model: Detector, source: Source) -> State:
+        self.loaded = True
+        return state
+
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
         path = self.flags.teacher
         try:
@@ -221,6 +232,8 @@ class Distill(Patch[Flags]):
                 f"with ({recorded[:12]}); put that file back"
             )
         check_match(model, teacher, path)
+        if self.loaded:  # else the data may change them
+            check_anchors(model, teacher, path)
         self.weights_sha256, self.order = now, matched(self.names, meta, path, teacher)
         self.hidden = [teacher.requires_grad_(False)]
         self.owners = [owner_of(model.groups), owner_of(teacher.groups)]
@@ -233,6 +246,9 @@ class Distill(Patch[Flags]):
             f"distill: teacher {path} (SHA-256 {now[:12]}), "
             + (f"features {', '.join(f'{a}:{b}' for a, b in self.pairs)}" if self.pairs else "no features")
         )
+
+    def on_start(self, model: Detector, groups: Groups, rates: Rates) -> None:
+        check_anchors(model, self.hidden[0], self.flags.teacher)
 
     def before_training(self, start: Measured | None, measure: Measure) -> None:
         found = measure(self.hidden[0])

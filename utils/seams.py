@@ -1,8 +1,8 @@
 """The places where a patch may touch training, and the types of what passes there: pictures, batches, the data set.
 Nothing else in the base knows that patches exist.
 
-Build time, once each, in this order:   on_data_read -> layers -> branches -> load_weights -> wrap_dataset
-                                        -> on_model_built -> param_groups -> on_start -> before_training
+Build time, once each, in this order:   on_data_read -> layers -> branches -> load_weights -> on_model_built
+                                        -> wrap_dataset -> param_groups -> on_start -> before_training
 Run time, every epoch or every batch:   on_epoch_start -> [loss_terms -> loss_weights -> on_step_end] -> on_epoch_end
 Evaluation, in train.py and test.py:    [observe] -> figures -> after_evaluation; test.py calls on_data_read as well
 """
@@ -239,7 +239,8 @@ class Patch(nn.Module, Generic[F]):
     def load_weights(self, state: State, model: Detector, source: Source) -> State:
         return state
 
-    def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None: ...
+    def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
+        """The model has its weights; anchors may yet be fitted to the data, which are looked at afterwards."""
 
     def param_groups(self, groups: Groups, model: Detector) -> Groups:
         """A group is plain data: params, weight_decay, name, lr_scale; it may say when it `opens` (epoch), its `ramp`

@@ -30,6 +30,7 @@ from models.graph import Detector
 from patches.align.contrast import LARGEST_SCALE, START_SCALE, Bank, Projector, bank_loss, pair_loss, scale_of
 from patches.align.measure import measure_alignment, plot_map
 from utils.config.options import check_ranges, opt
+from utils.data.spec import DataSpec
 from utils.evaluation.boxes import xywhn_to_xyxy
 from utils.evaluation.evaluate import eval_mode
 from utils.images.pixels import fractions
@@ -124,7 +125,7 @@ class Align(Patch[Flags]):
             self.visible_bank = Bank(flags.align_bank, flags.align_dim)
             self.infrared_bank = Bank(flags.align_bank, flags.align_dim)
         self.log_scale = nn.Parameter(torch.tensor(START_SCALE))
-        self.weight, self.measuring = 0.0, True
+        self.weight, self.measuring, self.unpaired = 0.0, True, ""  # data without pairs
         self.waiting: list[Micro] = []
 
     def nodes(self, model: Detector) -> list[int]:
@@ -147,6 +148,9 @@ class Align(Patch[Flags]):
         print(f"align: {source.path} has no projectors of this shape; they start fresh ({len(own)} tensors)")
         return {**state, **own}
 
+    def on_data_read(self, spec: DataSpec) -> None:
+        self.unpaired = str(spec.source) if spec.pairs is None else ""
+
     def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
         if dataset.reads != "visible":
             raise UserError(
@@ -157,6 +161,8 @@ class Align(Patch[Flags]):
         return dataset.with_partners()
 
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
+        if self.unpaired:
+            raise UserError(f"--align: {self.unpaired} names no infrared partners; add the key `pairs`: `pairs: llvip`")
         shapes = model.shapes(128)
         self.strides = {node: 128 / shapes[node][-1] for node in self.nodes(model)}
         for node, stride in self.strides.items():

@@ -22,6 +22,7 @@ from models.graph import Detector
 from patches.unfreeze.openings import AUGMENTATION, PRESETS, Opening, by_rule, from_file, from_words, preset_for
 from patches.unfreeze.plan_table import plan_table
 from utils.config.options import check_range, opt
+from utils.data.spec import DataSpec
 from utils.seams import Dataset, Groups, Patch, Progress, Rates
 from utils.system.errors import UserError
 from utils.system.notes import note
@@ -106,12 +107,12 @@ class Unfreeze(Patch[Flags]):
         stages = [{**dataclasses.asdict(o), "hyp": dict(o.hyp)} for o in self.openings]
         return {**super().record(), "unfreeze_plan": False, "unfreeze_table": {"stages": stages}}
 
+    def on_data_read(self, spec: DataSpec) -> None:
+        self.images = len(spec.images("train"))
+
     def wrap_dataset(self, dataset: Dataset, split: str) -> Dataset:
-        if split != "train":
-            return dataset
-        self.images = len(dataset)
         changes = [(o.epoch, values) for o in self.openings if (values := o.part(AUGMENTATION))]
-        return dataset.changing(changes) if changes else dataset
+        return dataset.changing(changes) if changes and split == "train" else dataset
 
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:
         held = {i for i, m in enumerate(model.model) if not empty(m) and not trains(m)}  # by --freeze

@@ -308,3 +308,37 @@ def test_a_taken_name_is_no_matter_of_resume_where_there_is_none(tmp_path: Path)
         with pytest.raises(UserError, match="choose another --name") as error:
             lock.new_run(str(tmp_path), "x", named=True, exist_ok=False, resumes=resumes)
         assert ("--resume" in str(error.value)) is resumes
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--freeze", "99"], "the model has 78 modules"),
+        (["--freeze", "backbne"], "unknown name"),
+        (["--unfreeze", "0:99"], "no such modules"),
+        (["--heads", "4", "--head-config", str(HEADS)], "no MultiHeadDetect row"),
+        (["--weights", "nowhere.pt"], "no checkpoint 'nowhere.pt'"),
+        (["--teacher", "nowhere.pt"], "no checkpoint 'nowhere.pt'"),
+        (["--mtl", "uncertainty", "--mtl-tasks", "box", "nothing"], "no such loss term"),
+        (["--align"], "no infrared partners"),
+        (["--best-by", "nothing"], "no such figure"),
+        (["--anchors", "4", "--noautoanchor"], "only the number of anchors"),
+        (["--weights", "BASE", "--teacher", "OTHER"], "has other anchors"),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_they_are_read(
+    flags: list[str], said: str, copied: Path, tmp_path: Path, train: Callable[..., str]
+) -> None:
+    """An image that cannot be read would be the error, were the data looked at first."""
+    if "BASE" in flags:
+        model = yaml.safe_load((ROOT / "cfg/training/demo.yaml").read_text())
+        model["anchors"][0] = [3 * side for side in model["anchors"][0]]
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump(model))
+        kinds = {"BASE": "cfg/training/demo.yaml", "OTHER": str(tmp_path / "other.yaml")}
+        runs = {
+            name: trained(copied / "data.yaml", tmp_path / "made", name, "--noautoanchor", "--cfg", cfg)
+            for name, cfg in kinds.items()
+        }
+        flags = [str(runs[word].dir / "weights/best.pt") if word in runs else word for word in flags]
+    first(copied, "shapes/images/train/*").write_bytes(b"no picture")
+    assert said in train(*flags, data=str(copied / "data.yaml"))

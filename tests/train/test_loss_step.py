@@ -38,6 +38,32 @@ def test_bf16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -
     assert compute_type(Config(amp_dtype="fp16"), CUDA) == torch.float16
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--img", "32", "--batch", "11"),  # of 12 pictures
+        ("--img", "64", "--batch", "11", "--multi-scale"),
+        ("--img", "32", "--batch", "11", "--multi-scale", "--quad"),
+        ("--img", "32", "--batch", "1"),
+        ("--img", "32", "--batch", "11", "--epochs", "2", "--unfreeze", "0:77, 1:0-76"),
+    ],
+)
+def test_a_batch_that_leaves_a_norm_one_value_is_refused_at_the_start(
+    flags: tuple[str, ...], small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"leaves BatchNorm model.* one value per channel.*--batch-size"):
+        trained(small_shapes, tmp_path, "a", *flags)
+    assert not (tmp_path / "a/results.csv").exists()
+
+
+def test_norms_that_stand_still_take_a_single_value(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert trained(small_shapes, tmp_path, "a", "--img", "32", "--batch", "11", "--freeze", "77").epoch == 1
+
+
 @pytest.fixture(scope="module")
 def straight(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two epochs in NHWC order."""

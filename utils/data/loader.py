@@ -174,6 +174,19 @@ class Loader(DataLoader[Item]):
             first = 0 if shapes is None else int(shapes.prod(1).argmax()) * order.batch_size  # of the largest batch
             check_room(dataset[Sample(0, first)], images, workers)
 
+    def single_pictures(self, together: bool) -> set[tuple[int, int]]:
+        """(h, w) of the network inputs of training that stand alone in their batch; together: of all ranks, else of
+        this one."""
+        data, shapes = self.dataset, getattr(self.dataset, "shapes", None)
+        counts = self.order.global_sizes() if together else [max(images, 1) for images, _ in self.order.images()]
+        quad = self.collate_fn is collate_quad
+        joined = [n // 4 + n % 4 if quad else n for n in counts]
+        sizes = (
+            [(data.img_size, data.img_size)] * len(counts) if shapes is None else shapes[self.order.start :].tolist()
+        )
+        side = 2 if quad else 1
+        return {(side * h, side * w) for n, (h, w) in zip(joined, sizes, strict=True) if n == 1}
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         counts = self.order.images()
         try:
@@ -271,10 +284,21 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 def multiscale(image: Tensor, img_size: int, stride: int, seed: int, step: int) -> Tensor:
     """Resize a batch [B,C,H,W] to a long side of 0.5 to 1.5 times img_size, drawn from (seed, step), sides in
     multiples of the stride. Targets are fractions and stay."""
-    sizes = np.arange(img_size // 2 // stride * stride or stride, img_size * 3 // 2 + 1, stride)
-    size = int(rng(seed, "multiscale", 0, step).choice(sizes))
-    factor = size / max(image.shape[2:])
+    size = int(rng(seed, "multiscale", 0, step).choice(multiscale_sizes(img_size, stride)))
+    new = resized_to(image.shape[2], image.shape[3], size, stride)
+    return (
+        image if new == tuple(image.shape[2:]) else interpolate(image, size=new, mode="bilinear", align_corners=False)
+    )
+
+
+def multiscale_sizes(img_size: int, stride: int) -> npt.NDArray[np.int64]:
+    """The long sides that --multi-scale draws from, smallest first."""
+    return np.arange(img_size // 2 // stride * stride or stride, img_size * 3 // 2 + 1, stride)
+
+
+def resized_to(height: int, width: int, size: int, stride: int) -> tuple[int, int]:
+    """Height and width of a batch whose long side becomes `size`, in whole strides; unchanged where it has that."""
+    factor = size / max(height, width)
     if factor == 1:
-        return image
-    new = [max(-(-round(x * factor) // stride), 1) * stride for x in image.shape[2:]]
-    return interpolate(image, size=new, mode="bilinear", align_corners=False)
+        return height, width
+    return max(-(-round(height * factor) // stride), 1) * stride, max(-(-round(width * factor) // stride), 1) * stride

@@ -79,10 +79,9 @@ def wanted(model: Detector, off: bool, loaded: bool) -> bool:
     return unknown or not (off or loaded)
 
 
-def meet_data(model: Detector, cfg: Config, dataset: Dataset, img_size: int, loaded: bool) -> None:
-    """Anchors fitted to the training data, where they are to be; says what was done. loaded: as in `wanted`."""
-    if wanted(model, cfg.noautoanchor, loaded):
-        print(fit_anchors(model, box_sizes(dataset.labels, dataset.sizes, img_size), cfg.anchor_t, cfg.seed))
+def meet_data(model: Detector, cfg: Config, dataset: Dataset, img_size: int) -> None:
+    """Anchors fitted to the training data; says what was done."""
+    print(fit_anchors(model, box_sizes(dataset.labels, dataset.sizes, img_size), cfg.anchor_t, cfg.seed))
 
 
 @torch.no_grad()

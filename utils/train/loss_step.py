@@ -11,8 +11,10 @@ from models.graph import Detector
 from models.loss import Criterion
 from utils.config.options import flag
 from utils.config.train import Config
-from utils.seams import Batch, Patches, Terms, weighted_sum
+from utils.data.loader import Loader, multiscale_sizes, resized_to
+from utils.seams import Batch, Groups, Patches, Terms, weighted_sum
 from utils.system.errors import UserError
+from utils.system.sync_bn import SyncBatchNorm2d
 
 # Settings that only the loss of anchor heads has, and their value where they do nothing.
 ANCHORED = {"loss_ota": 0, "fl_gamma": 0, "label_smoothing": 0, "cls_pw": 1}
@@ -50,6 +52,35 @@ def check_recipe(model: Detector, cfg: Config) -> None:
     lost = [f"{flag(name)} {getattr(cfg, name):g}" for name, idle in ANCHORED.items() if getattr(cfg, name) != idle]
     if free and lost:
         raise UserError(f"{', '.join(lost)}: without effect on a head without anchors")
+
+
+def check_norms(model: Detector, groups: Groups, loader: Loader, cfg: Config) -> None:
+    """UserError where a batch would leave a BatchNorm that trains, now or once its group has opened, one value per
+    channel, as a single picture of a single cell does: one value has no variance."""
+    opening = {id(p) for group in groups if "opens" in group for p in group["params"]}
+    names = {module: name for name, module in model.named_modules()}
+    norms = [m for m in names if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    trains = [m for m in norms if m.training or id(m.weight) in opening]
+    stride, lone = int(model.stride.max()), list[str]()
+
+    def look(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0][0, 0].numel() == 1:
+            lone.append(names[norm])
+
+    for height, width in sorted(loader.single_pictures(together=any(isinstance(m, SyncBatchNorm2d) for m in trains))):
+        if cfg.multi_scale:
+            smallest = int(multiscale_sizes(loader.dataset.img_size, stride)[0])
+            height, width = resized_to(height, width, smallest, stride)
+        hooks = [norm.register_forward_pre_hook(look) for norm in trains]
+        model.dry_run(height, width)
+        for hook in hooks:
+            hook.remove()
+        if lone:
+            raise UserError(
+                f"--img-size {cfg.train_size} with --batch-size {cfg.batch_size}: a batch of one picture of {height}x"
+                f"{width} px leaves BatchNorm {lone[0]} one value per channel, which has no variance: take a larger "
+                "--img-size, or a --batch-size that leaves no single picture over"
+            )
 
 
 def compute_type(cfg: Config, device: torch.device) -> torch.dtype | None:

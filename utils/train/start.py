@@ -17,11 +17,13 @@ from models.graph import Detector
 from utils import seams
 from utils.config.options import Given, restored
 from utils.config.train import Config, parse
-from utils.runs import lock, replay, resumable
+from utils.runs import choice, lock, replay, resumable
+from utils.runs.choice import Choice
 from utils.system import dist
 from utils.system.device import select_device
 from utils.system.errors import UserError, parsing
 from utils.system.notes import note
+from utils.system.sync_bn import synchronise_norms
 from utils.weights import checkpoint, class_rows, detector_forms
 
 RESUMED = (  # what the description of a checkpoint must hold for its run to go on
@@ -150,6 +152,17 @@ def load_weights(
     elif resumed:
         with parsing("--resume: the checkpoint's weights do not fit the model"):
             model.load_state_dict(resumed["model"])
+
+
+def prepare(model: Detector, cfg: Config, patches: seams.Patches) -> Choice:
+    """The patches act on the model; by which figure best.pt is chosen. Errors: UserError for what was asked of a model
+    that it does not have; no data are needed to find it."""
+    if cfg.sync_bn and dist.world() > 1:
+        synchronise_norms(model)
+    terms = tuple(model.criterion(cfg.loss).terms)
+    with torch.random.fork_rng(devices=[]):  # a patch must not shift the random numbers of the base
+        patches.each("on_model_built", model, patches.names(terms))
+    return choice.of_run(cfg.best_by, terms, patches.names(terms), model.group_names, patches)
 
 
 def meet(cfg: Config) -> torch.device:

@@ -8,7 +8,7 @@ A model that also names the image's class has it on the screen and the picture w
 as a last line in the form of label files: one-hot, with --save-conf the probabilities of all classes.
 """
 
-import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,11 +34,11 @@ from utils.evaluation.predict import check_together, predictions
 from utils.evaluation.tables import label_lines
 from utils.images.letterbox import letterbox
 from utils.images.pixels import Image, fractions, viewable
-from utils.images.sources import Frame, find_sources, frames
+from utils.images.sources import WAIT, Frame, find_sources, frames
 from utils.runs import lock
 from utils.runs.plots import colour, draw_box, draw_label
 from utils.system.device import select_device
-from utils.system.errors import UserError, parsing
+from utils.system.errors import UserError, naming, parsing
 from utils.system.processes.program import run_main
 from utils.weights.checkpoint import load_detector
 
@@ -76,8 +76,9 @@ class Output:
     """Writes drawn pictures, videos frame by frame, and label files, all named by their source."""
 
     def __init__(self, folder: Path, args: Options) -> None:
-        self.files, self.args, self.window = Outputs(folder), args, args.view_img
-        self.writers: dict[str, cv2.VideoWriter] = {}
+        self.files, self.args, self.window = Outputs(folder), args, args.view_img and has_display()
+        self.writers: dict[str, tuple[Path, cv2.VideoWriter]] = {}
+        self.frames: dict[str, int] = {}  # written of each video
 
     def add(self, frame: Frame, found: torch.Tensor, names: list[str], shares: Shares, shown: str) -> None:
         """shown: the image's class in words."""
@@ -105,13 +106,24 @@ class Output:
             writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
             if not writer.isOpened():
                 raise UserError(f"{path} cannot be written; --nosave does without")
-            self.writers[frame.source] = writer
-        self.writers[frame.source].write(drawn)
+            self.writers[frame.source] = path, writer
+        self.writers[frame.source][1].write(drawn)
+        self.frames[frame.source] = self.frames.get(frame.source, 0) + 1
 
     def close(self) -> None:
-        for writer in self.writers.values():
+        for _, writer in self.writers.values():
             writer.release()
         self.files.tell_numbered()
+
+    def check_videos(self) -> None:
+        """UserError for a closed video that lacks frames: its writer does not say that it failed."""
+        for source, (path, _) in self.writers.items():
+            there = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
+            if there != self.frames[source]:
+                raise UserError(
+                    f"{path} was not written whole: {max(there, 0)} of {self.frames[source]} frames are there (a full "
+                    "disk?); --nosave does without"
+                )
 
 
 def write_picture(path: Path, image: Image) -> None:
@@ -124,24 +136,37 @@ def write_picture(path: Path, image: Image) -> None:
 
 
 def show(image: Image, frame: Frame) -> bool:
-    """In a window; whether there is one. A machine without a display is told once, and goes on."""
+    """In a window; whether there is one."""
     try:
-        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            raise UserError("there is no display")
-        with parsing("no window can be opened"):
+        with parsing("--view-img"):
             cv2.imshow(Path(frame.source).name, image)
             cv2.waitKey(1)
     except UserError as error:
-        print(f"--view-img: {error}; the drawn pictures lie in the run folder")
+        print(f"{error}; the drawn pictures lie in the run folder")
         return False
     return True
+
+
+def has_display() -> bool:
+    """Whether a window can be opened; tried in a process of its own, as a library that finds no display may end it."""
+    trial = [sys.executable, "-c", "import cv2; cv2.namedWindow('thaw')"]
+    try:
+        opened = subprocess.run(trial, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=WAIT).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        opened = 1
+    if opened:
+        print("--view-img: no window can be opened here (no display); the drawn pictures lie in the run folder")
+    return not opened
 
 
 def main(argv: list[str]) -> None:
     given = PROGRAM.parse(argv)
     args = given.cfg
     device = select_device(args.device)
-    with lock.new_run(args.project, args.name, named="name" in given.names, exist_ok=args.exist_ok) as held:
+    with (
+        lock.new_run(args.project, args.name, named="name" in given.names, exist_ok=args.exist_ok) as held,
+        naming(held.folder),
+    ):
         run(args, device, held.folder)
 
 
@@ -181,6 +206,7 @@ def run(args: Options, device: torch.device, folder: Path) -> None:
             print(f"{frame.source}{number}: {said}" + (f"; image {shown}" if shown else ""))
     finally:
         output.close()
+    output.check_videos()
     if not count:
         raise UserError(f"--source {lost[0] if lost else args.source}: not one picture could be read")
     left = f", {len(lost)} left out" if lost else ""

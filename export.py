@@ -45,7 +45,7 @@ from utils.seams import State
 from utils.system.errors import UserError
 from utils.system.files import write_whole
 from utils.system.processes.program import run_main
-from utils.weights.checkpoint import check_channels, load_detector
+from utils.weights.checkpoint import check_pixels, load_detector
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 3e-5  # of the scale; measured: up to 4e-6 (yolov5n, 640 px)
@@ -120,7 +120,7 @@ def describe(module: Exported, meta: Mapping[str, object], size: int, weights: s
 def real_images(path: str, meta: Mapping[str, object], weights: str, size: int, count: int) -> Tensor:
     """The first validation images of a data YAML, [count,C,size,size] in 0..1; few images are repeated."""
     spec = read_data(path)
-    check_channels(spec.channels, meta, Path(weights), path)
+    check_pixels(spec, meta, weights)
     files = scan_split(spec, "val", on_bad_data="skip", progress=False).files
     if not files:
         raise UserError(f"{path}: there is no validation image to compare on")

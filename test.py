@@ -33,10 +33,10 @@ from utils.evaluation.predict import check_together
 from utils.runs import lock, plots
 from utils.system import dist
 from utils.system.device import select_device
-from utils.system.errors import UserError
+from utils.system.errors import UserError, naming
 from utils.system.processes.program import run_main
 from utils.weights import class_rows
-from utils.weights.checkpoint import check_channels, lasting, load_detector
+from utils.weights.checkpoint import check_pixels, lasting, load_detector
 
 
 def main(argv: list[str]) -> Result:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> Result:
     device = select_device(args.device)
     dist.join(device)
     folder, held = lock.claim(args.project, args.name, named="name" in given.names, exist_ok=args.exist_ok)
-    with held:
+    with held, naming(folder):
         result = run(given, device, folder)
     dist.leave()
     return result
@@ -77,7 +77,7 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
         columns = class_rows.compare(meta, weights, spec.names, data, cure)
         for each in models:
             each.head.renumber([columns.index(c) for c in range(model.nc)])
-    check_channels(spec.channels, meta, weights, data)
+    check_pixels(spec, meta, weights)
     stride = max(int(each.stride.max()) for each in models)
     size = trained_size(args.img_size, meta, stride)
     settings = DataSettings(

@@ -1,8 +1,12 @@
 """detect.py on what people point it at: folders, bad pictures, lists, videos, pipes; and several weights."""
 
 import os
+import resource
 import shutil
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -125,12 +129,103 @@ def test_a_stream_is_not_waited_for_without_a_limit(monkeypatch: pytest.MonkeyPa
     assert lost == ["rtsp://host/one: took more than 0 seconds to give its next frame"]
 
 
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Address of a server that takes every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    kept.append(server.accept()[0])
+                except OSError:  # closed at the end of the test
+                    return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+        for connection in kept:
+            connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "rtsp", "tcp"])
+def test_a_stream_that_never_answers_is_one_named_error(
+    scheme: str, silent_server: str, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "WAIT", 0.5)
+    address = f"{scheme}://{silent_server}/x"
+    with pytest.raises(UserError, match=f"--source {address}: took more than 0 seconds to open"):
+        detect.main(["--weights", str(best), "--source", address, "--project", str(tmp_path), "--device", "cpu"])
+
+
+def test_a_stream_that_hangs_does_not_end_a_list(
+    silent_server: str, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "WAIT", 0.5)
+    picture(tmp_path / "p.png", 3)
+    (tmp_path / "list.txt").write_text(f"http://{silent_server}/x\np.png\n")
+    ran(best, tmp_path / "list.txt", tmp_path)
+    said = capsys.readouterr()
+    assert "1 images, 1 left out" in said.out and f"left out: http://{silent_server}/x: took more" in said.err
+
+
+def test_a_camera_that_is_not_there_is_named(best: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--source 99: no stream or camera answers there"):
+        detect.main(["--weights", str(best), "--source", "99", "--project", str(tmp_path), "--device", "cpu"])
+
+
+def film(path: Path, frames: int, size: int = 64) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (size, size))
+    for i in range(frames):
+        writer.write(np.random.default_rng(i).integers(0, 256, (size, size, 3)).astype(np.uint8))
+    writer.release()
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """No file may grow above 60,000 bytes, which fails as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_picture_that_is_not_written_whole_is_named(
+    best: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "noise.png"), noise)
+    request.getfixturevalue("little_room")
+    with pytest.raises(UserError, match=r"noise\.png cannot be written"):
+        ran(best, tmp_path / "noise.png", tmp_path)
+
+
+def test_a_video_that_is_not_written_whole_is_named(best: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    film(tmp_path / "film.avi", 30, 256)
+    request.getfixturevalue("little_room")
+    with pytest.raises(UserError, match=r"film\.mp4 was not written whole: \d+ of 30 frames"):
+        ran(best, tmp_path / "film.avi", tmp_path)
+
+
+def test_without_a_display_pictures_are_written(
+    best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A display that does not answer, too, of which a window library ends its process."""
+    picture(tmp_path / "p.png", 3)
+    for display in ("", ":99"):
+        monkeypatch.setenv("DISPLAY", display)
+        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+        folder = ran(best, tmp_path / "p.png", tmp_path, "--view-img", name=f"view{display[1:]}")
+        assert "--view-img: no window can be opened here" in capsys.readouterr().out
+        assert (folder / "p.png").is_file()
+
+
 def test_frames_of_videos_count_from_one(best: Path, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
-    writer = cv2.VideoWriter(str(tmp_path / "s/b.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
-    for i in range(3):
-        writer.write(np.random.default_rng(i).integers(0, 256, (64, 64, 3)).astype(np.uint8))
-    writer.release()
+    film(tmp_path / "s/b.avi", 3)
     shutil.copy(tmp_path / "s/b.avi", tmp_path / "s/b.MP4")
     folder = ran(best, tmp_path / "s", tmp_path, "--conf", "0.0001")
     labels = {p.name for p in (folder / "labels").iterdir()}

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 
+import test as program
+from tests.conftest import ROOT
+from tests.toy import trained
 from utils.config.settings import DataSettings
 from utils.data.build import make_dataset
 from utils.data.scan import fingerprint
@@ -58,3 +61,19 @@ def test_a_wrong_scale_is_refused(tmp_path: Path, scale: str) -> None:
     source = float_set(tmp_path, f"scale: {scale}")
     with pytest.raises(UserError, match="scale: expected"):
         read_data(source)
+
+
+def test_another_scale_than_in_training_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By test.py, which would show the model other shades; a new stage says it. The same one is taken."""
+    monkeypatch.chdir(ROOT)
+    data = float_set(tmp_path, "scale: [10, 50]")
+    weights = trained(data, tmp_path, "a", "--batch", "2").dir / "weights/best.pt"
+    words = ["--weights", str(weights), "--data", str(data), "--device", "cpu", "--project", str(tmp_path / "t")]
+    assert program.main(words)
+    data.write_text(data.read_text().replace("50", "51"))
+    with pytest.raises(UserError, match=r"was trained with `scale: \[10\.0, 50\.0\]`.*\[10\.0, 51\.0\]"):
+        program.main(words)
+    trained(data, tmp_path, "b", "--batch", "2", "--weights", str(weights))
+    assert "scale of the images: [10.0, 50.0]" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from utils.system.errors import UserError
 from utils.system.files import naming
 from utils.system.notes import note
 from utils.system.table import few
-from utils.weights.checkpoint import check_channels
+from utils.weights.checkpoint import check_pixels
 
 NAME = "data.csv"
 
@@ -56,7 +56,7 @@ def check(spec: DataSpec, resumed: Mapping[str, Any] | None, folder: Path, *, al
     """The data as they are now; of a resumed run they must be those of its checkpoint. With --allow-changed-data a
     change is said instead, and the list of before kept beside the new one."""
     if resumed:
-        check_channels(spec.channels, resumed["meta"], folder, spec.source)
+        check_pixels(spec, resumed["meta"], folder)
     now = Manifest(tuple(spec.names), *fingerprint.of_data(spec))
     if resumed and not resumed["meta"]["config"]["single_cls"] and resumed["meta"]["nc"] != len(now.names):
         raise UserError(

@@ -19,7 +19,7 @@ from utils.evaluation.evaluate import Result, evaluate
 from utils.system.device import select_device
 from utils.system.errors import UserError
 from utils.train.loss_step import compute_type
-from utils.weights.checkpoint import check_channels, lasting, load_detector
+from utils.weights.checkpoint import check_pixels, lasting, load_detector
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def measure(folder: Path, settings: Mapping[str, object], device: str, split: st
     model, meta = load_detector(weights)
     patches = seams.revive(lasting(meta))
     spec = read_data(cfg.data)
-    check_channels(spec.channels, meta, weights, cfg.data)
+    check_pixels(spec, meta, weights)
     loader = evaluation(spec, split, patches, cfg.validation_data(int(model.stride.max())))
     judging = cfg.judging(meta["names"], compute_type(cfg, where), model.head.nms_iou())
     result = evaluate(model.to(where), loader, where, judging, patches=patches)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 LONGEST = 4000  # characters of a message
@@ -51,6 +52,17 @@ def parsing(where: str) -> Iterator[None]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         said = " ".join(reason[:2000].split()) or type(error).__name__
         raise UserError(f"{where}: {said[:300]}") from None
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """An OSError that names no file, as of a full disk, names the folder that is being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise UserError(f"the files in {folder} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager

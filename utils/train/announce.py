@@ -32,6 +32,10 @@ def announce(run: Run, source: seams.Source | None) -> None:
     if source:
         defaults = {name: show(value) for name, value in run.patches.defaults().items()}
         print(inheritance(source.meta, run.meta, source.path, defaults))
+        before, now = source.meta.get("scale"), run.meta.get("scale")
+        if before and now and list(before) != list(now):
+            said = f"scale of the images: {list(before)} at {source.path}, {list(now)} here: the same value is another"
+            print(note("other scale", f"{said} shade to the weights"))
 
 
 def tell_random(run: Run, source: seams.Source | None) -> None:

@@ -16,6 +16,7 @@ from models.graph import LAYERS, Detector, GraphError
 from models.rows import spelled
 from utils import seams
 from utils.data.pairs import recorded
+from utils.data.spec import DataSpec
 from utils.system.errors import UserError, parsing
 from utils.system.files import write_whole
 from utils.system.schema import check
@@ -209,10 +210,19 @@ def channels_of(meta: Mapping[str, Any]) -> int:
     return int(said)
 
 
-def check_channels(channels: int, meta: Mapping[str, object], path: str | Path, source: str | Path) -> None:
-    """The images of data set `source` have as many channels as the model of checkpoint `path` reads."""
-    if channels_of(meta) != channels:
-        raise UserError(f"{path} reads images of {channels_of(meta)} channels, {source} has images of {channels}")
+def check_pixels(spec: DataSpec, meta: Mapping[str, Any], path: str | Path) -> None:
+    """The images of a data set have as many channels as the model of checkpoint `path` reads, and where both are of
+    floating point numbers, the same values are black and full. Errors: UserError."""
+    if channels_of(meta) != spec.channels:
+        raise UserError(
+            f"{path} reads images of {channels_of(meta)} channels, {spec.source} has images of {spec.channels}"
+        )
+    known = meta.get("scale")
+    if known and spec.scale and tuple(known) != spec.scale:
+        raise UserError(
+            f"{path} was trained with `scale: {list(known)}` (the values that are black and full), {spec.source} says "
+            f"{list(spec.scale)}: the same value would be another shade to it; write {list(known)} there"
+        )
 
 
 def check_groups(model: Detector, source: seams.Source) -> None:

@@ -8,7 +8,6 @@ A model that also names the image's class has it on the screen and the picture w
 as a last line in the form of label files: one-hot, with --save-conf the probabilities of all classes.
 """
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from utils.config.detect import PROGRAM, Options
 if __name__ == "__main__":
     PROGRAM.answer_help(sys.argv[1:])  # before torch, whose import takes longer than the answer
 
-import cv2
 import numpy as np
 import torch
 
@@ -34,11 +32,12 @@ from utils.evaluation.predict import check_together, predictions
 from utils.evaluation.tables import label_lines
 from utils.images.letterbox import letterbox
 from utils.images.pixels import Image, fractions, viewable
-from utils.images.sources import WAIT, Frame, find_sources, frames
+from utils.images.sinks import Film, has_display, show, write_picture
+from utils.images.sources import Frame, find_sources, frames
 from utils.runs import lock
 from utils.runs.plots import colour, draw_box, draw_label
 from utils.system.device import select_device
-from utils.system.errors import UserError, naming, parsing
+from utils.system.errors import UserError, naming
 from utils.system.processes.program import run_main
 from utils.weights.checkpoint import load_detector
 
@@ -77,8 +76,7 @@ class Output:
 
     def __init__(self, folder: Path, args: Options) -> None:
         self.files, self.args, self.window = Outputs(folder), args, args.view_img and has_display()
-        self.writers: dict[str, tuple[Path, cv2.VideoWriter]] = {}
-        self.frames: dict[str, int] = {}  # written of each video
+        self.films: dict[str, Film] = {}
 
     def add(self, frame: Frame, found: torch.Tensor, names: list[str], shares: Shares, shown: str) -> None:
         """shown: the image's class in words."""
@@ -95,68 +93,20 @@ class Output:
         if shown:
             draw_label(drawn, 0, 0, shown, (255, 255, 255), scale)
         if self.window:
-            self.window = show(drawn, frame)
+            self.window = show(drawn, Path(frame.source).name)
         if self.args.nosave:
             return
         if frame.number is None:
             write_picture(self.files.path(stem + Path(frame.source).suffix), drawn)
             return
-        if frame.source not in self.writers:
-            size, path = (drawn.shape[1], drawn.shape[0]), self.files.path(f"{stem}.mp4")
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
-            if not writer.isOpened():
-                raise UserError(f"{path} cannot be written; --nosave does without")
-            self.writers[frame.source] = path, writer
-        self.writers[frame.source][1].write(drawn)
-        self.frames[frame.source] = self.frames.get(frame.source, 0) + 1
+        if frame.source not in self.films:
+            self.films[frame.source] = Film(self.files.path(f"{stem}.mp4"), frame.fps, drawn)
+        self.films[frame.source].add(drawn)
 
     def close(self) -> None:
-        for _, writer in self.writers.values():
-            writer.release()
+        for film in self.films.values():
+            film.close()
         self.files.tell_numbered()
-
-    def check_videos(self) -> None:
-        """UserError for a closed video that lacks frames: its writer does not say that it failed."""
-        for source, (path, _) in self.writers.items():
-            there = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
-            if there != self.frames[source]:
-                raise UserError(
-                    f"{path} was not written whole: {max(there, 0)} of {self.frames[source]} frames are there (a full "
-                    "disk?); --nosave does without"
-                )
-
-
-def write_picture(path: Path, image: Image) -> None:
-    """Errors: UserError where the file is not written whole."""
-    good = False
-    with parsing(f"{path} cannot be written"):
-        good = cv2.imwrite(str(path), image)
-    if not good:
-        raise UserError(f"{path} cannot be written (a full disk, or no right to); --nosave does without")
-
-
-def show(image: Image, frame: Frame) -> bool:
-    """In a window; whether there is one."""
-    try:
-        with parsing("--view-img"):
-            cv2.imshow(Path(frame.source).name, image)
-            cv2.waitKey(1)
-    except UserError as error:
-        print(f"{error}; the drawn pictures lie in the run folder")
-        return False
-    return True
-
-
-def has_display() -> bool:
-    """Whether a window can be opened; tried in a process of its own, as a library that finds no display may end it."""
-    trial = [sys.executable, "-c", "import cv2; cv2.namedWindow('thaw')"]
-    try:
-        opened = subprocess.run(trial, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=WAIT).returncode
-    except (OSError, subprocess.TimeoutExpired):
-        opened = 1
-    if opened:
-        print("--view-img: no window can be opened here (no display); the drawn pictures lie in the run folder")
-    return not opened
 
 
 def main(argv: list[str]) -> None:
@@ -206,7 +156,8 @@ def run(args: Options, device: torch.device, folder: Path) -> None:
             print(f"{frame.source}{number}: {said}" + (f"; image {shown}" if shown else ""))
     finally:
         output.close()
-    output.check_videos()
+    for film in output.films.values():
+        film.check()
     if not count:
         raise UserError(f"--source {lost[0] if lost else args.source}: not one picture could be read")
     left = f", {len(lost)} left out" if lost else ""

@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     """A run on five channels, from the command line, with mosaic, --quad, --multi-scale and the cache."""
-    words = [*toy(folder / "five.yaml", folder / "runs", "five"), *COLOURLESS, "--quad", "--multi-scale", "--cache"]
-    words += ["--mosaic", "1", "--mixup", "0.5", "--paste-in", "0.5"]
+    words = [*toy(folder / "five.yaml", folder / "runs", "five", batch=8), *COLOURLESS]
+    words += ["--quad", "--multi-scale", "--cache", "--mosaic", "1", "--mixup", "0.5", "--paste-in", "0.5"]
     out = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert "train: 8 images of 5 channels in 16 bits" in out.stdout

@@ -5,6 +5,7 @@ kill:MOMENT:N   SIGKILL to itself at the N-th time of a moment below, or after N
 cores:N         a machine of N cores
 full:FILE       no more than 20 bytes fit into files from the moment at which this one is opened
 nan:EPOCH:FILE  a loss term that is NaN in this epoch for the batch with this image
+child:CONDITION the condition for each train.py that `utils/__main__.py study` or `chain` starts
 worth:M,M,...   evaluations of epoch 0, 1, ... find this mAP (both), the last one from then on
 Several conditions are joined by +.
 """
@@ -148,6 +149,13 @@ def worth(values: list[float]) -> None:
     outputs.evaluate, saving.before_opening = evaluated, before_opening
 
 
+def in_child(condition: str) -> None:
+    from utils.study import child
+
+    command, launch = child.command, str(Path(__file__).resolve())
+    child.command = lambda words, ranks: [sys.executable, launch, condition, *command(words, ranks)[1:]]
+
+
 def apply(kind: str, *values: str) -> None:
     if kind == "kill":
         sent[0] = signal.Signals[values[2]] if values[2:] else signal.SIGKILL
@@ -158,6 +166,8 @@ def apply(kind: str, *values: str) -> None:
         full(values[0])
     elif kind == "nan":
         nan_term(int(values[0]), values[1])
+    elif kind == "child":
+        in_child(":".join(values))
     elif kind == "worth":
         worth([float(v) for v in values[0].split(",")])
 

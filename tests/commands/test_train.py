@@ -258,7 +258,7 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
     assert not (tmp_path / "g_stage2_freeze0").exists()
     out = run({"CONTINUE": "1"})
     assert out.returncode == 0, out.stderr
-    assert "| g_stage2_freeze0" in out.stdout and "| 50 " in out.stdout
+    assert "| stage2_freeze0" in out.stdout and "| 50 " in out.stdout
     out = run({"CONTINUE": "1", "MAX_DROP": "7"})
     assert out.returncode == 2 and "--max-drop must lie in 0..1" in out.stderr, "a wrong limit is no collapse"
 

@@ -26,7 +26,7 @@ def test_both_stages(small_shapes: Path, tmp_path: Path, monkeypatch: pytest.Mon
     settings = {
         "WEIGHTS": str(start), "DATA": str(small_shapes), "CFG": "cfg/training/demo.yaml", "FREEZE": "backbone 30",
         "HYP1": "data/hyp.demo.yaml", "HYP2": "data/hyp.demo.stage2.yaml", "LR1": "0.003", "EPOCHS1": "2",
-        "EPOCHS2": "1", "PROJECT": str(tmp_path), "PREFIX": "t", "PYTHON": sys.executable,
+        "EPOCHS2": "1", "PROJECT": str(tmp_path), "PREFIX": "t", "PYTHON": sys.executable, "CONTINUE": "1",
     }  # fmt: skip
 
     def chain(python: str = sys.executable) -> "subprocess.CompletedProcess[str]":
@@ -36,15 +36,19 @@ def test_both_stages(small_shapes: Path, tmp_path: Path, monkeypatch: pytest.Mon
         )  # fmt: skip
 
     killed = tmp_path / "python"  # dies after the last epoch's row is written, before its checkpoint
-    killed.write_text(f'#!/bin/sh\nexec {sys.executable} tests/launch.py kill:rows:3 "$@"\n')
+    killed.write_text(
+        f'#!/bin/sh\nshift 2\nexec {sys.executable} tests/launch.py child:kill:rows:3 utils/__main__.py "$@"\n'
+    )
     killed.chmod(0o755)
     first, second = tmp_path / "t_1_frozen", tmp_path / "t_2_open"
-    assert chain(str(killed)).returncode != 0
+    broken = chain(str(killed))
+    assert broken.returncode == 1 and "it was killed (SIGKILL)" in broken.stderr, broken.stderr
     assert read_checkpoint(first / "weights/last.pt")["meta"]["next_epoch"] == 1 and not second.exists()
     done = chain()
     assert done.returncode == 0, done.stderr
     assert read_checkpoint(first / "weights/last.pt")["meta"]["next_epoch"] == 2
-    assert "| t_1_frozen" in done.stdout and "| backbone 30" in done.stdout and "| t_2_open" in done.stdout
+    assert "| 1_frozen" in done.stdout and "| backbone 30" in done.stdout and "| 2_open" in done.stdout
+    assert "2_open: " in (tmp_path / "t_chain/chain.log").read_text(), "checked"
 
     before, one, two = (
         read_checkpoint(p)["ema"] for p in (start, first / "weights/best.pt", second / "weights/last.pt")

@@ -60,17 +60,19 @@ def test_a_stopped_or_killed_study_leaves_nobody_and_goes_on(small_shapes: Path,
     assert lock.holder(run) == ""
 
 
-def test_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Told apart by exit code, result.yaml and whether it was asked to stop; what it said is the reason."""
     (tmp_path / "train.py").write_text("import os, sys\nprint('error: no such thing')\nos._exit(int(sys.argv[1]))\n")
     monkeypatch.setattr(child, "ROOT", tmp_path)
-    heard: list[bytes] = []
+    log = child.Log(tmp_path / "all.log")
 
     def ended(code: int, stops: child.Stops) -> child.Ended:
-        return child.train(tmp_path / "run", [str(code)], stops, heard.append)
+        return child.train(tmp_path / "run", [str(code)], stops, log)
 
     free, asked = child.Stops(), child.Stops(first=signal.SIGTERM)
-    assert ended(3, free) == child.Ended("failed", "no such thing") and b"".join(heard) == b"error: no such thing\n"
+    assert (
+        ended(3, free) == child.Ended("failed", "no such thing") and capsys.readouterr().out == "error: no such thing\n"
+    )
     assert ended(0, free).how == ended(143, free).how == "stopped"
     (tmp_path / "run/result.yaml").touch()
     assert ended(0, free).how == "finished" and ended(1, free).how == "failed"
@@ -86,3 +88,11 @@ def test_a_folder_with_nothing_but_a_log_is_free(tmp_path: Path) -> None:
     (tmp_path / "a" / "run.yaml").touch()
     with pytest.raises(UserError, match="exists"):
         lock.new_run(str(tmp_path), "a", named=True, exist_ok=False)
+
+
+def test_the_file_keeps_the_last_state_of_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = child.Log(tmp_path / "chain.log")
+    for part in (b"epoch 0:  1%\repoch 0: 50%", b"\repoch 0: 100%\nbest 0.", b"5\n"):
+        log.hear(part)
+    assert (tmp_path / "chain.log").read_text() == "epoch 0: 100%\nbest 0.5\n"
+    assert capsys.readouterr().out.count("epoch 0") == 3

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.config.options import Program, opt
+from utils.config.options import Program, again, opt
 from utils.config.shared import Device
 from utils.system.errors import UserError
 from utils.system.files import ROOT
@@ -126,6 +126,44 @@ class StageCheck(Limits):
     run: str = opt("", "run folder of the stage", positional=True)
 
 
+LIMITS = tuple(Limits.__dataclass_fields__)
+
+
+def every_stage(name: str) -> Any:
+    """The option of a limit for all stages of a chain."""
+    return again(Limits, name, None, help=f"of every stage: {Limits.__dataclass_fields__[name].metadata['help']}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    recipe: str = opt("", "recipe YAML; a bare name is looked for in cfg/recipes, too", positional=True)
+    weights: str = opt("", "checkpoint the first stage starts from (default: the recipe's)", "model", metavar="FILE")
+    project: str = opt("", "folder of the runs (default: the recipe's)", "saving", metavar="FOLDER")
+    prefix: str = opt("", "first part of the runs' names (default: the recipe's)", "saving", metavar="NAME")
+    each: tuple[str, ...] = opt(
+        (), "values of a flag, one for each stage: lr0=0.01,0.001; nothing between commas: not given", "freezing",
+        repeated=True, metavar="FLAG=VALUE,...",
+    )  # fmt: skip
+    plan: tuple[str, ...] = opt(
+        (), "from this stage on by one of the recipe's plans", "freezing", repeated=True, metavar="PLAN@STAGE"
+    )
+    redo: str = opt(
+        "", "train this stage and those after it anew where they were made otherwise", "freezing", metavar="STAGE"
+    )
+    keep: tuple[str, ...] = opt(
+        (), "take this stage as it is, though it was made otherwise", "freezing", repeated=True, metavar="STAGE"
+    )
+    go_on: bool = opt(False, "go on after a stage that is worse than its start", "freezing")
+    dry_run: bool = opt(False, "check everything, show the stages' commands, train nothing", "freezing")
+    ranks: int = opt(1, "processes of each stage, by torchrun", "speed", low=1)
+    max_drop: float | None = every_stage("max_drop")
+    max_loss_jump: float | None = every_stage("max_loss_jump")
+    max_head_drop: float | None = every_stage("max_head_drop")
+    max_head_share: float | None = every_stage("max_head_share")
+    max_class_drop: float | None = every_stage("max_class_drop")
+    max_class_share: float | None = every_stage("max_class_share")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplayChain:
     run: str = opt("", "run folder of the last stage", positional=True)
@@ -222,6 +260,16 @@ As `python -m utils study` with an arm `--freeze N` for each number.""",
     Ablate,
     rest=FOR_EVERY_RUN,
 )
+CHAIN = Program(
+    tool("chain"),
+    """Train a chain of stages from a recipe: checked beforehand and after each stage, gone on with as a whole.
+
+  python -m utils chain gradual_unfreeze.yaml --weights runs/train/base/weights/best.pt -- --data data/coco320.yaml
+
+The same command goes on where it was stopped or killed. What a recipe holds: docs/chains.md.""",
+    Chain,
+    rest="TRAIN.PY'S FLAGS FOR EVERY STAGE",
+)
 STAGES = Commands(
     tool("stages"),
     "Table of a chain of runs, and the checks between stages.",
@@ -291,6 +339,7 @@ TOOLS: Mapping[str, tuple[str, Program[Any] | Commands]] = {  # name: (module wi
     "compare": ("utils.study.compare", COMPARE),
     "study": ("utils.study.study", STUDY),
     "ablate": ("utils.study.ablate", ABLATE),
+    "chain": ("utils.study.chain", CHAIN),
     "stages": ("utils.runs.chain", STAGES),
     "replay": ("utils.runs.replay", REPLAY),
     "convert": ("utils.weights.convert", CONVERT),

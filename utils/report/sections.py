@@ -262,13 +262,18 @@ def extremes(run: Facts, columns: Sequence[str]) -> Table:
     return Table(rows, curves)
 
 
+def openings(run: Facts) -> list[Mapping[str, Any]]:
+    """What begins to learn at which epoch within the run, as planned."""
+    return list((run.patches.get("unfreeze", {}).get("unfreeze_table") or {}).get("stages") or [])
+
+
 def freezing(run: Facts) -> list[Section]:
     """Which modules learn from when, and how mAP went around each opening."""
     if not run.patches.keys() & {"freeze", "unfreeze"}:
         return []
     blocks: list[Block] = [Text(f"Frozen by flag: {run.frozen}; BatchNorm of frozen modules: "
                                 f"{run.config.get('freeze_bn', 'not recorded')}")]  # fmt: skip
-    stages = (run.patches.get("unfreeze", {}).get("unfreeze_table") or {}).get("stages") or []
+    stages = openings(run)
     scores = dict(run.series("mAP50"))
     if stages:
         rows = [["stage", "epoch", "modules", "rate x", "ramp, epochs", "mAP@0.5 before", "lowest", "last"]]

@@ -21,7 +21,7 @@ from types import FrameType
 from utils.runs import lock
 from utils.runs.resumable import LAST, PREVIOUS
 from utils.system.errors import UserError
-from utils.system.files import ROOT, naming
+from utils.system.files import ROOT, append_text, naming
 from utils.system.processes.program import ASKING
 
 # Its own program until it is train.py: asks for the signal at its parent's death, and ends where that came first.
@@ -37,6 +37,39 @@ PATIENCE = 120  # seconds for the run of a process that was killed to save and t
 LISTEN = 0.2  # seconds between two looks at what it wrote
 
 Hear = Callable[[bytes], object]
+
+
+class Log:
+    """What is said, on the screen and in a file. A screen that is gone (a closed terminal, `| head`) ends nothing."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.line = b""  # of a run, not whole yet
+
+    def say(self, text: str, error: bool = False) -> None:
+        """A line of our own."""
+        self.show(f"{text}\n", error)
+        self.keep(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def hear(self, text: bytes) -> None:
+        """What a run writes; of the states of a bar the file keeps the last."""
+        self.show(text.decode(errors="replace"))
+        *lines, self.line = (self.line + text).split(b"\n")
+        whole = [line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in lines]
+        self.keep("".join(f"{line}\n" for line in whole))
+        self.line = self.line[-4000:]
+
+    def show(self, text: str, error: bool = False) -> None:
+        stream = sys.stderr if error else sys.stdout
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    def keep(self, text: str) -> None:
+        if self.file and text:
+            append_text(self.file, text)
 
 
 @dataclass
@@ -93,38 +126,41 @@ def resumable(folder: Path) -> bool:
     return any((folder / "weights" / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def train(folder: Path, words: Sequence[str], stops: Stops, hear: Hear, ranks: int = 1) -> Ended:
+def train(folder: Path, words: Sequence[str], stops: Stops, log: Log, ranks: int = 1) -> Ended:
     """The run in `folder`, started with train.py's words or resumed. ranks: processes of it, by torchrun. Errors:
     UserError where another process works there, or the folder cannot be written."""
-    wait_for_others(folder)
-    log = folder / lock.LOG
-    with naming(log):
+    wait_for_others(folder, log)
+    file = folder / lock.LOG
+    with naming(file):
         folder.mkdir(parents=True, exist_ok=True)
         begun = os.listdir(folder)
         if resumable(folder):
             words = ["--resume", str(folder)]
         elif set(begun) - lock.LEFT:  # killed before anything was saved
             words = [*words, "--exist-ok"]
-        out = open(log, "ab")  # noqa: SIM115  closed below
-    with out, open(log, "rb") as read:
+        out = open(file, "ab")  # noqa: SIM115  closed below
+    with out, open(file, "rb") as read:
         read.seek(0, os.SEEK_END)
         child = start(words, out.fileno(), ranks)
         stops.children.add(child)
         try:
             stops.pass_on(child)  # it may have come just now
-            tail = listen(child, read.read, hear)
+            tail = listen(child, read.read, log.hear)
         finally:
             stops.children.discard(child)
             end(child)
     return outcome(folder, child.returncode, stops, tail)
 
 
-def start(words: Sequence[str], out: int, ranks: int) -> "subprocess.Popen[bytes]":
+def command(words: Sequence[str], ranks: int) -> list[str]:
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *several, str(ROOT / "train.py"), *words]
+    return [sys.executable, *several, str(ROOT / "train.py"), *words]
+
+
+def start(words: Sequence[str], out: int, ranks: int) -> "subprocess.Popen[bytes]":
     screen = {"COLUMNS": str(shutil.get_terminal_size().columns)}  # for the bar
     return subprocess.Popen(
-        [sys.executable, "-c", PACT, str(os.getpid()), *command],
+        [sys.executable, "-c", PACT, str(os.getpid()), *command(words, ranks)],
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=out,
@@ -169,13 +205,13 @@ def outcome(folder: Path, code: int, stops: Stops, tail: bytes) -> Ended:
     return Ended("failed", f"exit code {code}, see {folder / lock.LOG}")
 
 
-def wait_for_others(folder: Path) -> None:
+def wait_for_others(folder: Path, log: Log) -> None:
     """The run of a command that was killed saves and ends by itself, in moments."""
     deadline = time.monotonic() + PATIENCE
     said = False
     while holder := lock.holder(folder):
         if not said:
-            print(f"{folder} is being written by {holder}: waiting for its end, {PATIENCE} s at most", flush=True)
+            log.say(f"{folder} is being written by {holder}: waiting for its end, {PATIENCE} s at most")
             said = True
         if time.monotonic() > deadline:
             raise UserError(f"{folder} is still being written by {holder}: stop that, or wait for its end")

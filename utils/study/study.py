@@ -80,27 +80,21 @@ def carry_out(jobs: Sequence[Job]) -> list[Path]:
     run; SystemExit where it is stopped."""
     for job in jobs:
         check_same(job)
-    failed = []
+    failed, log = [], child.Log()
     with child.Stops().listening() as stops:
         for job in jobs:
             if child.ended(job.folder):
-                print(f"=== {job.folder}: finished before", flush=True)
+                log.say(f"=== {job.folder}: finished before")
                 continue
-            print(f"=== {job.folder}", flush=True)
-            done = child.train(job.folder, job.command[1:], stops, show)
+            log.say(f"=== {job.folder}")
+            done = child.train(job.folder, job.command[1:], stops, log)
             if done.how == "stopped":
-                print(f"stopped in {job.folder}; the same command goes on", file=sys.stderr)
+                log.say(f"stopped in {job.folder}; the same command goes on", error=True)
                 raise SystemExit(stops.code)
             if done.how == "failed":
                 failed.append(job.folder)
-                print(f"=== {job.folder} FAILED ({done.why}), going on with the others", file=sys.stderr, flush=True)
+                log.say(f"=== {job.folder} FAILED ({done.why}), going on with the others", error=True)
     return failed
-
-
-def show(text: bytes) -> None:
-    """What a run writes, on the screen."""
-    sys.stdout.write(text.decode(errors="replace"))
-    sys.stdout.flush()
 
 
 def conclude(failed: Sequence[Path]) -> None:

@@ -89,12 +89,7 @@ def test_a_chain_is_trained_told_and_taken(
 
 
 def test_a_run_that_was_made_otherwise_is_never_taken(
-    recipe: Path,
-    base: Path,
-    small_shapes: Path,
-    tmp_path: Path,
-    here: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    recipe: Path, base: Path, small_shapes: Path, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain.main(call(recipe, small_shapes))
     here.clear()
@@ -191,7 +186,7 @@ def test_what_is_said_after_a_failed_check_works(
         (["--each", "epochs=1,x"], [], "stage s2_f20: --epochs: expected a whole number"),
         (["--weights", "none.pt"], [], "stage s1_f50: .*none.pt"),
         (["--plan", "half"], [], r"expected PLAN@STAGE; stages: s1_f50, s2_f20"),
-        (["--plan", "no@s1_f50"], [], "has no plan 'no'; there are: half, steps, never"),
+        (["--plan", "no@s1_f50"], [], "has no plan 'no'; there are: half, never, steps"),
         (["--plan", "never@s1_f50"], [], "lr0: 3 values, but the chain has 2 stages"),
         (["--max-drop", "7"], [], r"--max-drop must lie in 0\.\.1"),
         ([], ["--name", "x"], "--name: the chain sets it for each stage"),

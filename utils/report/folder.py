@@ -13,8 +13,8 @@ from utils.report.sections import UNMEASURED, number
 from utils.runs.folder import Facts, apart, read_facts
 from utils.system.errors import UserError, parsing
 
-TABLES = ("study.md", "comparison.csv")
-PLACES = ("", "comparison")  # folders in which a study keeps them
+TABLES = ("study.md", "comparison.csv", "chain.md")
+PLACES = ("", "comparison", "chain", "*_chain")  # folders in which a study and a chain keep them
 
 
 def study_parts(folder: Path) -> tuple[list[Text], list[Section]]:
@@ -85,12 +85,14 @@ def run_table(runs: Sequence[Facts], said: dict[Path, list[tuple[str, str]]]) ->
     return rows
 
 
+def places(folder: Path) -> list[Path]:
+    return [place for name in PLACES for place in (sorted(folder.glob(name)) if name else [folder]) if place.is_dir()]
+
+
 def written(folder: Path) -> list[Section]:
     """Tables that a study and a comparison left in the folder."""
     made = []
-    for path in (folder / place / name for place in PLACES for name in TABLES):
-        if not path.is_file():
-            continue
+    for path in (place / name for place in places(folder) for name in TABLES if (place / name).is_file()):
         try:
             with parsing(f"{path} cannot be read"):
                 text = path.read_text(encoding="utf-8")
@@ -134,5 +136,5 @@ def notes(runs: Sequence[Facts]) -> list[list[str]]:
 
 
 def pictures(folder: Path) -> list[Block]:
-    found = [p for place in PLACES if (folder / place).is_dir() for p in sorted((folder / place).iterdir())]
+    found = [p for place in places(folder) for p in sorted(place.iterdir())]
     return [Picture(p, p.stem.replace("_", " ")) for p in found if p.suffix.lower() in PICTURES] or [Text("none")]

@@ -43,7 +43,14 @@ def rows(stages: Sequence[Told]) -> list[Row]:
     begun = runs[0].began if runs and runs[0].rows else {}
     found: list[Row] = []
     if begun:
-        found.append({"stage": "start", "run": str(runs[0].start.get("weights", "")), "epochs so far": 0, **{k: begun[k] for k in FIGURES if k in begun}})
+        found.append(
+            {
+                "stage": "start",
+                "run": str(runs[0].start.get("weights", "")),
+                "epochs so far": 0,
+                **{k: begun[k] for k in FIGURES if k in begun},
+            }
+        )
     so_far = 0
     for i, (stage, run) in enumerate(zip(stages, runs, strict=True)):
         row: Row = {"stage": stage.name, "run": str(stage.folder), "state": stage.state, "check": stage.check}
@@ -79,7 +86,7 @@ def shown(name: str, value: Cell) -> str:
 
 def as_markdown(found: Sequence[Row]) -> str:
     names = [name for name in COLUMNS if name != "run"]
-    return markdown([names, *([shown(n, row.get(n, "")) for n in names] for row in found)])
+    return markdown([names, *([shown(n, row.get(n, "-")) or "-" for n in names] for row in found)])
 
 
 def write(stages: Sequence[Told], folder: Path) -> str:

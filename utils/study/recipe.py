@@ -34,7 +34,7 @@ from utils.config.train import parse
 from utils.system.errors import UserError, brief
 from utils.system.yaml_file import read_yaml
 
-OWN = {"weights", "project", "name", "exist-ok", "resume", "replay", "allow-changed-data", "unfreeze-plan"}
+OWN = {"weights", "project", "name", "exist-ok", "resume", "replay", "allow-changed-data"}
 KEYS = ("project", "prefix", "name", "weights", "common", "limits", "stages", "plans")
 LIMITS = {name.replace("_", "-"): name for name in tools.LIMITS}
 NAME = r"[\w.+-]+"

@@ -85,7 +85,7 @@ def test_stopped_where_it_was_before(unbroken: Path, small_shapes: Path, tmp_pat
     """last.pt is the state before the opening, as a numbered copy and the file of another run have it."""
     said = lived(flags(small_shapes, tmp_path, "--guard-action", "stop", "--save_period", "2"), MAPS)
     why = "mAP@0.5 stayed below 0.5000 after the opening at epoch 2"
-    assert f"ended after 4 of 7 epochs: {why}" in said and "optimizer steps in" in said
+    assert f"ended after 4 of 7 epochs: {why}" in said
     weights = tmp_path / "a/weights"
     assert yaml.safe_load((tmp_path / "a/result.yaml").read_text())["ended"] == why
     last, mine, copied, later = (

@@ -254,11 +254,12 @@ def test_gradual_chain_stops_and_can_be_told_to_go_on(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     out = run({})
-    assert out.returncode == 1 and "stopped after stage 1" in out.stderr and "the loss jumped" in out.stderr
+    assert out.returncode == 1 and "stopped after stage 1" in out.stderr and "loss jumped" in out.stderr
     assert not (tmp_path / "g_stage2_freeze0").exists()
     out = run({"CONTINUE": "1"})
     assert out.returncode == 0, out.stderr
-    assert "| stage2_freeze0" in out.stdout and "| 50 " in out.stdout
+    said = " ".join(out.stdout.split())
+    assert "| stage1_freeze50 | finished | 50 |" in said and "| stage2_freeze0 | finished | 0 |" in said
     out = run({"CONTINUE": "1", "MAX_DROP": "7"})
     assert out.returncode == 2 and "--max-drop must lie in 0..1" in out.stderr, "a wrong limit is no collapse"
 
@@ -267,4 +268,4 @@ def test_published_weights_start_a_run(small_shapes: Path, tmp_path: Path, capsy
     weights = shared("data/weights/yolov5n.pt")
     words = ["--cfg", "cfg/training/yolov5n.yaml", "--weights", str(weights), "--transfer-weights"]
     trained(small_shapes, tmp_path, "v5", *words, "--freeze", "backbone")
-    assert "343 of 349 tensors taken" in capsys.readouterr().out
+    assert "of the model's 349 tensors 343 are taken" in capsys.readouterr().out

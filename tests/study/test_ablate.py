@@ -41,6 +41,7 @@ def test_runs_are_named_skipped_resumed_and_compared(
 
     before = (project / "freeze_50_seed0/weights/last.pt").stat().st_mtime_ns
     shutil.rmtree(project / "no_freeze_seed0/weights")  # as if it had died before its first checkpoint
+    (project / "no_freeze_seed0/result.yaml").unlink()
     words[words.index("0,999,50")] = "0,50"
     again = command_line(*words)
     assert again.returncode == 0, again.stderr

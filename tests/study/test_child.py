@@ -85,7 +85,7 @@ def test_a_folder_with_nothing_but_a_log_is_free(tmp_path: Path) -> None:
     (tmp_path / "a" / lock.LOG).touch()
     with lock.new_run(str(tmp_path), "a", named=True, exist_ok=False):
         pass
-    (tmp_path / "a" / "run.yaml").touch()
+    (tmp_path / "a" / "notes.txt").touch()
     with pytest.raises(UserError, match="exists"):
         lock.new_run(str(tmp_path), "a", named=True, exist_ok=False)
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from models.loss import scale_gains
 from utils import seams
 from utils.config.options import flag
 from utils.config.train import PLACES, Config, parse
@@ -67,7 +66,7 @@ def rehearse(words: Sequence[str], before: "Wanted | None" = None) -> Wanted:
         if source:
             load_weights(model, patches, source, None)
         size = whole_strides(cfg.train_size, int(model.stride.max()))
-        criterion = model.criterion(scale_gains(cfg.loss, len(model.stride), seen.nc, size))
+        criterion = model.criterion(model.head.gains(cfg.loss, size))
         patches.each("on_model_built", model, patches.names(criterion.terms))
         settings = {name: vars_shown(p.flags) for name, p in patches.items() if isinstance(p, seams.Patch)}
         files = fingerprint.of_flags({"config": dataclasses.asdict(cfg), "patches": settings})

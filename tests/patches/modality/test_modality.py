@@ -130,7 +130,7 @@ def test_each_picture_missing(
     said = capsys.readouterr().out
     rows = figures(tmp_path / "each/modality.csv")
     assert list(rows) == ["both", "visible alone", "infrared alone"] and float(rows["both"]["mAP"]) == result.map
-    assert all(f"{given:16}{float(row['P']):>9.4f}" in said for given, row in rows.items())
+    assert all(f"{given:14}  {float(row['P']):.4f}" in said for given, row in rows.items())
     assert list(figures(runs / "both/modality.csv")) == list(rows)
 
     shutil.copytree(small_pairs.parent, tmp_path / "data")

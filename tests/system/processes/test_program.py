@@ -80,12 +80,9 @@ def ignore():
     time.sleep(60)
 child = multiprocessing.get_context("fork").Process(target=ignore, daemon=True)
 child.start()
-try:
-    print(child.pid, flush=True)
-    ctypes.CDLL(None).sleep(60)
-    time.sleep(60)
-except KeyboardInterrupt:
-    while True: ctypes.CDLL(None).sleep(60)
+print(child.pid, flush=True)
+system, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+for _ in range(2): system.pthread_mutex_lock(mutex)
 """
     process = program(stuck)
     assert process.stdout

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from utils.system.errors import UserError
 
-SECONDS = 20.0
+SECONDS = 60.0  # of waiting: machines may be busy
 MEMORY = 2 << 30  # bytes more than before, of the child and its own children
 CEILING = 12 << 30  # of addresses: no try may take the machine down
 LONGEST = 6000  # characters of a message

@@ -44,11 +44,13 @@ _NAMED: tuple[Build, ...] = (
     csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, c2f.C2f,
     c2f.C3k, c2f.C3k2, c2f.C2PSA, Detect, IDetect, IAuxDetect,
 )  # fmt: skip
+FREE = "Detect without anchors"  # what a row `Detect, [nc]` stands for
 LAYERS: dict[str, Build] = {
     **{cast(type, build).__name__: build for build in _NAMED},
     "nn.Upsample": layers.Upsample,
     "nn.MaxPool2d": layers.MaxPool2d,
     "nn.ZeroPad2d": layers.ZeroPad2d,
+    FREE: FreeDetect,
 }
 DEEP = ("m", "l", "x")  # sizes of YOLO11 all of whose C3k2 have C3k inside, whatever the row says
 REFUSED = {
@@ -371,12 +373,11 @@ def build_row(
             words[0] = make_divisible(min(words[0], most) * spec.get("width_multiple", 1.0))
     if kind == "C3k2" and spec.get("scale") in DEEP:
         words[1:2] = [True]
-    if kind == "Detect" and len(words) == 1:
+    if kind in ("Detect", "MultiHeadDetect") and len(words) == 1:
         if spec.get("anchors"):
             raise ValueError("the model has `anchors`, this row does not take them: write [nc, anchors], or drop them")
-        return FreeDetect(
-            cast(list[int], c1), words[0], plain=not any(row[2] == "C3k2" for row in [*spec["backbone"], *spec["head"]])
-        )
+        plain = not any(row[2] == "C3k2" for row in [*spec["backbone"], *spec["head"]])
+        return builders[FREE](c1, words[0], plain)
     n = max(round(number * spec.get("depth_multiple", 1.0)), 1) if number > 1 else number
     if n > MOST_REPEATS:
         raise ValueError(f"{n} repeats; {MOST_REPEATS} are the most")

@@ -28,10 +28,11 @@ class Part(NamedTuple):
 
 
 class View(NamedTuple):
-    """Raw output of one level, sorted by what it says; K heads share the nc classes. All logits."""
+    """Raw output of one level, sorted by what it says; K heads share the nc classes. All logits. Without anchors A is 1
+    and there is no objectness."""
 
-    box: Tensor  # [B,A,H,W,K,4]
-    obj: Tensor  # [B,A,H,W,K]
+    box: Tensor  # [B,A,H,W,K,4]; without anchors [B,1,H,W,K,4*16], distributions of distances
+    obj: Tensor | None  # [B,A,H,W,K]
     cls: Tensor  # [B,A,H,W,nc] classes in global order
 
 
@@ -68,7 +69,7 @@ class Head(Protocol):
     def renumber(self, numbers: Sequence[int]) -> None: ...
     def priors(self) -> Tensor | None:
         """Sizes w,h [L,A,2] in cells that boxes are told relative to (anchors), NaN where the model YAML gives only
-        their number; None: this kind of head has none, and neither `views` nor `fit_to_boxes`."""
+        their number; None: this kind of head has none, and no `fit_to_boxes`."""
 
     def fit_to_boxes(self, priors: Tensor) -> None:
         """Other priors [L,A,2], in cells; asked only of heads that have some."""

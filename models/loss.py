@@ -23,6 +23,7 @@ from models.host import on_device
 from models.iou import iou
 
 LOSS_KINDS = ("box", "obj", "cls")  # of a detector's loss terms: `box`, or `box/head_0`, ...
+DETECTION_KINDS = (*LOSS_KINDS, "dfl")  # those of any head
 BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06), 5: (4.0, 1.0, 0.25, 0.06, 0.02)}
 
 

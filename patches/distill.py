@@ -11,6 +11,10 @@ objectness there, in a weighted mean over the batch: <x> = sum w x / max(sum w, 
 
 The gains have the scale of a hyp file's cls and box (80 classes, 3 levels). With several heads on either side, the
 class that the teacher finds likeliest in a cell, by objectness * class, says whose objectness and box count there.
+
+Heads without anchors, of both: w = the teacher's largest class probability in the cell; distill_cls is not divided by
+80, and distill_box = 30 * gain * box gain * < mean over the four sides of KL(teacher's distances || student's) >, over
+the 16 bins (arXiv:2102.12252): the scale of such a hyp file's cls (sums over classes) and dfl (1.5).
 """
 
 import math
@@ -86,6 +90,7 @@ def output_terms(
     """
     total = cls = box = anchors.new_zeros(())
     for level, (mine, theirs) in enumerate(zip(student, teacher, strict=True)):
+        assert mine.obj is not None and theirs.obj is not None  # heads with anchors
         with torch.no_grad():
             obj, logits = theirs.obj.float().sigmoid(), theirs.cls.float()
             likeliest = torch.zeros_like(obj[..., 0], dtype=torch.long)  # [B,A,H,W] global class
@@ -100,6 +105,24 @@ def output_terms(
         box = box + ((1 - iou(have, want, kind="ciou")) * weight.view(-1)).sum()
         if logits.shape[-1] > 1:  # one class: objectness says it all, as in the base's loss
             cls = cls + (coin_kl(mine.cls.float(), logits, temperature).sum(-1) * weight).sum()
+    return cls / total.clamp(min=1), box / total.clamp(min=1)
+
+
+def free_terms(
+    student: Sequence[View], teacher: Sequence[View], owners: tuple[Tensor, Tensor], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`output_terms` of heads without anchors."""
+    total = cls = box = student[0].cls.new_zeros((), dtype=torch.float32)
+    for mine, theirs in zip(student, teacher, strict=True):
+        logits = theirs.cls.float()  # [B,1,H,W,nc]
+        best, likeliest = logits.max(-1)
+        weight = best.sigmoid()  # [B,1,H,W]
+        head_s, head_t = (owner[likeliest][..., None] for owner in owners)
+        want = of_head(theirs.box.float(), head_t).unflatten(-1, (4, -1)).log_softmax(-1)  # [B,1,H,W,4,16]
+        have = of_head(mine.box.float(), head_s).unflatten(-1, (4, -1)).log_softmax(-1)
+        total = total + weight.sum()
+        box = box + ((want.exp() * (want - have)).sum(-1).mean(-1) * weight).sum()
+        cls = cls + (coin_kl(mine.cls.float(), logits, temperature).sum(-1) * weight).sum()
     return cls / total.clamp(min=1), box / total.clamp(min=1)
 
 
@@ -139,11 +162,14 @@ def node_pairs(words: Sequence[str], student: Detector, teacher: Detector) -> li
 
 
 def check_match(student: Detector, teacher: Detector, path: str) -> None:
-    """Channels, cells and classes of both must be the same ones, and both must have anchors, else a UserError that says
-    what is not."""
-    for model, whose in ((student, "student"), (teacher, f"teacher {path}")):
-        if model.head.priors() is None:
-            raise UserError(f"--teacher: boxes of one cell are compared by their anchors, and the {whose} has none")
+    """Channels, cells and classes of both must be the same ones, and both have anchors or none, else a UserError that
+    says what is not."""
+    priors, wanted = student.head.priors(), teacher.head.priors()
+    if (priors is None) != (wanted is None):
+        said = "the student has none, the teacher has some"
+        if wanted is None:
+            said = "the teacher has none, the student has some"
+        raise UserError(f"--teacher {path}: heads with anchors and without cannot be compared; {said}")
     if student.image_channels != teacher.image_channels:
         wrong = f"reads images of {teacher.image_channels} channels, not {student.image_channels}"
         raise UserError(f"--teacher {path} {wrong}")
@@ -155,17 +181,17 @@ def check_match(student: Detector, teacher: Detector, path: str) -> None:
 
 
 def check_anchors(student: Detector, teacher: Detector, path: str) -> None:
-    """UserError where the anchors of both are not the same in pixels."""
-
-    def pixels(model: Detector) -> Tensor:
-        priors = model.head.priors()
-        assert priors is not None  # by check_match
-        return (priors * model.stride[:, None, None]).float()
+    """UserError where both have anchors, which are not the same in pixels."""
+    priors, wanted = student.head.priors(), teacher.head.priors()
+    if priors is None or wanted is None:
+        return
+    mine, theirs = (
+        (own * model.stride[:, None, None]).float() for own, model in ((priors, student), (wanted, teacher))
+    )
 
     def listed(anchors: Tensor) -> str:
         return str([[round(x, 1) for x in level.flatten().tolist()] for level in anchors])
 
-    mine, theirs = pixels(student), pixels(teacher)
     if mine.shape != theirs.shape or not mine.allclose(theirs, rtol=1e-3):  # half-precision files round anchors
         raise UserError(
             f"--teacher {path} has other anchors than the student: {listed(theirs)} against {listed(mine)} pixels; "
@@ -280,8 +306,11 @@ class Distill(Patch[Flags]):
                 views[1] = [view._replace(cls=view.cls[..., self.order]) for view in views[1]]
             owners = (self.owners[0], self.owners[1])
             priors = teacher.head.priors()
-            assert priors is not None  # see check_match
-            found = output_terms(views[0], views[1], owners, priors, self.temperature)
+            if priors is None:
+                found = free_terms(views[0], views[1], owners, self.temperature)
+                cls, box = cls * 80, box * 30  # of such a hyp file
+            else:
+                found = output_terms(views[0], views[1], owners, priors, self.temperature)
             values[:2] = found[0] * cls, found[1] * box
         if feat:
             values[2] = self.feature_term(out["feat"], taught["feat"]) * feat

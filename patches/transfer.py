@@ -12,11 +12,14 @@ old one did;
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from models.class_names import Columns
 from models.graph import Detector
 from utils.config.options import opt
 from utils.seams import Patch, Source, State
@@ -40,36 +43,31 @@ class Flags:
     )
 
 
-def detector_number(state: State) -> str:
-    """`77.` of the last plain detector `model.77.m.0.weight` among the keys; empty where there is none."""
-    found = [m[1] for k in state if (m := re.fullmatch(r"model\.(\d+\.)m\.0\.weight", k))]
-    return found[-1] if found else ""
+@runtime_checkable
+class Several(Protocol):
+    """Heads that can be cut out of a plain detector."""
+
+    plain_mark: str  # one of the plain detector's keys, by which it is known
+
+    def misfit(self, detector: Mapping[str, Tensor], by_name: bool) -> str: ...
+    def sliced(self, detector: Mapping[str, Tensor], columns: Columns) -> State: ...
 
 
-def slice_heads(state: State, model: Detector, source: Source) -> State:
-    """State of the model's heads cut from the plain detector in `state`; empty where either side is not of that
-    kind."""
-    last = f"model.{len(model.model) - 1}."
-    sliced = getattr(model.head, "sliced", None)
-    number, own = detector_number(state), model.head.priors()
-    if sliced is None or own is None or not number:
-        return {}
-    prefix = f"model.{number}"
+def slice_heads(state: State, model: Detector, source: Source) -> tuple[State, str]:
+    """State of the model's heads cut from the plain detector in `state`, and that one's prefix `model.77.`; empty where
+    either side is not of that kind."""
+    heads = model.head
+    mark = re.escape(heads.plain_mark) if isinstance(heads, Several) else ""
+    numbers = [m[1] for k in state if mark and (m := re.fullmatch(rf"(model\.\d+\.){mark}", k))]
+    if not isinstance(heads, Several) or not numbers:
+        return {}, ""
+    prefix = numbers[-1]
     plain = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    path, columns = source.path, source.columns or tuple(range(model.nc))
-    rows, channels = plain["m.0.weight"].shape[0], plain["m.0.weight"].shape[1]
-    want = own.shape[1] * (5 + model.nc)
-    if plain["anchors"].shape != own.shape or (rows != want and set(source.columns) <= {None}):
-        said = f"the detector of {path} has {rows} outputs per level, this data needs {want}"
-        print("transfer: heads start fresh: " + note("heads start fresh", said))
-        return {}
-    new = {f"{last}{k}": v for k, v in sliced(plain, columns).items()}
-    fits = model.state_dict()
-    if any(fits[k].shape[1:] != v.shape[1:] for k, v in new.items() if v.dim() == 4):
-        said = f"the detector of {path} reads {channels} channels at its first level"
-        print("transfer: heads start fresh: " + note("heads start fresh", said))
-        return {}
-    return {**new, f"{last}anchors": plain["anchors"]}
+    if misfit := heads.misfit(plain, by_name=not set(source.columns) <= {None}):
+        print("transfer: heads start fresh: " + note("heads start fresh", f"the detector of {source.path} {misfit}"))
+        return {}, ""
+    found = heads.sliced(plain, source.columns or tuple(range(model.nc)))
+    return {f"model.{len(model.model) - 1}.{k}": v for k, v in found.items()}, prefix
 
 
 def mixed(weight: Tensor, before: int, now: int) -> Tensor:
@@ -107,15 +105,15 @@ class Transfer(Patch[Flags]):
 
     def load_weights(self, state: State, model: Detector, source: Source) -> State:
         own = model.state_dict()
-        sliced = slice_heads(state, model, source) if self.flags.transfer_heads == "sliced" else {}
+        wanted = self.flags.transfer_heads == "sliced"
+        sliced, used = slice_heads(state, model, source) if wanted else (State(), "")
         fitted = adapted(state, model)
         state = {**state, **fitted}
         taken = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape and k not in sliced}
         if not taken and not sliced:
             raise UserError(f"--transfer-weights: no tensor of {source.path} fits the model by name and shape")
         fresh = [k for k in own if k not in taken and k not in sliced and not k.endswith(".anchor_grid")]
-        used = "model." + detector_number(state) if sliced else "-"  # slicing takes all of the plain detector's rows
-        left = [k for k in state if k not in taken and not k.startswith(used)]
+        left = [k for k in state if k not in taken and not (used and k.startswith(used))]  # slicing takes all its rows
         print(
             f"transfer: of the model's {len(own)} tensors {len(taken)} are taken from {source.path}, {len(sliced)} are "
             f"parts of its head (sliced), {len(fresh)} start fresh; {len(left)} of the file's are left over"

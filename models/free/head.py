@@ -29,20 +29,53 @@ class Distances(nn.Module):
         self.register_buffer("weight", torch.arange(BINS, dtype=torch.float32).view(1, BINS, 1, 1))
 
 
-class FreeDetect(nn.Module):
-    """List of [B,c,H,W] -> list of [B,4*16+nc,H,W]. Errors: ValueError where the inputs are no list.
-
-    plain: both convolutions of the class branch are 3x3 (YOLOv8); else each is a depth-wise 3x3 and a 1x1 (YOLO11).
-    """
+class FreeHead(nn.Module):
+    """What heads without anchors answer alike, with one head and with several."""
 
     stride: Tensor
 
-    def __init__(self, c1: Sequence[int], nc: int, plain: bool) -> None:
+    def __init__(self, nc: int, levels: int, groups: list[list[int]], names: list[str]) -> None:
         super().__init__()
+        self.nc, self.out_channels, self.groups, self.group_names = nc, 0, groups, names
+        self.register_buffer("stride", torch.ones(levels), persistent=False)
+        self.steps = [1] * levels  # the same for the host
+
+    def attach(self, stride: Sequence[int]) -> None:
+        """Called once by the graph when the strides are known."""
+        self.steps = list(stride)
+        self.stride = torch.tensor(stride, dtype=torch.float32, device=self.stride.device)
+
+    def loss_kinds(self) -> tuple[str, ...]:
+        return KINDS
+
+    def gains(self, settings: LossSettings, img_size: int) -> LossSettings:
+        return settings
+
+    def nms_iou(self) -> float:
+        return NMS_IOU
+
+    def renumber(self, numbers: Sequence[int]) -> None:
+        self.groups = [[numbers[c] for c in group] for group in self.groups]
+
+    def priors(self) -> None:
+        return None
+
+    def fit_to_boxes(self, priors: Tensor) -> None:
+        raise TypeError("a head without anchors has none to fit")
+
+
+class FreeDetect(FreeHead):
+    """List of [B,c,H,W] -> list of [B,4*16+nc,H,W]. Errors: ValueError where the inputs are no list.
+
+    plain: both convolutions of the class branch are 3x3 (YOLOv8); else each is a depth-wise 3x3 and a 1x1 (YOLO11).
+    columns: class outputs where this is one of several heads; its width and biases are those of all nc classes.
+    """
+
+    def __init__(self, c1: Sequence[int], nc: int, plain: bool, columns: int | None = None) -> None:
         if not isinstance(c1, list):
             raise ValueError("a detector's `from` must be a list of rows")
-        self.nc, self.out_channels = nc, 0
-        self.groups, self.group_names = [list(range(nc))], ["all"]
+        columns = nc if columns is None else columns
+        super().__init__(nc, len(c1), [list(range(columns))], ["all"])
         of_box, of_class = max(16, c1[0] // 4, 4 * BINS), max(c1[0], min(nc, 100))
 
         def two(c: int, hidden: int) -> list[nn.Module]:
@@ -53,31 +86,18 @@ class FreeDetect(nn.Module):
         self.cv2 = nn.ModuleList(
             nn.Sequential(Conv(c, of_box, 3), Conv(of_box, of_box, 3), nn.Conv2d(of_box, 4 * BINS, 1)) for c in c1
         )
-        self.cv3 = nn.ModuleList(nn.Sequential(*two(c, of_class), nn.Conv2d(of_class, nc, 1)) for c in c1)
+        self.cv3 = nn.ModuleList(nn.Sequential(*two(c, of_class), nn.Conv2d(of_class, columns, 1)) for c in c1)
         self.dfl = nn.ModuleDict({"conv": Distances()})
-        self.register_buffer("stride", torch.ones(len(c1)), persistent=False)
-        self.steps = [1] * len(c1)  # the same for the host
 
     def attach(self, stride: Sequence[int]) -> None:
-        """Called once by the graph when the strides are known. Biases start as if 5 objects lay in a 640 px image, and
-        boxes with all distances equally likely."""
-        self.steps = list(stride)
-        self.stride = torch.tensor(stride, dtype=torch.float32, device=self.stride.device)
+        """Biases start as if 5 objects lay in a 640 px image, and boxes with all distances equally likely."""
+        super().attach(stride)
         for box, cls, step in zip(self.cv2, self.cv3, stride, strict=True):
             nn.init.constant_(last(box).bias, 1.0)  # type: ignore[arg-type]
             nn.init.constant_(last(cls).bias, math.log(5 / self.nc / (640 / step) ** 2))  # type: ignore[arg-type]
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         return [torch.cat((box(x), cls(x)), 1) for x, box, cls in zip(xs, self.cv2, self.cv3, strict=True)]
-
-    def loss_kinds(self) -> tuple[str, ...]:
-        return KINDS
-
-    def gains(self, settings: LossSettings, img_size: int) -> LossSettings:
-        return settings
-
-    def nms_iou(self) -> float:
-        return NMS_IOU
 
     def criterion(self, settings: LossSettings) -> Criterion:
         return FreeLoss(self.nc, settings, self.steps)
@@ -89,20 +109,12 @@ class FreeDetect(nn.Module):
         pred = torch.cat(((low + high) / 2, high - low, raw[:, 4 * BINS :].transpose(1, 2).sigmoid()), 2)
         return [Part(pred, torch.tensor(self.groups[0], device=pred.device), objectness=False)]
 
+    def views(self, det: list[Tensor]) -> list[View]:
+        parts = [raw[:, None].permute(0, 1, 3, 4, 2).split([4 * BINS, raw.shape[1] - 4 * BINS], -1) for raw in det]
+        return [View(box[..., None, :], None, cls) for box, cls in parts]
+
     def rows(self) -> list[Rows]:
         return [Rows(f"cv3.{i}.2.", 0, list(range(self.nc)), lead=0) for i in range(len(self.cv3))]
-
-    def renumber(self, numbers: Sequence[int]) -> None:
-        self.groups = [[numbers[c] for c in group] for group in self.groups]
-
-    def priors(self) -> None:
-        return None
-
-    def views(self, det: list[Tensor]) -> list[View]:
-        raise TypeError("a head without anchors has no views")  # nobody asks one without priors
-
-    def fit_to_boxes(self, priors: Tensor) -> None:
-        raise TypeError("a head without anchors has none to fit")
 
 
 def last(branch: nn.Module) -> nn.Conv2d:

@@ -64,29 +64,38 @@ class FreeLoss(Criterion):
     def forward(self, det: Any, target: Tensor, most: int | None = None) -> dict[str, Tensor]:
         levels, s = checked(det, len(self.stride), 4 * BINS + self.nc), self.settings
         predicted, (centre, step) = flat(levels), centres(levels, self.stride)
-        height, width = (n * self.stride[0] for n in levels[0].shape[2:])
-        corner = torch.stack(corners(target[:, 2:6] * on_device([[width, height, width, height]], target)), 1)
-        boxes = Boxes(target[:, 0].long(), target[:, 1].long(), corner)
+        boxes = in_pixels(target, levels, self.stride)
         with torch.no_grad():
             side = predicted[:, : 4 * BINS].unflatten(1, (4, BINS))  # [B,4,16,M]
             now = boxes_of(expected(side, 2).transpose(1, 2), centre, step)  # [B,M,4]
             found = task_aligned(Cells(predicted[:, 4 * BINS :], now, centre), boxes, self.stride[:2][-1])
         weight, total = found.weight, found.weight.sum().clamp(min=1)
         rows = predicted[found.image, :, found.cell]  # [R,64+nc]
-        side = rows[:, : 4 * BINS].view(-1, 4, BINS)
-        at, unit = centre[found.cell], step[found.cell]
-        overlap = iou(boxes_of(expected(side, 2), at, unit), corner[found.target], xywh=False, kind="ciou")
-        box = (weight * (1 - overlap)).sum()
-
-        want = torch.cat((at - corner[found.target, :2], corner[found.target, 2:] - at), 1) / unit
-        want = want.clamp(0, BINS - 1 - 0.01)[..., None]  # [R,4,1]
-        low, log = want.long(), side.log_softmax(2)
-        share = want - low
-        dfl = -(log.gather(2, low) * (1 - share) + log.gather(2, low + 1) * share).mean((1, 2))
-
+        corner = boxes.corners[found.target]
+        off, dfl = box_terms(rows[:, : 4 * BINS].view(-1, 4, BINS), centre[found.cell], step[found.cell], corner)
+        box = (weight * off).sum()
         hit = boxes.cls[found.target, None] == torch.arange(self.nc, device=target.device)
         cls = as_empty(predicted[:, 4 * BINS :], 0).sum() - (rows[:, 4 * BINS :] * hit * weight[:, None]).sum()
         return {"box": box / total * s.box, "cls": cls / total * s.cls, "dfl": (weight * dfl).sum() / total * s.dfl}
+
+
+def in_pixels(target: Tensor, levels: Sequence[Tensor], stride: Sequence[float]) -> Boxes:
+    """Targets [N,6] as fractions -> in pixels of the picture that levels [B,C,H,W] were made of."""
+    height, width = (n * stride[0] for n in levels[0].shape[2:])
+    corner = torch.stack(corners(target[:, 2:6] * on_device([[width, height, width, height]], target)), 1)
+    return Boxes(target[:, 0].long(), target[:, 1].long(), corner)
+
+
+def box_terms(side: Tensor, centre: Tensor, step: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - CIoU and CE [R] of distributions [R,4,16] at cells, with centre x, y [R,2] and stride [R,1] in pixels, that
+    answer for boxes [R,4], corners in pixels."""
+    overlap = iou(boxes_of(expected(side, 2), centre, step), corner, xywh=False, kind="ciou")
+    want = torch.cat((centre - corner[:, :2], corner[:, 2:] - centre), 1) / step
+    want = want.clamp(0, BINS - 1 - 0.01)[..., None]  # [R,4,1]
+    low, log = want.long(), side.log_softmax(2)
+    share = want - low
+    dfl = -(log.gather(2, low) * (1 - share) + log.gather(2, low + 1) * share).mean((1, 2))
+    return 1 - overlap, dfl
 
 
 def checked(det: Any, count: int, channels: int) -> list[Tensor]:

@@ -1,4 +1,5 @@
 """--heads N --head-config FILE: one backbone, N heads, each with its own classes (1B4H).  Seam: layers.
+Heads without anchors: patches.multihead.free; with them, as follows.
 
 The head owns its loss and its decoding, so train.py and test.py do not change. Raw output of a level: [B,A,H,W,P], the
 heads side by side, P = sum of 5 + n_h columns; it comes from one convolution whose weights are the heads' own, joined.
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from models.graph import Build, Detector
+from models.graph import FREE, Build, Detector
+from patches.multihead.free import MultiHeadFreeDetect
 from patches.multihead.head import MultiHeadDetect, MultiHeadDetectAttn
 from patches.multihead.head_file import read_head_file, restored_table
 from utils.config.options import opt
@@ -61,7 +63,7 @@ class MultiHead(Patch[Flags]):
         """A model YAML's plain detector, too, becomes one with several heads."""
         attention = {"MultiHeadDetectAttn": MultiHeadDetectAttn, "MultiHeadDetectAttention": MultiHeadDetectAttn}
         plain = dict.fromkeys(("Detect", "IDetect", "MultiHeadDetect"), MultiHeadDetect)
-        kinds = {**plain, **attention}
+        kinds = {**plain, **attention, FREE: MultiHeadFreeDetect}
         return {name: partial(kind, table=self.table, loss=self.flags.head_loss) for name, kind in kinds.items()}
 
     def on_model_built(self, model: Detector, terms: tuple[str, ...]) -> None:

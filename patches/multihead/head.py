@@ -20,6 +20,7 @@ class MultiHeadDetect(AnchorHead):
     """1x1 convolutions `heads.{head}.{level}`. List of [B,c,H,W] -> list of [B,A,H,W,P]."""
 
     stores_anchor_grid = True
+    plain_mark = "m.0.weight"
     columns: Tensor  # [5*K+nc] box and objectness head by head, then the classes in global order
 
     def __init__(self, c1: Sequence[int], nc: int, anchors: Any, *, table: HeadTable, loss: str) -> None:
@@ -85,9 +86,18 @@ class MultiHeadDetect(AnchorHead):
         groups = [list(g) for g in self.table.groups]
         return [Rows(f"heads.{h}.", h, whole if self.table.full_head else g) for h, g in enumerate(groups)]
 
+    def misfit(self, detector: Mapping[str, Tensor], by_name: bool) -> str:
+        """Why these heads cannot be cut out of a plain detector with this state; empty where they can. by_name: its
+        classes are known by their names."""
+        (rows, channels), want = detector["m.0.weight"].shape[:2], self.anchors_per_cell * (5 + self.nc)
+        if detector["anchors"].shape != self.anchors.shape or (rows != want and not by_name):
+            return f"has {rows} outputs per level, this data needs {want}"
+        fits = all(detector[f"m.{i}.weight"].shape[1] == self.convs(i)[0].in_channels for i in range(self.levels))
+        return "" if fits else f"reads {channels} channels at its first level"
+
     def sliced(self, detector: Mapping[str, Tensor], columns: Columns) -> State:
-        """State of `heads` cut out of a plain detector's (keys as in models.head.folded_rows). columns: of each class
-        its number there, None where it has none.
+        """State of `heads` cut out of a plain detector's (keys as in models.head.folded_rows), and its anchors.
+        columns: of each class its number there, None where it has none.
 
         Every head gets the box and objectness rows, each class row goes to the head that owns the class; a class that
         the detector has not keeps its fresh row.
@@ -112,7 +122,7 @@ class MultiHeadDetect(AnchorHead):
                     new_w.flatten(0, 1),
                     new_b.flatten(),
                 )
-        return state
+        return {**state, "anchors": detector["anchors"]}
 
 
 class MultiHeadDetectAttn(MultiHeadDetect):

@@ -26,8 +26,8 @@ from models.loss import (
 from patches.multihead.head_file import HeadTable
 
 
-def term_names(heads: int) -> tuple[str, ...]:
-    return tuple(f"{kind}/head_{h}" for kind in LOSS_KINDS for h in range(heads))
+def term_names(heads: int, kinds: Sequence[str] = LOSS_KINDS) -> tuple[str, ...]:
+    return tuple(f"{kind}/head_{h}" for kind in kinds for h in range(heads))
 
 
 class MultiHeadLoss(Criterion):

@@ -1,13 +1,13 @@
 """Which loss terms make up which task, when tasks are weighed against each other.
 
-A word names the terms of one task: `detection` (all box, obj and cls terms), a kind (`box`: box, or box/head_0, ...), a
-head (`head_0`: box/head_0, obj/head_0, ...), or a term itself (`image_class`, `cls/head_2`); `box+obj` joins words, and
-`heads` stands for one task per head. Every term belongs to exactly one task.
+A word names the terms of one task: `detection` (all box, obj, cls and dfl terms), a kind (`box`: box, or box/head_0,
+...), a head (`head_0`: box/head_0, obj/head_0, ...), or a term itself (`image_class`, `cls/head_2`); `box+obj` joins
+words, and `heads` stands for one task per head. Every term belongs to exactly one task.
 """
 
 from collections.abc import Sequence
 
-from models.loss import LOSS_KINDS
+from models.loss import DETECTION_KINDS
 from utils.system.errors import UserError
 
 IMAGE = "image_class"
@@ -42,7 +42,7 @@ def read_tasks(words: Sequence[str], terms: Sequence[str]) -> Tasks:
 
 def matching(word: str, terms: Sequence[str]) -> list[str]:
     """The terms of one word; UserError where there are none."""
-    detection = [t for t in terms if t.split("/")[0] in LOSS_KINDS]
+    detection = [t for t in terms if t.split("/")[0] in DETECTION_KINDS]
     found = detection if word == "detection" else [t for t in terms if word in (t, *t.split("/"))]
     if not found:
         valid = dict.fromkeys(["detection", *(part for t in terms for part in t.split("/")), *terms])

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from models.fuse import fuse
-from models.graph import LAYERS, Detector, GraphError, make_divisible, parse_word
+from models.graph import FREE, LAYERS, Detector, GraphError, make_divisible, parse_word
 from tests.golden import golden
 
 Row = list[Any]
@@ -335,7 +335,7 @@ def test_every_module_that_is_offered_can_be_built_and_run() -> None:
         "nn.MaxPool2d": ([-1, [2, 2, 0]]), "nn.ZeroPad2d": ([-1, [[0, 2, 0, 2]]]), "Focus": ([-1, [32, 3]]),
     }  # fmt: skip
     for kind in LAYERS:
-        if kind in ("Detect", "IDetect", "IAuxDetect"):
+        if kind in ("Detect", "IDetect", "IAuxDetect", FREE):
             continue
         source, args = rows.get(kind, [-1, [64]])
         layers = [[-1, 1, "Conv", [64, 3, 2]], [source, 1, kind, args]]

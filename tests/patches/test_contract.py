@@ -22,7 +22,6 @@ from tests.ranks import free_port, on_ranks
 from tests.toy import STEPS, contents, cut, equal, resumed, same, trained, unpainted
 from utils import seams
 from utils.runs.record import read_rows
-from utils.system.errors import UserError
 from utils.train.audit.digest import digest
 from utils.weights import checkpoint
 
@@ -33,8 +32,8 @@ FAMILIES = {  # model files, recipe, kinds of loss terms, and the modules 0.., t
         "kinds": "box obj cls", "all": "0-77", "early": "0-39", "late": "40-77",
     },
     "free": {
-        "one": "cfg/training/demo-free.yaml", "hyp": "data/hyp.demo.free.yaml", "kinds": "box cls dfl", "all": "0-23",
-        "early": "0-10", "late": "11-23",
+        "one": "cfg/training/demo-free.yaml", "four": "cfg/training/demo-free-1b4h.yaml",
+        "hyp": "data/hyp.demo.free.yaml", "kinds": "box cls dfl", "all": "0-23", "early": "0-10", "late": "11-23",
     },
 }  # fmt: skip
 
@@ -47,15 +46,10 @@ class Row:
     off: str = ""  # it is there and changes nothing
     plain: str = ""  # the run without it that `off` must equal
     never_off: str = ""  # or why there is no such pair
-    refused: str = ""  # what is said of heads without anchors
 
 
 ROWS = {  # by the patch's name; a second row of one patch has a word behind it
-    "multihead": Row(
-        "--heads 4 --head-config data/shapes_1b4h.yaml --cfg {four}",
-        never_off="it is another network",
-        refused="cannot be split over several heads",
-    ),
+    "multihead": Row("--heads 4 --head-config data/shapes_1b4h.yaml --cfg {four}", never_off="it is another network"),
     "transfer": Row(
         "--weights {base} --transfer-weights --transfer-heads fresh --freeze 5",
         off="--weights {base} --transfer-weights",
@@ -75,16 +69,12 @@ ROWS = {  # by the patch's name; a second row of one patch has a word behind it
         "--noautoanchor --teacher {base}",
         off="--noautoanchor --teacher {base} --distill-gain 0",
         plain="--noautoanchor",
-        refused="boxes of one cell are compared by their anchors, and the student has none",
     ),
     "modality": Row("--modality both --freeze 5 --weights {base}", off="--modality visible"),
     "align": Row("--align --align-weight 0.1 --align-bank 16", off="--align --align-weight 0"),
 }
 every_row = pytest.mark.parametrize("name", ROWS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
-every_pair = pytest.mark.parametrize(
-    ("name", "family"), [(n, f) for n, row in ROWS.items() for f in FAMILIES if f == "demo" or not row.refused]
-)
 
 
 class Runs:
@@ -117,7 +107,8 @@ def test_every_patch_has_a_row() -> None:
     assert all(bool(row.off) != bool(row.never_off) for row in ROWS.values())
 
 
-@every_pair
+@every_family
+@every_row
 def test_switched_off_it_is_plain_training_to_the_bit(name: str, family: str, runs: Runs) -> None:
     """Every number of the plain run, in tensors and tables, and the acting run has others: the rows do prove it."""
     row = ROWS[name]
@@ -135,7 +126,8 @@ def test_switched_off_it_is_plain_training_to_the_bit(name: str, family: str, ru
         assert [(c, one[c]) for c in columns] == [(c, other.get(c)) for c in columns]
 
 
-@every_pair
+@every_family
+@every_row
 def test_resumed_within_an_epoch_it_is_the_unbroken_run(name: str, family: str, runs: Runs, tmp_path: Path) -> None:
     words = [*runs.words(family, ROWS[name].on), "--audit"]
     stopped = cut(runs.data, tmp_path, "cut", *words, epochs=EPOCHS, step=STEPS + 1)
@@ -144,7 +136,8 @@ def test_resumed_within_an_epoch_it_is_the_unbroken_run(name: str, family: str, 
     same(runs.trained(family, ROWS[name].on), stopped)
 
 
-@every_pair
+@every_family
+@every_row
 def test_its_checkpoint_is_enough(name: str, family: str, runs: Runs, tmp_path: Path) -> None:
     """The patch, the network and the evaluation are those of the run; detect.py works."""
     run = runs.trained(family, ROWS[name].on)
@@ -182,19 +175,11 @@ def states(data: Path, folder: Path, cases: dict[str, list[str]], ports: list[in
 @every_family
 def test_two_ranks_end_in_one_state(family: str, runs: Runs, tmp_path: Path) -> None:
     """All rows in one pair of processes; --audit compares the ranks before every checkpoint, too."""
-    cases = {name: runs.words(family, row.on) for name, row in ROWS.items() if family == "demo" or not row.refused}
+    cases = {name: runs.words(family, row.on) for name, row in ROWS.items()}
     ports = [free_port() for _ in cases]
     first, second = on_ranks(partial(states, runs.data, tmp_path, cases, ports), tmp_path)
     assert first.keys() == second.keys() == cases.keys()
     assert not [name for name in cases if not torch.equal(first[name], second[name])]
-
-
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.refused])
-def test_what_heads_without_anchors_cannot_is_refused(name: str, runs: Runs, tmp_path: Path) -> None:
-    words = [w.format(**FAMILIES["free"], four="", base=runs.trained("demo", "") / "weights/last.pt") for w in
-             ROWS[name].on.split() if w not in ("--cfg", "{four}")]  # fmt: skip
-    with pytest.raises(UserError, match=ROWS[name].refused):
-        trained(runs.data, tmp_path, "refused", *runs.words("free", ""), *words)
 
 
 @every_row

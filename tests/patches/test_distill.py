@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.graph import LAYERS, Detector
 from models.head import View
-from patches.distill import Distill, Flags, coin_kl, output_terms, owner_of
+from patches.distill import Distill, Flags, check_match, coin_kl, free_terms, output_terms, owner_of
 from patches.multihead import Flags as HeadFlags
 from patches.multihead import MultiHead
 from tests.conformance.reference import fill
@@ -24,6 +24,7 @@ from utils.runs.fingerprint import of_tensors
 from utils.seams import Progress
 from utils.system.errors import UserError
 from utils.weights import checkpoint
+from utils.weights.model_files import read_model
 
 ONE, FOUR = [list(range(12))], [[0, 4, 7], [1, 6, 10], [2, 5, 8], [3, 9, 11]]
 
@@ -364,3 +365,68 @@ def test_two_ranks_are_taught_as_one_run(runs: Path, small_shapes: Path, command
     assert done.returncode == 0, done.stderr
     assert "as declared" in done.stdout and done.stdout.count("/best.pt: mAP@.5 ") == 1
     assert [row["teacher_mAP"] for row in rows(runs / "ranks")] == [r["teacher_mAP"] for r in rows(runs / "taught")]
+
+
+def free(cfg: str = "demo-free", heads: bool = False) -> Detector:
+    """A detector without anchors whose outputs differ from cell to cell."""
+    patch = MultiHead(HeadFlags(heads=4, head_config=str(ROOT / "data/shapes_1b4h.yaml")))
+    torch.manual_seed(0)
+    model = Detector(read_model(f"{cfg}.yaml"), 12, {**LAYERS, **(patch.layers() if heads else {})})
+    for p in model.model[-1].parameters():
+        torch.nn.init.normal_(p, 0, 2 / max(p[0].numel(), 4) ** 0.5)
+    return model.eval()
+
+
+def terms_of_free(student: Detector, teacher: Detector) -> tuple[Tensor, Tensor]:
+    views = [model.head.views(model(image())["det"]) for model in (student, teacher)]
+    return free_terms(views[0], views[1], (owner_of(student.groups), owner_of(teacher.groups)), 2.0)
+
+
+def test_terms_without_anchors_by_hand() -> None:
+    """T = 2: coins of 3/4 and 1/2; of one side's 16 bins the teacher holds one with 1/2, the student all equal."""
+    p = logit(0.75) * 2
+    box = torch.zeros(1, 1, 1, 1, 1, 64)
+    mine, theirs = View(box, None, cell([0.0, 0.0])), View(box.clone(), None, cell([p, 0.0]))
+    theirs.box[..., 5] = math.log(15)
+    cls, side = free_terms([mine], [theirs], (torch.zeros(2).long(), torch.zeros(2).long()), 2.0)
+    weight = 1 / (1 + math.exp(-p))  # of the one cell; the sum of weights counts as 1 at least
+    coin = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    bins = 0.5 * math.log(0.5 * 16) + 0.5 * math.log(0.5 / 15 * 16)
+    assert float(cls) == pytest.approx(weight * coin, rel=1e-5)
+    assert float(side) == pytest.approx(weight * bins / 4, rel=1e-5)
+
+
+def test_terms_without_anchors_are_zero_where_both_say_the_same() -> None:
+    """A copy, and several heads cut out of the teacher, on either side; another model is not."""
+    one, four = free(), free(heads=True)
+    heads: Any = four.head
+    state = one.state_dict()
+    rows = {k.removeprefix("model.23."): v for k, v in state.items() if k.startswith("model.23.")}
+    trunk = {k: v for k, v in state.items() if not k.startswith("model.23.")}
+    cut = heads.sliced(rows, range(12))
+    four.load_state_dict({**four.state_dict(), **trunk, **{f"model.23.{k}": v for k, v in cut.items()}})
+    for student, teacher in ((one, one), (four, one), (one, four), (four, four)):
+        assert [float(v.detach()) for v in terms_of_free(student, teacher)] == pytest.approx([0, 0], abs=1e-5)
+    other = free()
+    torch.nn.init.normal_(other.model[-1].cv2[0][2].weight)  # type: ignore[index,union-attr]
+    assert float(terms_of_free(other, one)[1].detach()) > 0.01
+
+
+def test_a_free_teacher_of_another_width_and_of_another_kind(tmp_path: Path) -> None:
+    """yolo11s teaches yolo11n: features by a projection; a teacher with anchors is refused by name."""
+    with torch.random.fork_rng():
+        spec_s = read_model("yolo11s.yaml")
+        teacher = Detector(spec_s, 12)
+    meta = {"spec": spec_s, "nc": 12, "groups": teacher.groups}
+    checkpoint.save_checkpoint(tmp_path / "t.pt", state=teacher.state_dict(), meta=meta)
+    patch, student = Distill(Flags(teacher=str(tmp_path / "t.pt"))), Detector(read_model("yolo11n.yaml"), 12)
+    patch.names = [str(i) for i in range(12)]
+    patch.on_model_built(student, ())
+    assert [tuple(conv.weight.shape[:2]) for conv in patch.project] == [(128, 64), (256, 128), (512, 256)]
+    batch: Any = {"image": image()}
+    found = patch.loss_terms(batch, student(image()), student)
+    assert list(found) == list(Distill.terms) and all(float(v.detach()) > 0 for v in found.values())
+    with pytest.raises(UserError, match="cannot be compared; the teacher has none, the student has some"):
+        check_match(demo(), teacher, "t.pt")
+    with pytest.raises(UserError, match="the student has none, the teacher has some"):
+        check_match(student, demo(), "t.pt")

@@ -105,7 +105,7 @@ def by_name(source: Source, model: Detector) -> State:
             if origin is None:
                 moved[key] = own[key]
             elif old is not None:
-                per_anchor = rows_of(state, key=f"{last}{before}0.bias") // per_cell - lead if classes else 0
+                per_anchor = rows_of(state, f"{last}{before}") // per_cell - lead if classes else 0
                 there = groups[origin] if per_anchor == len(groups[origin]) else list(range(count))
                 pairs = [(j, there.index(c)) for j, own_class in enumerate(classes or ())
                          if (c := columns[own_class]) is not None and c in there]  # fmt: skip
@@ -113,8 +113,9 @@ def by_name(source: Source, model: Detector) -> State:
     return {**state, **moved}
 
 
-def rows_of(state: State, key: str) -> int:
-    return len(state[key]) if key in state else 0
+def rows_of(state: State, start: str) -> int:
+    """Outputs of the first convolution whose keys begin so; 0 where there is none."""
+    return next((len(v) for k, v in state.items() if k.startswith(start) and k.endswith("bias")), 0)
 
 
 def joined(own: Tensor, old: Tensor, anchors: int, pairs: Sequence[tuple[int, int]], lead: int) -> Tensor:

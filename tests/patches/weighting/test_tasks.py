@@ -12,6 +12,8 @@ HEADS = ("box/head_0", "box/head_1", "obj/head_0", "obj/head_1", "cls/head_0", "
 def test_default_is_detection_against_the_class_of_the_image() -> None:
     assert read_tasks((), JOINT) == {"detection": ("box", "obj", "cls"), "image_class": ("image_class",)}
     assert read_tasks((), (*HEADS, "image_class"))["detection"] == HEADS
+    free = ("box", "cls", "dfl", "image_class")  # of a head without anchors
+    assert read_tasks((), free) == {"detection": free[:3], "image_class": free[3:]}
 
 
 def test_kinds_heads_joined_words_and_terms() -> None:

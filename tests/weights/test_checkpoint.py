@@ -101,6 +101,10 @@ def test_a_plain_state_dict_is_not_ours_and_a_missing_file_is_said(tmp_path: Pat
     for read in (try_own, read_checkpoint, read_source, load_detector):
         with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere\.pt"):
             read(tmp_path / "nowhere.pt")
+    (tmp_path / "run/weights").mkdir(parents=True)
+    (tmp_path / "run/weights/last.pt").touch()
+    with pytest.raises(UserError, match=r"no checkpoint .*run'; the run folder holds .*run/weights/last\.pt"):
+        try_own(tmp_path / "run")
 
 
 def test_a_cut_off_checkpoint_is_refused(tmp_path: Path) -> None:

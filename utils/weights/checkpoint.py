@@ -75,7 +75,9 @@ def try_own(path: str | Path) -> dict[str, Any] | None:
     file = Path(path)
     try:
         if not file.is_file():
-            raise UserError(f"there is no checkpoint {str(path)!r}")
+            kept = sorted(str(p) for p in file.glob("weights/*.pt"))
+            cure = f"; the run folder holds {few(kept)}" if kept else ""
+            raise UserError(f"there is no checkpoint {str(path)!r}{cure}")
         if not says_own(file):
             return None
     except OSError as error:

@@ -11,17 +11,16 @@ Words in args (nc, anchors, None, nn.LeakyReLU(0.1), ...) are looked up, never e
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from models.anchored.aux_head import IAuxDetect
-from models.blocks import c2f, csp, layers
-from models.free.head import FreeDetect
+from models.catalog import FREE, LAYERS, advice
+from models.catalog import Build as Build
 from models.fuse import folded
-from models.head import Detect, Head, IDetect, Part
+from models.head import Head, Part
 from models.loss import Criterion, LossSettings
 from models.rows import (
     MOST_PARAMETERS,
@@ -35,33 +34,7 @@ from models.rows import (
 )
 from models.rows import GraphError as GraphError
 
-Build = Callable[..., nn.Module]
-
-_NAMED: tuple[Build, ...] = (
-    layers.Conv, layers.DWConv, layers.Concat, layers.Shortcut, layers.MP, layers.SP, layers.ReOrg, layers.Contract,
-    layers.Focus, layers.DownC, layers.Stem, layers.RepConv, layers.CBAM, csp.Bottleneck, csp.C3, csp.BottleneckCSP,
-    csp.BottleneckCSPA, csp.BottleneckCSPB, csp.BottleneckCSPC, csp.ResCSPA, csp.ResCSPB, csp.ResCSPC, csp.ResXCSPA,
-    csp.ResXCSPB, csp.ResXCSPC, csp.SPP, csp.SPPF, csp.SPPCSPC, c2f.C2f,
-    c2f.C3k, c2f.C3k2, c2f.C2PSA, Detect, IDetect, IAuxDetect,
-)  # fmt: skip
-FREE = "Detect without anchors"  # what a row `Detect, [nc]` stands for
-LAYERS: dict[str, Build] = {
-    **{cast(type, build).__name__: build for build in _NAMED},
-    "nn.Upsample": layers.Upsample,
-    "nn.MaxPool2d": layers.MaxPool2d,
-    "nn.ZeroPad2d": layers.ZeroPad2d,
-    FREE: FreeDetect,
-}
 DEEP = ("m", "l", "x")  # sizes of YOLO11 all of whose C3k2 have C3k inside, whatever the row says
-REFUSED = {
-    **dict.fromkeys(
-        ("Segment", "Pose", "OBB", "Classify", "RTDETRDecoder", "v10Detect", "WorldDetect", "YOLOEDetect"),
-        "of the heads without anchors only Detect is supported",
-    ),
-    "MultiHeadDetect": "switch several heads on with --heads N --head-config FILE",
-    "MultiHeadDetectAttn": "switch several heads on with --heads N --head-config FILE",
-    "MultiHeadDetectAttention": "switch several heads on with --heads N --head-config FILE",
-}
 
 
 # what torch makes of odd numbers
@@ -361,7 +334,7 @@ def build_row(
     """One row -> one module. c1: input channels (a list where the row joins several inputs)."""
     build = builders.get(kind)
     if build is None:
-        raise ValueError(f"unknown module; {REFUSED.get(kind, 'known: ' + ', '.join(sorted(builders)))}")
+        raise ValueError(f"unknown module; {advice(kind, builders)}")
     words = [parse_word(a, {"nc": nc, "anchors": spec.get("anchors")}) for a in args]
     if odd := [w for w in words if isinstance(w, str) and not re.fullmatch(r"[A-Za-z]\w*", w)]:
         raise ValueError(f"cannot read the argument {odd[0]!r}; nothing is evaluated")

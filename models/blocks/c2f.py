@@ -7,24 +7,15 @@ All take and return [B,C,H,W]; `n` is the repeat count of the YAML row.
 import torch
 from torch import Tensor, nn
 
-from models.blocks.csp import C3
+from models.blocks.csp import C3, Bottleneck
 from models.blocks.layers import Conv
 
 
-class Inner(nn.Module):
+class Inner(Bottleneck):
     """Two 3x3 convolutions, with a residual when shapes allow it; e: share of the channels between them."""
 
     def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
-        super().__init__()
-        hidden = int(c2 * e)
-        self.cv1 = Conv(c1, hidden, 3, 1)
-        self.cv2 = Conv(hidden, c2, 3, 1, g=g)
-        self.add = shortcut and c1 == c2
-        self.out_channels = c2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.cv2(self.cv1(x))
-        return x + y if self.add else y
+        super().__init__(c1, c2, shortcut, g, e, (3, 3))
 
 
 class C2f(nn.Module):

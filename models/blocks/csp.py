@@ -1,25 +1,30 @@
-"""Cross-stage-partial blocks (CSPNet, arXiv:1911.11929) and spatial pyramid pooling of the YOLOv5/YOLOR/YOLOv7
-families.
+"""Bottlenecks and the cross-stage-partial blocks around them (CSPNet, arXiv:1911.11929) of the YOLOv5, YOLOR and
+YOLOv7 families.
 
 All take and return [B,C,H,W]. `n` is how many inner blocks are stacked; it is the repeat count of the YAML row.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from models.blocks.layers import Conv, batch_norm, max_pool
+from models.blocks.layers import Conv, RepConv, batch_norm
 
 
 class Bottleneck(nn.Module):
-    """1x1 then 3x3 convolution, with a residual when shapes allow it."""
+    """Two convolutions, 1x1 and 3x3 unless k says otherwise, with a residual when shapes allow it."""
 
     scales_width = True
+    spatial: type[nn.Module] = Conv  # its second convolution
 
-    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+    def __init__(
+        self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5, k: Sequence[int] = (1, 3)
+    ) -> None:
         super().__init__()
         hidden = int(c2 * e)
-        self.cv1 = Conv(c1, hidden, 1, 1)
-        self.cv2 = Conv(hidden, c2, 3, 1, g=g)
+        self.cv1 = Conv(c1, hidden, k[0], 1)
+        self.cv2 = self.spatial(hidden, c2, k[1], 1, g=g)
         self.add = shortcut and c1 == c2
         self.out_channels = c2
 
@@ -28,22 +33,68 @@ class Bottleneck(nn.Module):
         return x + y if self.add else y
 
 
-class ResBottleneck(nn.Module):
+class Res(nn.Module):
     """ResNet's 1x1, 3x3, 1x1 bottleneck, with a residual when shapes allow it."""
 
     scales_width = True
+    spatial: type[nn.Module] = Conv  # its 3x3 convolution
 
     def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, 1)
-        self.cv2 = Conv(hidden, hidden, 3, 1, g=g)
+        self.cv2 = self.spatial(hidden, hidden, 3, 1, g=g)
         self.cv3 = Conv(hidden, c2, 1, 1)
         self.add = shortcut and c1 == c2
         self.out_channels = c2
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.cv3(self.cv2(self.cv1(x)))
+        return x + y if self.add else y
+
+
+class ResX(Res):
+    """ResNeXt's bottleneck: 32 groups."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 32, e: float = 0.5) -> None:
+        super().__init__(c1, c2, shortcut, g, e)
+
+
+class RepBottleneck(Bottleneck):
+    """Bottleneck whose 3x3 convolution is a RepConv."""
+
+    spatial = RepConv
+
+
+class RepRes(Res):
+    """ResNet's bottleneck whose 3x3 convolution is a RepConv."""
+
+    spatial = RepConv
+
+
+class RepResX(ResX):
+    """ResNeXt's bottleneck whose 3x3 convolution is a RepConv."""
+
+    spatial = RepConv
+
+
+class CrossConv(nn.Module):
+    """A 1xk, then a kx1 convolution, with a residual where asked for and shapes allow it."""
+
+    scales_width = True
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1, e: float = 1.0, shortcut: bool = False
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, (1, k), (1, s))
+        self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)
+        self.add = shortcut and c1 == c2
+        self.out_channels = c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
 
@@ -71,13 +122,20 @@ class BottleneckCSP(nn.Module):
         return y
 
 
-class CSPA(nn.Module):
-    """Both paths start from the input; the deep one is a stack of inner blocks."""
+class CSP(nn.Module):
+    """What the three forms share: the stack of inner blocks of the deep path."""
 
     scales_width = True
     takes_repeats = True
     inner: type[nn.Module] = Bottleneck
     inner_e = 1.0
+
+    def deep(self, c: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*(self.inner(c, c, shortcut, g, e=self.inner_e) for _ in range(n)))
+
+
+class CSPA(CSP):
+    """Both paths start from the input; the deep one is a stack of inner blocks."""
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
         super().__init__()
@@ -85,7 +143,7 @@ class CSPA(nn.Module):
         self.cv1 = Conv(c1, hidden, 1, 1)
         self.cv2 = Conv(c1, hidden, 1, 1)
         self.cv3 = Conv(2 * hidden, c2, 1, 1)
-        self.m = nn.Sequential(*(self.inner(hidden, hidden, shortcut, g, e=self.inner_e) for _ in range(n)))
+        self.m = self.deep(hidden, n, shortcut, g)
         self.out_channels = c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,13 +151,8 @@ class CSPA(nn.Module):
         return y
 
 
-class CSPB(nn.Module):
+class CSPB(CSP):
     """One entry convolution, then the deep path and a 1x1 path part from its output. No residuals by default."""
-
-    scales_width = True
-    takes_repeats = True
-    inner: type[nn.Module] = Bottleneck
-    inner_e = 1.0
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5) -> None:
         super().__init__()
@@ -107,7 +160,7 @@ class CSPB(nn.Module):
         self.cv1 = Conv(c1, hidden, 1, 1)
         self.cv2 = Conv(hidden, hidden, 1, 1)
         self.cv3 = Conv(2 * hidden, c2, 1, 1)
-        self.m = nn.Sequential(*(self.inner(hidden, hidden, shortcut, g, e=self.inner_e) for _ in range(n)))
+        self.m = self.deep(hidden, n, shortcut, g)
         self.out_channels = c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,13 +169,8 @@ class CSPB(nn.Module):
         return y
 
 
-class CSPC(nn.Module):
+class CSPC(CSP):
     """As CSPA with one more 1x1 convolution behind the deep path."""
-
-    scales_width = True
-    takes_repeats = True
-    inner: type[nn.Module] = Bottleneck
-    inner_e = 1.0
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
         super().__init__()
@@ -131,7 +179,7 @@ class CSPC(nn.Module):
         self.cv2 = Conv(c1, hidden, 1, 1)
         self.cv3 = Conv(hidden, hidden, 1, 1)
         self.cv4 = Conv(2 * hidden, c2, 1, 1)
-        self.m = nn.Sequential(*(self.inner(hidden, hidden, shortcut, g, e=self.inner_e) for _ in range(n)))
+        self.m = self.deep(hidden, n, shortcut, g)
         self.out_channels = c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,14 +206,14 @@ class BottleneckCSPC(CSPC):
 class ResCSPA(CSPA):
     """CSPA of ResNet bottlenecks."""
 
-    inner = ResBottleneck
+    inner = Res
     inner_e = 0.5
 
 
 class ResCSPB(CSPB):
     """CSPB of ResNet bottlenecks, with residuals."""
 
-    inner = ResBottleneck
+    inner = Res
     inner_e = 0.5
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
@@ -175,7 +223,7 @@ class ResCSPB(CSPB):
 class ResCSPC(CSPC):
     """CSPC of ResNet bottlenecks."""
 
-    inner = ResBottleneck
+    inner = Res
     inner_e = 0.5
 
 
@@ -206,91 +254,65 @@ class ResXCSPC(ResCSPC):
         super().__init__(c1, c2, n, shortcut, g, e)
 
 
-def cascaded_pools(x: Tensor, kernels: tuple[int, ...]) -> list[Tensor]:
-    """Stride-1 max pools of growing odd kernels, each computed from the one before: a k2 pool = a (k2-k1+1) pool of the
-    k1 pool.
+class RepBottleneckCSPA(CSPA):
+    """CSPA of bottlenecks with RepConv."""
 
-    Exact (max of maxima over the same window; padding is -inf), and about twice as fast as pooling each from the input.
-    """
-    pooled, last = [], 1
-    for k in kernels:
-        step = k - last + 1
-        x = max_pool(x, step, 1, step // 2)
-        pooled.append(x)
-        last = k
-    return pooled
+    inner = RepBottleneck
 
 
-class SPP(nn.Module):
-    """Spatial pyramid pooling with parallel kernels (arXiv:1406.4729)."""
+class RepBottleneckCSPB(CSPB):
+    """CSPB of bottlenecks with RepConv, without residuals."""
 
-    scales_width = True
-
-    def __init__(self, c1: int, c2: int, k: tuple[int, ...] = (5, 9, 13)) -> None:
-        super().__init__()
-        hidden = c1 // 2
-        self.cv1 = Conv(c1, hidden, 1, 1)
-        self.cv2 = Conv(hidden * (len(k) + 1), c2, 1, 1)
-        self.kernels, self.out_channels = tuple(k), c2
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.cv1(x)
-        y: Tensor = self.cv2(torch.cat([x, *cascaded_pools(x, self.kernels)], 1))
-        return y
+    inner = RepBottleneck
 
 
-class SPPF(nn.Module):
-    """SPP by applying one kernel three times in a row. act False: no activation before the pools, as some releases of
-    Ultralytics build it."""
+class RepBottleneckCSPC(CSPC):
+    """CSPC of bottlenecks with RepConv."""
 
-    scales_width = True
-
-    def __init__(self, c1: int, c2: int, k: int = 5, act: bool = True) -> None:
-        super().__init__()
-        if not isinstance(act, bool):
-            raise ValueError(f"its third argument says whether the first convolution is activated, got {act!r}")
-        hidden = c1 // 2
-        self.cv1 = Conv(c1, hidden, 1, 1, act=act)
-        self.cv2 = Conv(hidden * 4, c2, 1, 1)
-        self.kernel, self.out_channels = k, c2
-
-    def forward(self, x: Tensor) -> Tensor:
-        pools = [self.cv1(x)]
-        for _ in range(3):
-            pools.append(max_pool(pools[-1], self.kernel, 1, self.kernel // 2))
-        y: Tensor = self.cv2(torch.cat(pools, 1))
-        return y
+    inner = RepBottleneck
 
 
-class SPPCSPC(nn.Module):
-    """CSP block around spatial pyramid pooling (YOLOv7, arXiv:2207.02696)."""
+class RepResCSPA(CSPA):
+    """CSPA of ResNet bottlenecks with RepConv."""
 
-    scales_width = True
-    takes_repeats = True
+    inner, inner_e = RepRes, 0.5
 
-    def __init__(
-        self,
-        c1: int,
-        c2: int,
-        n: int = 1,
-        shortcut: bool = False,
-        g: int = 1,
-        e: float = 0.5,
-        k: tuple[int, ...] = (5, 9, 13),
-    ) -> None:
-        super().__init__()
-        hidden = int(2 * c2 * e)
-        self.cv1 = Conv(c1, hidden, 1, 1)
-        self.cv2 = Conv(c1, hidden, 1, 1)
-        self.cv3 = Conv(hidden, hidden, 3, 1)
-        self.cv4 = Conv(hidden, hidden, 1, 1)
-        self.cv5 = Conv((len(k) + 1) * hidden, hidden, 1, 1)
-        self.cv6 = Conv(hidden, hidden, 3, 1)
-        self.cv7 = Conv(2 * hidden, c2, 1, 1)
-        self.kernels, self.out_channels = tuple(k), c2
 
-    def forward(self, x: Tensor) -> Tensor:
-        deep = self.cv4(self.cv3(self.cv1(x)))
-        deep = self.cv6(self.cv5(torch.cat([deep, *cascaded_pools(deep, self.kernels)], 1)))
-        y: Tensor = self.cv7(torch.cat((deep, self.cv2(x)), 1))
-        return y
+class RepResCSPB(CSPB):
+    """CSPB of ResNet bottlenecks with RepConv, without residuals."""
+
+    inner, inner_e = RepRes, 0.5
+
+
+class RepResCSPC(CSPC):
+    """CSPC of ResNet bottlenecks with RepConv."""
+
+    inner, inner_e = RepRes, 0.5
+
+
+class RepResXCSPA(RepResCSPA):
+    """CSPA of ResNeXt bottlenecks with RepConv: 32 groups."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 32, e: float = 0.5) -> None:
+        super().__init__(c1, c2, n, shortcut, g, e)
+
+
+class RepResXCSPB(RepResCSPB):
+    """CSPB of ResNeXt bottlenecks with RepConv: 32 groups, without residuals."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 32, e: float = 0.5) -> None:
+        super().__init__(c1, c2, n, shortcut, g, e)
+
+
+class RepResXCSPC(RepResCSPC):
+    """CSPC of ResNeXt bottlenecks with RepConv: 32 groups."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 32, e: float = 0.5) -> None:
+        super().__init__(c1, c2, n, shortcut, g, e)
+
+
+class C3x(C3):
+    """C3 of cross convolutions."""
+
+    def deep(self, c: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*(CrossConv(c, c, 3, 1, g, 1.0, shortcut) for _ in range(n)))

@@ -47,8 +47,8 @@ class Conv(nn.Module):
         self,
         c1: int,
         c2: int,
-        k: int | list[int] = 1,
-        s: int = 1,
+        k: int | Sequence[int] = 1,
+        s: int | tuple[int, int] = 1,
         p: int | None = None,
         g: int = 1,
         act: bool | nn.Module | None = True,
@@ -99,6 +99,44 @@ class Shortcut(nn.Module):
         return xs[0] + xs[1]
 
 
+class Chuncat(nn.Module):
+    """Halves each input and joins all first halves, then all second ones."""
+
+    def __init__(self, c1: Sequence[int], dimension: int = 1) -> None:
+        super().__init__()
+        self.dimension, self.out_channels = dimension, sum(c1)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        halves = [x.chunk(2, self.dimension) for x in xs]
+        return torch.cat([first for first, _ in halves] + [second for _, second in halves], self.dimension)
+
+
+class Foldcut(nn.Module):
+    """Adds the second half of the channels to the first."""
+
+    def __init__(self, c1: int, dimension: int = 1) -> None:
+        super().__init__()
+        self.dimension, self.out_channels = dimension, c1 // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, self.dimension)
+        return first + second
+
+
+class WeightedConcat(nn.Module):
+    """Concat whose inputs have learned shares: w / (sum of w + 0.0001), w at least 0 (BiFPN's fast
+    fusion, arXiv:1911.09070, section 3.3)."""
+
+    def __init__(self, c1: Sequence[int], dimension: int = 1) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(len(c1)))
+        self.dimension, self.out_channels = dimension, sum(c1)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        w = self.w.relu()
+        return torch.cat([x * share for x, share in zip(xs, w / (w.sum() + 1e-4), strict=True)], self.dimension)
+
+
 class Upsample(nn.Upsample):
     """nn.Upsample(size, scale_factor, mode), as rows `[None, 2, 'nearest']` spell it."""
 
@@ -106,6 +144,30 @@ class Upsample(nn.Upsample):
         self, c1: int, size: int | None = None, scale_factor: float | None = None, mode: str = "nearest"
     ) -> None:
         super().__init__(size, scale_factor, mode)
+        self.out_channels = c1
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d(channels, kernel, stride, padding, output padding)."""
+
+    scales_width = True
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p1: int = 0, p2: int = 0, g: int = 1) -> None:
+        super().__init__(c1, c2, k, s, p1, p2, groups=g)
+
+
+class DWConvTranspose2d(ConvTranspose2d):
+    """Depth-wise transposed convolution: as many groups as both channel counts allow."""
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p1: int = 0, p2: int = 0) -> None:
+        super().__init__(c1, c2, k, s, p1, p2, math.gcd(c1, c2))
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d with the constants of both families."""
+
+    def __init__(self, c1: int) -> None:
+        super().__init__(c1, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.out_channels = c1
 
 
@@ -183,6 +245,21 @@ class Contract(nn.Module):
         return x.view(b, c, h // g, g, w // g, g).permute(0, 3, 5, 1, 2, 4).reshape(b, c * g * g, h // g, w // g)
 
 
+class Expand(nn.Module):
+    """Depth to space by a factor, the reverse of Contract: [B,C,H,W] -> [B,C/(g*g),H*g,W*g]."""
+
+    def __init__(self, c1: int, gain: int = 2) -> None:
+        super().__init__()
+        if c1 % gain**2:
+            raise ValueError(f"its {c1} channels are no multiple of {gain**2}")
+        self.gain, self.out_channels = gain, c1 // gain**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        g = self.gain
+        return x.view(b, g, g, c // g**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // g**2, h * g, w * g)
+
+
 class Focus(nn.Module):
     """Space to depth followed by a convolution (stem of YOLOv5 before 6.0)."""
 
@@ -220,15 +297,16 @@ class Stem(nn.Module):
     """Input stem of the ResNet-CSP models: quarter size through a strided convolution and two parallel halvings."""
 
     scales_width = True
+    conv: type[nn.Module] = Conv
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1) -> None:
         super().__init__()
         half = c2 // 2
-        self.cv1 = Conv(c1, half, 3, 2)
-        self.cv2 = Conv(half, half, 1, 1)
-        self.cv3 = Conv(half, half, 3, 2)
+        self.cv1 = self.conv(c1, half, 3, 2)
+        self.cv2 = self.conv(half, half, 1, 1)
+        self.cv3 = self.conv(half, half, 3, 2)
         self.pool = MP(half)
-        self.cv4 = Conv(2 * half, c2, 1, 1)
+        self.cv4 = self.conv(2 * half, c2, 1, 1)
         self.out_channels = c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -298,53 +376,3 @@ class ImplicitM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.implicit * x
-
-
-class ChannelAttention(nn.Module):
-    """Squeeze by average and by max pooling, a shared two-layer net, sigmoid gate per channel (CBAM,
-    arXiv:1807.06521)."""
-
-    def __init__(self, channels: int, ratio: int = 16) -> None:
-        super().__init__()
-        hidden = max(channels // ratio, 1)
-        self.fc = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        squeezed = self.fc(F.adaptive_avg_pool2d(x, 1)) + self.fc(F.adaptive_max_pool2d(x, 1))  # [B,C,1,1]
-        y: Tensor = x * squeezed.sigmoid()
-        return y
-
-
-class SpatialAttention(nn.Module):
-    """Mean and max over channels, a 7x7 convolution, sigmoid gate per position (CBAM, arXiv:1807.06521)."""
-
-    def __init__(self, kernel: int = 7) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)  # [B,2,H,W]
-        gate: Tensor = self.conv(pooled).sigmoid()
-        y: Tensor = x * gate
-        return y
-
-
-class CBAM(nn.Module):
-    """Channel attention, then spatial attention. Its first argument is the channel count, which it keeps, as in the
-    YAMLs of YOLOv5's and YOLOv7's forks."""
-
-    scales_width = True
-
-    def __init__(self, c1: int, c2: int, ratio: int = 16, kernel: int = 7) -> None:
-        super().__init__()
-        if c1 != c2:
-            raise ValueError(f"it keeps its {c1} channels, but its first argument makes {c2}")
-        self.channel_attention = ChannelAttention(c1, ratio)
-        self.spatial_attention = SpatialAttention(kernel)
-        self.out_channels = c1
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.spatial_attention(self.channel_attention(x))
-        return y

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from models.graph import FREE, Build, Detector
+from models.catalog import FREE, Build
+from models.graph import Detector
 from patches.multihead.free import MultiHeadFreeDetect
 from patches.multihead.head import MultiHeadDetect, MultiHeadDetectAttn
 from patches.multihead.head_file import read_head_file, restored_table

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.blocks.layers import CBAM
+from models.blocks.attention import CBAM
 from models.class_names import Columns
 from models.head import AnchorHead, Part, Rows, View, folded_rows, prior_biases
 from models.loss import Criterion, LossSettings

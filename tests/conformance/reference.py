@@ -17,7 +17,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from models.graph import LAYERS, Detector
+from models.catalog import LAYERS
+from models.graph import Detector
 from models.loss import Criterion, DetectionLoss, LossSettings
 from patches.multihead import Flags, MultiHead
 from patches.multihead.head_file import HeadTable
@@ -84,11 +85,12 @@ def filled(key: str, shape: torch.Size, gain: float) -> Tensor:
         value = 0.5 + draw.random_sample(n)
     else:
         value = draw.standard_normal(n)
-        if last == "weight" and len(shape) > 1:
+        weight = last in ("weight", "in_proj_weight", "gamma")
+        if weight and len(shape) > 1:
             value *= np.sqrt(gain / np.prod(shape[1:]))
         else:
             value *= 0.1
-            if (last == "implicit" and ".im." in key) or last == "weight":
+            if (last == "implicit" and ".im." in key) or weight:
                 value += 1
     return torch.from_numpy(value.reshape(tuple(shape)).astype(np.float32))
 

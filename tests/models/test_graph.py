@@ -9,8 +9,9 @@ import torch
 import yaml
 from torch import nn
 
+from models.catalog import FREE, LAYERS
 from models.fuse import fuse
-from models.graph import FREE, LAYERS, Detector, GraphError, make_divisible, parse_word
+from models.graph import Detector, GraphError, make_divisible, parse_word
 from tests.golden import golden
 
 Row = list[Any]
@@ -220,7 +221,10 @@ CONV, DETECT = [-1, 1, "Conv", [8, 3, 2]], [[0], 1, "Detect", ["nc", "anchors"]]
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"backbone": [[-1, 1, "Convx", [8]]]}, r"row 0 \(Convx.*unknown module; known: .*BottleneckCSP.*RepConv"),
+        (
+            {"backbone": [[-1, 1, "Convx", [8]]]},
+            r"row 0 \(Convx.*unknown module; did you mean Conv or .*python -m utils modules",
+        ),
         ({"backbone": [CONV, [-1, 1, "Swin", [8]]]}, r"row 1 \(Swin"),
         ({"head": [[[0], 1, "MultiHeadDetect", ["nc", "anchors"]]]}, r"row 1 .*--heads N --head-config"),
         ({"backbone": [[-1, 1, "Conv"]]}, r"backbone row 0: .* is not \[from, number, module, args\]"),
@@ -333,6 +337,10 @@ def test_every_module_that_is_offered_can_be_built_and_run() -> None:
         "Concat": ([[-1, -1], [1]]), "Shortcut": ([[-1, -1], [1]]), "ReOrg": ([-1, []]), "Contract": ([-1, [2]]),
         "MP": ([-1, []]), "SP": ([-1, [5]]), "CBAM": ([-1, [64]]), "nn.Upsample": ([-1, ["None", 2, "nearest"]]),
         "nn.MaxPool2d": ([-1, [2, 2, 0]]), "nn.ZeroPad2d": ([-1, [[0, 2, 0, 2]]]), "Focus": ([-1, [32, 3]]),
+        "Chuncat": ([[-1, -1], [1]]), "Foldcut": ([-1, [1]]), "Expand": ([-1, [2]]), "nn.BatchNorm2d": ([-1, []]),
+        "BiFPN_Concat2": ([[-1, -1], [1]]), "BiFPN_Concat3": ([[-1, -1, -1], [1]]),
+        "TransformerBlock": ([-1, [64, 4, 1]]), "ShuffleV2Block": ([-1, [64, 1]]), "Shuffle_Block": ([-1, [64, 2]]),
+        "SimAM": ([-1, []]), "RepResXCSPA": ([-1, [128]]), "RepResXCSPC": ([-1, [128]]),
     }  # fmt: skip
     for kind in LAYERS:
         if kind in ("Detect", "IDetect", "IAuxDetect", FREE):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.blocks import csp, layers
+from models.blocks import layers, pooling
 from models.blocks.layers import Conv
+from models.catalog import LAYERS
 from models.fuse import folded
-from models.graph import LAYERS, Detector
+from models.graph import Detector
 from models.loss import LossSettings
 from patches.multihead import Flags, patch
 from tests.models.test_fuse import random_statistics
@@ -102,7 +103,7 @@ def test_the_same_bits_as_without_it(frozen: range, freeze_bn: str, name: str, m
     """Against every row run alike, with the operator's pools: losses, gradients, weights, statistics."""
     with monkeypatch.context() as plain:
         plain.setattr(Detector, "prefix", lambda self: 0)
-        for module in (layers, csp):
+        for module in (layers, pooling):
             plain.setattr(module, "max_pool", torch.nn.functional.max_pool2d)
         wanted = learn(demo(frozen, name), freeze_bn)
     found = learn(demo(frozen, name), freeze_bn)

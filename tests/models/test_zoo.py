@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from models.graph import LAYERS, Detector
+from models.catalog import LAYERS
+from models.graph import Detector
 from patches.multihead import Flags, patch
 from tests.shared import ROOT, shared
 from utils.weights.model_files import read_model, shipped

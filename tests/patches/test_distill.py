@@ -10,7 +10,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from models.graph import LAYERS, Detector
+from models.catalog import LAYERS
+from models.graph import Detector
 from models.head import View
 from patches.distill import Distill, Flags, check_match, coin_kl, free_terms, output_terms, owner_of
 from patches.multihead import Flags as HeadFlags

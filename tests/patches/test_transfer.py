@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.graph import LAYERS, Detector
+from models.catalog import LAYERS
+from models.graph import Detector
 from models.loss import LossSettings, scale_gains
 from patches.multihead import Flags as HeadFlags
 from patches.multihead import MultiHead

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.graph import LAYERS, Detector
+from models.catalog import LAYERS
+from models.graph import Detector
 from patches.distill import Distill
 from patches.distill import Flags as DistillFlags
 from patches.multihead import Flags as HeadFlags

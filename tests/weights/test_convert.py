@@ -12,7 +12,8 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from models.graph import LAYERS, Detector, replace_activation
+from models.catalog import LAYERS
+from models.graph import Detector, replace_activation
 from patches.multihead import Flags, patch
 from patches.multihead.head_file import HeadTable
 from tests.shared import ROOT, shared

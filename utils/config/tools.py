@@ -182,6 +182,11 @@ class Convert:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModuleList:
+    files: tuple[str, ...] = opt((), "files of your own, to be listed as well", "model", positional=True, nargs="*")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitCheck:
     data: str = opt("", "data YAML", "data", positional=True)
     group: str = opt(
@@ -300,6 +305,14 @@ SOURCE may be a .pt file of YOLOv5 or YOLOv7, a plain file of tensors, a safeten
 program. No code in it is run. Prints what is in it: tensors, classes, anchors, and which model YAML they fit.""",
     Convert,
 )
+MODULES = Program(
+    tool("modules"),
+    """Modules that the rows of a model YAML can name: arguments, what each is, what its outputs are tested against.
+
+  python -m utils modules                 those of this program
+  python -m utils modules my_blocks.py    and those of a file for --modules""",
+    ModuleList,
+)
 SPLIT = Commands(
     tool("split"),
     "Split a data set so that groups (a patient, a clip, a place) stay together, or check that they do.",
@@ -343,6 +356,7 @@ TOOLS: Mapping[str, tuple[str, Program[Any] | Commands]] = {  # name: (module wi
     "stages": ("utils.runs.chain", STAGES),
     "replay": ("utils.runs.replay", REPLAY),
     "convert": ("utils.weights.convert", CONVERT),
+    "modules": ("utils.weights.own_blocks", MODULES),
     "split": ("utils.data.prepare.split", SPLIT),
     "voc2yolo": ("utils.data.prepare.voc2yolo", VOC2YOLO),
     "shapes": ("utils.data.shapes.scenes", SHAPES),

@@ -66,6 +66,22 @@ def naming(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def running(file: Path) -> Iterator[None]:
+    """Whatever a user's own code raises becomes a UserError that names its file and the line there."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        trace, line = error.__traceback__, getattr(error, "lineno", None)
+        while trace:
+            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(file) else line
+            trace = trace.tb_next
+        where = f"{file}, line {line}" if line else f"{file}"
+        raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error)[:2000].split())[:300]}") from None
+
+
+@contextmanager
 def quiet_pipe(code: int = 128 + signal.SIGPIPE) -> Iterator[None]:
     """Who reads the output has gone (`| head`): the end, without a traceback. code: of the exit; default: that of a
     program in C."""

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from models.graph import LAYERS, Detector, GraphError
+from models.catalog import LAYERS
+from models.graph import Detector, GraphError
 from models.rows import spelled
 from utils import seams
 from utils.data.pairs import recorded

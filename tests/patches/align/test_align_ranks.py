@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.graph import LAYERS, Detector
+from models.catalog import LAYERS
+from models.graph import Detector
 from patches.align import Align, Flags
 from tests.ranks import on_ranks
 from utils import seams

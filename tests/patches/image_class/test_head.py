@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from models.catalog import LAYERS
 from models.fuse import fuse
-from models.graph import LAYERS, Backbone, Detector
+from models.graph import Backbone, Detector
 from models.head import image_heads
 from patches.image_class.head import Dropout, ImageHead, balanced_weights, confusion, figures, image_loss
 from tests.models.test_zoo import spec

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.catalog import LAYERS
 from models.free.loss import KINDS, FreeLoss
-from models.graph import LAYERS, Detector, GraphError
+from models.graph import Detector, GraphError
 from models.loss import LossSettings
 from patches.multihead import Flags, MultiHead
 from patches.multihead.free import BOX, MultiHeadFreeDetect, MultiHeadFreeLoss

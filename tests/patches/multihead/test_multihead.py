@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.anchored.assign import Rows
-from models.graph import LAYERS, Detector, GraphError
+from models.catalog import LAYERS
+from models.graph import Detector, GraphError
 from models.loss import DetectionLoss, LossSettings
 from patches.multihead import Flags, MultiHead
 from patches.multihead.head import MultiHeadDetect

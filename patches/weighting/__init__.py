@@ -163,8 +163,12 @@ class Weighting(Patch[Flags]):
                 if away := [task for task, own in by_task.items() if node not in own]:
                     raise UserError(f"--gradnorm-node {node}: no gradient of {', '.join(away)} passes through it")
         elif not (rows := shared_layer.last_shared(model, by_task)):
+            constant = [task for task, loss in losses.items() if not loss.requires_grad]
             frozen = any(not p.requires_grad for p in model.parameters())
             cure = "freeze fewer modules (--freeze, --unfreeze)" if frozen else "they have networks of their own"
+            if constant:
+                idle = f"{', '.join(constant)} depends on no weight (with one class, cls is 0)"
+                cure = f"{idle}: leave it out of --mtl-tasks"
             trouble = f"no module that trains is shared by {' and '.join(by_task)}: {cure}"
         if trouble and needed:
             raise UserError(f"--mtl gradnorm: {trouble}")

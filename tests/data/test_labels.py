@@ -33,7 +33,7 @@ def test_repeated_rows_are_removed_and_counted() -> None:
         ("0 .1 .1 .2 .2 1.5 .3", "coordinate 1.5 is outside 0..1"),
         ("-1 .5 .5 .1 .1", "class -1"),
         ("1.5 .5 .5 .1 .1", "class 1.5"),
-        ("cat .5 .5 .1 .1", "'cat' is not a number"),
+        ("cat .5 .5 .1 .1", "'cat' is not a number; a line is `class cx cy w h`"),
         ("0 nan .5 .1 .1", "'nan' is not a finite number"),
         ("0 .5 .5 inf .1", "'inf' is not a finite number"),
         ("0 .5 .5 .1", "4 values"),

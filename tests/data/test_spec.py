@@ -82,7 +82,7 @@ def test_images_of_a_folder_come_in_the_order_of_their_paths(tmp_path: Path) -> 
         ({"train": "empty"}, ["train", "empty", "it is empty"]),
         ({"train": "odd"}, ["train", "holds no image", ".gif"]),
         ({"train": "data.yaml"}, ["train", "neither a folder, a .txt list"]),
-        ({"train": "bad.txt"}, ["bad.txt:2", "'x.gif'", "no image suffix"]),
+        ({"train": "bad.txt"}, ["bad.txt:2", "'x.gif'", "no image suffix", "one image per line"]),
         ({"train": 7}, ["train", "expected a path", "7"]),
         ({"path": "nowhere"}, ["path", "nowhere", "does not exist"]),
         ({"nams": ["a"]}, ["unknown key 'nams'", "'names'"]),

@@ -239,3 +239,15 @@ def test_groups_are_compared_where_there_are_several() -> None:
     with pytest.raises(UserError, match=r"x\.pt was trained with another grouping.*\[1, 2\]"):
         model.head.groups = [[0, 1], [2]]
         check_groups(model, Source("x.pt", {}, {"groups": [[0, 2], [1]]}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("own", [True, False])
+def test_weights_that_are_no_numbers_are_refused(value: float, own: bool, tmp_path: Path) -> None:
+    """Ours, and a state dict: the model would detect nothing, without a word."""
+    model, path = small(), tmp_path / "a.pt"
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[3] = value
+    saved(path, model) if own else torch.save(model.state_dict(), path)
+    with pytest.raises(UserError, match=r"a\.pt: 1 of its tensors hold NaN or infinity: model\.0\.conv\.weight"):
+        read_source(path)

@@ -132,7 +132,8 @@ def _object(tokens: list[str]) -> tuple[list[float], Floats | None]:
         values = [float(token) for token in tokens]
     except ValueError:
         bad = next(t for t in tokens if not _is_number(t))
-        raise ValueError(f"{bad!r} is not a number") from None
+        form = "a line is `class cx cy w h`, numbers with spaces between, the class by its number in `names`"
+        raise ValueError(f"{bad!r} is not a number; {form}") from None
     if not all(map(math.isfinite, values)):
         raise ValueError(f"{tokens[[math.isfinite(v) for v in values].index(False)]!r} is not a finite number")
     label, coordinates = values[0], values[1:]

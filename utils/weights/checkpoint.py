@@ -128,14 +128,22 @@ def parsed(text: object) -> dict[str, object] | None:
 
 
 def read_source(path: str | Path) -> seams.Source:
-    """The weights of any supported file, ours or foreign, and what it says about itself."""
+    """The weights of any supported file, ours or foreign, and what it says about itself. Errors: UserError, also for
+    weights that are no numbers, as a training leaves them that diverged: they would detect nothing, without a word."""
     own = try_own(path)
     if own is not None:
-        return seams.Source(str(path), own["ema"], own["meta"])
-    found = foreign.read_foreign(path)
-    meta = foreign.as_meta(found)
-    check(meta, Description, str(path))
-    return seams.Source(str(path), found.state, meta)
+        source = seams.Source(str(path), own["ema"], own["meta"])
+    else:
+        found = foreign.read_foreign(path)
+        meta = foreign.as_meta(found)
+        check(meta, Description, str(path))
+        source = seams.Source(str(path), found.state, meta)
+    bad = [key for key, value in source.state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"{path}: {len(bad)} of its tensors hold NaN or infinity: {few(bad)}; take an earlier checkpoint"
+        )
+    return source
 
 
 def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, object]:

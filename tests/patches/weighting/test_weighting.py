@@ -299,3 +299,12 @@ def test_what_a_run_writes(small_shapes: Path, tmp_path: Path, monkeypatch: pyte
         assert (run.dir / "history.png").is_file()
     assert all(h["weight"] == {"box": 1.0, "obj": 1.0, "cls": 1.0} for h in histories["fixed"])
     assert all(x["weight"] != y["weight"] for x, y in pairwise(histories["gradnorm"]))
+
+
+def test_a_task_that_depends_on_no_weight_is_named(
+    small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one class there is no class loss."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"cls depends on no weight .*leave it out of --mtl-tasks"):
+        trained(small_shapes, tmp_path, "a", "--single-cls", "--mtl", "gradnorm", *MTL)

@@ -127,7 +127,11 @@ def images_of_list(listing: Path, root: Path) -> list[Path]:
         if not name or (name[0] == "#" and not os.path.exists(listing.parent / name)):
             continue
         if os.path.splitext(name)[1].lower() not in SUFFIXES:
-            raise UserError(f"{listing}:{number}: {brief(name)} has no image suffix ({' '.join(sorted(SUFFIXES))})")
+            kinds = f"has no image suffix ({' '.join(sorted(SUFFIXES))})"
+            raise UserError(
+                f"{listing}:{number}: {brief(name)} {kinds}; a list names one image per line and nothing behind it, "
+                "label files are found by the images' names"
+            )
         hit = next(((b, n) for n in spellings(name) for b in bases if os.path.exists(os.path.join(b, n))), None)
         if hit is None:
             files.append(Path(os.path.join(listing.parent, name)))

@@ -102,6 +102,20 @@ def test_only_what_changed_is_read_again(spec: DataSpec, reads: list[str]) -> No
     assert result.sizes[-1].tolist() == [30, 50]
 
 
+def test_a_label_of_equal_size_whose_time_was_set_back_is_read_again(spec: DataSpec, reads: list[str]) -> None:
+    """As unpacking an archive, or copying with times, leaves it."""
+    labels = spec.root / "labels/train"
+    label = next(p for p in sorted(labels.iterdir()) if p.read_text().startswith("0 "))
+    scan_split(spec, "train", on_bad_data="skip")
+    old = label.stat()
+    label.write_text("1" + label.read_text()[1:])
+    os.utime(label, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert label.stat().st_size == old.st_size
+    reads.clear()
+    scan_split(spec, "train", on_bad_data="skip")
+    assert [Path(r).stem for r in reads] == [label.stem]
+
+
 def test_a_broken_cache_is_not_trusted(spec: DataSpec, reads: list[str]) -> None:
     first = scan_split(spec, "train")
     cache = spec.root / "labels/train.thaw.cache"

@@ -234,7 +234,10 @@ def _stamp(path: str) -> Stamp:
     except OSError as error:
         gone = error.errno == errno.ENOENT and not os.path.islink(path)
         return ABSENT if gone else (BROKEN, error.errno or 0)
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (BROKEN, 0)
+    if not stat.S_ISREG(status.st_mode):
+        return BROKEN, 0
+    # the time of content alone can be set back, as unpacking and copying do, and the size may be the same by chance
+    return status.st_size, status.st_mtime_ns + status.st_ctime_ns
 
 
 def _stamps(image: str, label: Label) -> tuple[Stamp, Stamp]:

@@ -24,7 +24,7 @@ from utils.system.errors import UserError
 from utils.system.files import write_whole
 
 VERSION = 7  # raise it when parsing or the layout of the cache changes
-Stamp = tuple[int, int]  # size in bytes, modification time in ns
+Stamp = tuple[int, int]  # size in bytes, times of change in ns
 ABSENT: Stamp = (-1, -1)  # a file that is not there
 BROKEN = -2  # in place of a size: there is something that cannot be read; beside it the system's number of the reason
 

@@ -1,11 +1,16 @@
 """Fixtures shared by the tests: a small version of the embedded data set, and a run of the command line."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before torch comes. Sizes are toys': more threads than one only get in each other's way, and the last digits would
+# follow their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import numpy as np

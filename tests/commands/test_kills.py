@@ -23,7 +23,7 @@ COMBINATIONS = {
     "ota": ["--loss-ota", "1"],
     "four heads, frozen": [*FOUR_HEADS, "--freeze", "10"],
     "unfreeze and guard": [
-        *("--freeze", "10", "--unfreeze", "2:40-77", "4:10-39@0.5", "--guard-drop", "0.001"),
+        *("--freeze", "10", "--unfreeze", "0:40-77", "4:10-39@0.5", "--guard-drop", "0.001"),
         *("--guard-patience", "1", "--guard-action", "halve"),
     ],
     "joint, gradnorm": ["--classify", "--mtl", "gradnorm"],
@@ -87,3 +87,4 @@ def test_twenty_kills(name: str, small_shapes: Path, rich: Path, tmp_path: Path)
     print(f"{name}: {len(hits)} kills")
     assert len(hits) == KILLS, hits
     same(tmp_path / "whole/a", run)
+    assert not list(run.rglob("*.part"))

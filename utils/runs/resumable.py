@@ -105,9 +105,9 @@ def put_aside(path: Path) -> None:
         print(f"the damaged file is now {aside}")
 
 
-def clear(weights: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove what a killed process left half written. To be called by the one process that may write there."""
-    for part in weights.glob("*.part"):
+    for part in [*folder.glob("*.part"), *folder.glob("weights/*.part")]:
         with naming(part):
             part.unlink()
 

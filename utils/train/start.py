@@ -82,7 +82,7 @@ def resume(given: Given[Config]) -> Start:
     meta = resumed["meta"]
     resumable.check_run(path, meta.get("config") or {}, old.content.get("config"))
     if dist.main():
-        resumable.clear(path.parent)
+        resumable.clear(folder)
     if path.name == resumable.PREVIOUS:
         print(note("from the save before", f"goes on from {path}, the save before the last: step {meta.get('step')}"))
     if lacking := [name for name in RESUMED if name not in meta]:

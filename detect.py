@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
 def run(args: Options, device: torch.device, folder: Path) -> None:
     """Every picture of the source, and what was found, into `folder`."""
     find_sources(args.source)
-    loaded = [load_detector(path, args.cfg) for path in args.weights]
+    loaded = [load_detector(path, args.cfg, args.modules) for path in args.weights]
     models, (meta, *_) = [model for model, _ in loaded], [meta for _, meta in loaded]
     check_together(models, [meta["names"] for _, meta in loaded], args.weights)
     names, stride = meta["names"], max(int(model.stride.max()) for model in models)

@@ -6,8 +6,8 @@ Input   image  float32 [B,C,H,W], RGB (or the C channels of the data) as fractio
         H x W = img x img by letterbox.
 Output  boxes  float32 [B,M,5+n] of a detector with one head; boxes_HEAD of each head where there are several. A row is
         cx, cy, w, h in pixels of the input, objectness 0..1, then the probabilities of the head's n classes. Rows go
-        by level (fine to coarse), anchor, y, x. NMS is not in the file: score = objectness * probability.
-        Without anchors there is no objectness: [B,M,4+n], score = probability.
+        by level (fine to coarse), anchor, y, x. NMS is not in the file: score = objectness * probability. Without
+        anchors there is no objectness: [B,M,4+n], score = probability.
         NAME   of each branch (image_class: logits [B,k], softmax gives shares), unless --only-det.
 Metadata (JSON): names, objectness (true where there is that column), groups {output: class number of each column},
 stride of each level, img_size, image_classes {output: names}, weights.
@@ -167,7 +167,7 @@ def verify(content: bytes, module: Exported, image: Tensor, kind: str) -> None:
 def main(argv: list[str]) -> None:
     args = PROGRAM.parse(argv).cfg
     out = target(args)
-    model, meta = load_detector(args.weights, args.cfg)
+    model, meta = load_detector(args.weights, args.cfg, args.modules)
     size = whole_strides(args.img_size or int(meta.get("img_size") or 640), int(model.stride.max()))
     if args.only_det:
         model.branches.clear()

@@ -55,8 +55,8 @@ def run(given: Given[Options], device: torch.device, folder: Path) -> Result:
     """The evaluation, and what it writes into `folder`."""
     args = given.cfg
     weights, *more = args.weights
-    model, meta = load_detector(weights, args.cfg)
-    others = [load_detector(path, args.cfg) for path in more]
+    model, meta = load_detector(weights, args.cfg, args.modules)
+    others = [load_detector(path, args.cfg, args.modules) for path in more]
     models = [model, *(other for other, _ in others)]
     check_together(models, [meta["names"], *(said["names"] for _, said in others)], args.weights)
     records: seams.Records = lasting(meta)

@@ -133,13 +133,13 @@ def test_files_that_are_missing_or_meet(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_held_against_the_files(tmp_path: Path) -> None:
     own = read([written(tmp_path)])
-    check({}, own, "w.pt")
-    check({"modules": dict(own.hashes)}, own, "w.pt")
+    check({}, "w.pt", own)
+    check({"modules": dict(own.hashes)}, "w.pt", own)
     with pytest.raises(UserError, match=r"w\.pt: its model has blocks of mine\.py.*--modules mine\.py"):
-        check({"modules": dict(own.hashes)}, read([]), "w.pt")
+        check({"modules": dict(own.hashes)}, "w.pt", read([]))
     changed = read([written(tmp_path, FILE + "\n")])
     with pytest.raises(UserError, match="has changed since the training"):
-        check({"modules": dict(own.hashes)}, changed, "w.pt")
+        check({"modules": dict(own.hashes)}, "w.pt", changed)
 
 
 @pytest.mark.parametrize("body", ["return (x, x)", "return x.flatten(1)", "return x.nonsense()"])

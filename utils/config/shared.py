@@ -23,7 +23,17 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class OwnModules:
+    """Code that a model needs beside its YAML."""
+
+    modules: tuple[str, ...] = opt(
+        (), "Python file with blocks of your own for the rows of the model YAML; may be given several times", "model",
+        repeated=True, metavar="FILE.py",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(OwnModules):
     """A model that is there already."""
 
     weights: str = opt("", "checkpoint of this program, YOLOv5 or YOLOv7", "model", required=True)
@@ -31,7 +41,7 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedTogether:
+class TrainedTogether(OwnModules):
     """One model that is there already, or several whose detections are put together."""
 
     weights: tuple[str, ...] = opt(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.config.options import Program, again, opt
-from utils.config.shared import Device
+from utils.config.shared import Device, OwnModules
 from utils.system.errors import UserError
 from utils.system.files import ROOT
 
@@ -175,7 +175,7 @@ class ReplayTable(ReplayChain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert:
+class Convert(OwnModules):
     source: str = opt("", "weights to read: .pt or .safetensors", positional=True)
     out: str = opt("", "file to write: .pt (a checkpoint of this program) or .safetensors", positional=True)
     only_det: bool = opt(False, "leave out what --classify or --dual-backbone added to the detector", "model")
@@ -307,7 +307,7 @@ program. No code in it is run. Prints what is in it: tensors, classes, anchors, 
 )
 MODULES = Program(
     tool("modules"),
-    """Modules that the rows of a model YAML can name: arguments, what each is, what its outputs are tested against.
+    """What the rows of a model YAML can name: arguments, meaning, what each is tested against.
 
   python -m utils modules                 those of this program
   python -m utils modules my_blocks.py    and those of a file for --modules""",

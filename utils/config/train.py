@@ -15,7 +15,7 @@ from utils.config.help import patch_schemas, patch_table, record_name
 from utils.config.hyp import fill_in, keys_of, read_hyp
 from utils.config.options import Given, Program, again, check_ranges, flag, hyper, opt, say
 from utils.config.settings import DataSettings, EvalSettings
-from utils.config.shared import LARGEST, MATCHES, Device, Place
+from utils.config.shared import LARGEST, MATCHES, Device, OwnModules, Place
 from utils.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Place, Device):
+class Config(Place, Device, OwnModules):
     """Flags of train.py."""
 
     weights: str = opt("", "start a new stage from this checkpoint (empty: from scratch)", "model", place=True)

@@ -27,7 +27,7 @@ from utils.runs.folder import Facts
 from utils.system.errors import UserError
 from utils.train import anchors
 from utils.train.start import load_weights, starting_weights
-from utils.weights import checkpoint
+from utils.weights import checkpoint, own_blocks
 
 FREE = PLACES - {"notest"}  # settings that say where and how fast, not what comes out
 APART = {"data", "hyp"}  # files whose contents are compared as data, and as settings
@@ -55,6 +55,7 @@ def rehearse(words: Sequence[str], before: "Wanted | None" = None) -> Wanted:
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         given = parse([*words, "--weights", ""] if before else words)
         cfg = given.cfg
+        own_blocks.use(cfg.modules)
         patches = seams.switched_on(given.flags)
         spec = read_data(cfg.data)
         seen = spec.merged() if cfg.single_cls else spec

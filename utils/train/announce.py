@@ -15,6 +15,7 @@ from utils.system.table import aligned
 from utils.system.yaml_file import read_yaml
 from utils.train.modules import spans
 from utils.train.run import Run
+from utils.weights import own_blocks
 from utils.weights.checkpoint import build_detector, read_model
 
 MOST = 20  # settings that differ are listed, the others counted
@@ -86,6 +87,7 @@ def print_help(argv: Sequence[str]) -> None:
     words = [*argv[:at], *argv[at + 1 + (topic != "" and "=" not in argv[at]) :]]
     given = parse(words)
     cfg = given.cfg
+    own_blocks.use(cfg.modules)
     with quiet_pipe(0):
         print(train.help(topic or ""))
         spec, nc, channels = read_model(cfg.cfg), 0, 3

@@ -137,6 +137,7 @@ def open_folder(run: Run, contents: Manifest, source: seams.Source | None) -> No
         "files": files,
         "start": start,
         "data": {**run.meta["data"], "names": contents.names},
+        **({"modules": needed} if (needed := run.meta.get("modules")) else {}),
     }
     with naming(run.dir):
         for name in ("result.yaml", START, START_CLASSES):  # of a run that --exist-ok replaces

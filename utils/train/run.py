@@ -25,6 +25,7 @@ from utils.train.audit.audit import Audit
 from utils.train.finite import Watch
 from utils.train.guard import Guard
 from utils.train.loss_step import LossStep, compute_type
+from utils.weights import own_blocks
 
 
 @dataclass
@@ -99,6 +100,7 @@ def describe(cfg: Config, patches: seams.Patches, model: Detector, contents: Man
         "group_names": model.group_names,
         **{k: list(v) if k == "scale" else v for k, v in more.items() if v is not None},
         "nc": model.nc,
+        **({"modules": needed} if (needed := own_blocks.in_use().needed(model.spec)) else {}),
         "channels": model.in_channels,
         "data": {"yaml": cfg.data, "fingerprint": contents.fingerprint},
     }

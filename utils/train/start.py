@@ -24,7 +24,7 @@ from utils.system.device import select_device
 from utils.system.errors import UserError, parsing
 from utils.system.notes import note
 from utils.system.sync_bn import synchronise_norms
-from utils.weights import checkpoint, class_rows, detector_forms
+from utils.weights import checkpoint, class_rows, detector_forms, own_blocks
 
 RESUMED = (  # what the description of a checkpoint must hold for its run to go on
     "config", "patches", "spec", "data", "conditions", "next_epoch", "next_batch", "step", "best", "pending",
@@ -49,6 +49,7 @@ def begin(argv: Sequence[str]) -> Start:
     """argv -> where to start from. Errors: UserError for flags that are wrong or do not go together."""
     given = parse(argv)
     cfg = given.cfg
+    own_blocks.use(cfg.modules)
     if cfg.resume:
         return resume(given)
     if cfg.allow_changed_data:
@@ -68,7 +69,7 @@ def claim(cfg: Config, named: bool) -> tuple[Path, AbstractContextManager[object
 def resume(given: Given[Config]) -> Start:
     """The run's own settings; only where it runs, and where its data lie now, is taken from the command line: a changed
     setting is a new stage."""
-    cfg, where = given.cfg, {"device", "workers", "data"}
+    cfg, where = given.cfg, {"device", "workers", "data", "modules"}
     given.only({"resume", "project", "allow_changed_data"} | where, "--resume goes on with the run's own settings")
     path = resumable.find(cfg.resume, cfg.project)
     resumable.check_place(path)
@@ -90,6 +91,7 @@ def resume(given: Given[Config]) -> Start:
             f"--resume {path}: an earlier version wrote it, it does not say {', '.join(lacking)}; go on with that "
             f"version, or start a new stage with --weights {path}"
         )
+    own_blocks.check(meta, path)
     taken = {name: getattr(cfg, name) for name in where & given.names}
     taken["allow_changed_data"] = cfg.allow_changed_data  # never the stored one: it is allowed once
     own = restored(Config, {**old.here(meta["config"]), **taken}, f"--resume {path}: its settings")
@@ -106,9 +108,10 @@ def resume(given: Given[Config]) -> Start:
 def repeat(given: Given[Config]) -> Start:
     """The recorded run from its beginning, in a folder of its own; only where it runs, and where its weights and its
     data lie now, is taken from the command line."""
-    cfg, where = given.cfg, {"project", "name", "device", "workers", "weights", "data"}
+    cfg, where = given.cfg, {"project", "name", "device", "workers", "weights", "data", "modules"}
     given.only(where | {"replay"}, "--replay repeats a run with its own settings")
     old = replay.read(cfg.replay)
+    own_blocks.check(old.content, old.folder)
     fresh = {"project": str(old.folder.parent), "name": f"{old.folder.resolve().name}_replay", "exist_ok": False}
     changed = {
         "replay": cfg.replay,

@@ -5,14 +5,13 @@ one also has model, optimizer, patches, scaler. Foreign files are read by foreig
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from models.catalog import LAYERS
 from models.graph import Detector, GraphError
 from models.rows import spelled
 from utils import seams
@@ -22,7 +21,7 @@ from utils.system.errors import UserError, parsing
 from utils.system.files import write_whole
 from utils.system.schema import check
 from utils.system.table import few
-from utils.weights import foreign, torch_file
+from utils.weights import foreign, own_blocks, torch_file
 from utils.weights.description import MOST_CLASSES, Description, check_description
 from utils.weights.detector_forms import as_built
 from utils.weights.guess import guess_exactly
@@ -156,6 +155,8 @@ def model_yaml(cfg: str, source: seams.Source | None) -> dict[str, object]:
             "--cfg MODEL.yaml is needed: "
             + ("--weights do not carry a model YAML" if source else "there are no --weights")
         )
+    if source:
+        own_blocks.check(source.meta, source.path)
     return dict(spec)
 
 
@@ -253,7 +254,7 @@ def build_detector(
     """Model YAML -> Detector for images of so many channels, with the layers and branches that patches add; errors
     name the file."""
     try:
-        model = Detector(spec, nc, {**LAYERS, **patches.merge("layers")}, channels)
+        model = Detector(spec, nc, {**own_blocks.in_use().layers, **patches.merge("layers")}, channels)
         with torch.random.fork_rng(devices=[]):  # a branch must not shift the random numbers of the base
             for name, (index, module) in patches.merge("branches", model).items():
                 model.add_branch(name, index, module)
@@ -262,12 +263,16 @@ def build_detector(
         raise UserError(f"{where}: {error}") from None
 
 
-def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, Any]]:
+def load_detector(
+    path: str | Path, cfg: str = "", modules: Sequence[str] | None = None
+) -> tuple[Detector, dict[str, Any]]:
     """A trained detector in eval mode, on the CPU, and its meta (nc, names, spec, patches, img_size, ... as far as the
     file says).
 
-    cfg: model YAML, for files that do not carry one.
+    cfg: model YAML, for files that do not carry one. modules: what --modules names; None: what is in use already.
     """
+    if modules is not None:
+        own_blocks.use(modules)
     source = read_source(path)
     meta = dict(source.meta)
     spec = read_model(cfg) if cfg else meta.get("spec")
@@ -276,6 +281,8 @@ def load_detector(path: str | Path, cfg: str = "") -> tuple[Detector, dict[str, 
         print(f"{path} does not say its architecture; all of its tensors fit {guess.where}")
     if spec is None:
         raise UserError(f"{path} does not say its architecture: give the model YAML with --cfg")
+    if not cfg:
+        own_blocks.check(meta, path)
     patches = seams.revive(lasting(meta))
     nc: Any = meta.get("nc") or spec.get("nc")
     check(nc, Annotated[int, (1, MOST_CLASSES)], f"{cfg or path}: nc, the number of classes")

@@ -20,6 +20,7 @@ from utils import seams
 from utils.config.tools import CONVERT
 from utils.system.errors import UserError, fail
 from utils.system.table import few
+from utils.weights import own_blocks
 from utils.weights.checkpoint import build_detector, channels_of, detection_alone, lasting, save_checkpoint, try_own
 from utils.weights.foreign import ForeignCheckpoint, as_meta, describe, read_foreign
 from utils.weights.guess import Guess, guess_model
@@ -119,4 +120,5 @@ def convert(source: Path, out: Path, only_det: bool = False) -> str:
 
 def main(argv: list[str]) -> None:
     args = CONVERT.parse(argv).cfg
+    own_blocks.use(args.modules)
     print(convert(Path(args.source), Path(args.out), args.only_det))

@@ -31,6 +31,7 @@ class Description(TypedDict, total=False):
     groups: list[list[Count]] | None  # class ids of each head
     group_names: list[str] | None
     channels: Annotated[int, (1, 64)] | None
+    modules: dict[str, str] | None  # files of --modules that it is built with, and the SHA-256 of each
     img_size: Annotated[int, (1, 1 << 20)] | None
     scale: list[float] | None
     patches: dict[str, dict[str, Any]] | None

@@ -37,17 +37,38 @@ class OwnBlocks:
 
     hashes: Mapping[str, str] = field(default_factory=dict)  # {file name: SHA-256 of its content}
     builders: Mapping[str, Build] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)  # {module: file name}
 
     @property
     def layers(self) -> dict[str, Build]:
         """All modules that a model YAML can name."""
         return {**LAYERS, **self.builders}
 
+    def needed(self, spec: Mapping[str, Any]) -> dict[str, str]:
+        """Of `hashes`, the files of which a row of this model YAML names a module."""
+        kinds = {row[2] for part in ("backbone", "head") for row in spec[part]}
+        files = {file for kind, file in self.origins.items() if kind in kinds}
+        return {file: digest for file, digest in self.hashes.items() if file in files}
+
+
+_in_use = OwnBlocks()  # of the process, as what it has imported is
+
+
+def use(files: Sequence[str]) -> None:
+    """From here on every model of this process is built with what these files define. For the start of a program."""
+    global _in_use
+    _in_use = read(files)
+
+
+def in_use() -> OwnBlocks:
+    return _in_use
+
 
 def read(files: Sequence[str]) -> OwnBlocks:
     """Import the files. Errors: UserError that names the file, and the line where one fails."""
     hashes: dict[str, str] = {}
     builders: dict[str, Build] = {}
+    origins: dict[str, str] = {}
     for file in files:
         path = Path(file)
         if not path.is_file():
@@ -59,7 +80,8 @@ def read(files: Sequence[str]) -> OwnBlocks:
         if clash := own.keys() & builders.keys():
             raise UserError(f"--modules {file}: {', '.join(sorted(clash))} came from another file already")
         builders |= own
-    return OwnBlocks(hashes, builders)
+        origins |= dict.fromkeys(own, path.name)
+    return OwnBlocks(hashes, builders, origins)
 
 
 def defined(path: Path) -> dict[str, type[nn.Module]]:
@@ -140,8 +162,10 @@ def output_channels(module: nn.Module, c1: int | list[int]) -> int:
     return out.shape[1]
 
 
-def check(meta: Mapping[str, Any], own: OwnBlocks, path: str | Path) -> None:
-    """The files that a checkpoint's model needs are named, and are what they were in its training."""
+def check(meta: Mapping[str, Any], path: str | Path, own: OwnBlocks | None = None) -> None:
+    """The files that a checkpoint's model needs are named, and are what they were in its training. Errors: UserError.
+    own: in place of those in use."""
+    own = own or in_use()
     for name, digest in (meta.get("modules") or {}).items():
         if name not in own.hashes:
             raise UserError(f"{path}: its model has blocks of {name}; if you trust that file, add --modules {name}")

@@ -61,3 +61,11 @@ def test_a_damaged_picture_and_a_film_of_other_channels_are_named(folder: Path) 
         list(frames(str(folder), channels=1))
     with pytest.raises(UserError, match="not a readable video"):
         list(frames(str(folder / "film.mp4")))
+
+
+def test_an_empty_source_is_not_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert find_sources(".")
+    for empty in ("", " "):
+        with pytest.raises(UserError, match="--source is empty"):
+            find_sources(empty)

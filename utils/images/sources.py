@@ -51,6 +51,8 @@ def find_sources(source: str, say: bool = False) -> list[str]:
 
     say: print what of a folder was left out.
     """
+    if not source.strip():  # of a variable that is not set; as a path it would be the working folder
+        raise UserError("--source is empty; give a picture, a folder, a video, a stream, or . for the working folder")
     path, kept = Path(source), {*SUFFIXES, *VIDEOS}
     if is_stream(source):
         return [source]

@@ -8,10 +8,14 @@ import pytest
 import torch
 import yaml
 
+import test
+import train
 from models.catalog import LAYERS
 from models.graph import Detector
 from patches.multihead import Flags, patch
 from tests.shared import ROOT, shared
+from tests.toy import toy
+from utils.system.yaml_file import read_yaml
 from utils.weights.model_files import read_model, shipped
 
 # name: modules, parameters, state tensors (80 classes, unfused)
@@ -50,6 +54,15 @@ MULTI = {
     "yolov5s-1b4h": "yolov5s",
     "demo-1b4h": "demo",
 }
+WITH_AUX = ("w6", "e6", "d6", "e6e")
+OTHERS = [
+    *(f"training/yolov7-{size}" for size in WITH_AUX),
+    *(
+        f"{folder}/{f.stem}"
+        for folder in ("deploy", "baseline")
+        for f in sorted((ROOT / "cfg" / folder).glob("*.yaml"))
+    ),
+]
 DETECTORS = {"yolov7-tiny-1b4h-attn": "MultiHeadDetectAttn"}
 
 
@@ -87,7 +100,54 @@ def reference(kind: str, name: str) -> Any:
 
 
 def test_every_model_file_is_covered_by_this_test() -> None:
-    assert {f.stem for f in (ROOT / "cfg/training").glob("*.yaml")} == {*PUBLISHED, *MULTI, *SIZED, "demo", "demo-free"}
+    known = {
+        *PUBLISHED,
+        *MULTI,
+        *SIZED,
+        *(f"yolov7-{size}" for size in WITH_AUX),
+        "demo",
+        "demo-free",
+        "demo-free-1b4h",
+    }
+    assert {f.stem for f in (ROOT / "cfg/training").glob("*.yaml")} == known
+
+
+@pytest.mark.parametrize("file", OTHERS)
+def test_yolov7s_other_files_equal_the_original_programs(file: str) -> None:
+    """Rows and parameters of each, strides and anchors. YOLOv7 stores the anchors of a plain Detect twice."""
+    folder, name = file.split("/")
+    info = reference("info", name if folder == "training" else f"{folder}_{name}")
+    read = read_yaml(ROOT / f"cfg/{file}.yaml")
+    with torch.device("meta"):
+        model = Detector(read, 80)
+    rows = [row for part in ("backbone", "head") for row in read[part]]
+    counts = [sum(p.numel() for p in module.parameters()) for module in model.model]
+    table = list(zip(range(len(rows)), [row[2].removeprefix("nn.") for row in rows], counts, strict=True))
+    assert table == [(i, kind, n) for i, _, kind, n in info["layer_table"]]
+    assert [list(s) for s in model.sources] == [absolute(i, source) for i, source, _, _ in info["layer_table"]]
+    twice = not hasattr(model.head, "anchor_grid")
+    assert len(model.state_dict()) + twice == info["state_dict_len"]
+    assert [256 / shape[-1] for shape in model.shapes(256)[-1]][: len(info["strides"])] == info["strides"]
+    pixels = torch.tensor(read["anchors"], dtype=torch.float32).view(len(info["strides"]), -1, 2)
+    wanted = torch.tensor(info["anchors_grid_units"])
+    assert torch.equal(pixels / torch.tensor(info["strides"]).view(-1, 1, 1), wanted)
+
+
+def absolute(row: int, source: int | list[int]) -> list[int]:
+    return [row + s if s < 0 else s for s in (source if isinstance(source, list) else [source])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", OTHERS)
+def test_a_step_of_training_and_an_evaluation(file: str, small_shapes: Path, tmp_path: Path) -> None:
+    """At a quarter of the width: the rows, not their size."""
+    small = {**read_yaml(ROOT / f"cfg/{file}.yaml"), "width_multiple": 0.25}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    more = ["--cfg", str(tmp_path / "small.yaml"), "--img", "128", "--noautoanchor"]
+    run = train.main([*toy(small_shapes, tmp_path, "run", batch=12), *more])
+    assert run is not None
+    best = str(tmp_path / "run/weights/best.pt")
+    test.main(["--weights", best, "--data", str(small_shapes), "--device", "cpu", "--project", str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

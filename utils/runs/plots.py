@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FEW_LINES = 8  # that a legend in a small panel holds in one column
 FEW = 20  # classes up to which each gets a line or a label of its own
+NAMED = 200  # classes up to which a matrix names its rows
 Image = npt.NDArray[np.uint8]
 
 
@@ -124,7 +125,7 @@ def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], out: Pat
 
 def plot_matrix(counts: npt.NDArray[np.int64], labels: Sequence[str], out: Path, title: str) -> None:
     """counts [n,n] predicted x true. Each column (true class) is shown as shares of its sum."""
-    side = max(6.0, 0.32 * len(labels) + 2)
+    side = max(6.0, 0.32 * min(len(labels), NAMED) + 2)
     figure, (ax,) = new_figure(side + 1, side)
     figure.colorbar(draw_matrix(ax, counts, labels, 8), ax=ax, shrink=0.7)
     ax.set_title(title)
@@ -139,8 +140,9 @@ def draw_matrix(ax: "Axes", counts: npt.NDArray[np.int64], labels: Sequence[str]
         for i, j in zip(*np.nonzero(share >= 0.005), strict=True):
             shade = "white" if share[i, j] > 0.5 else "black"
             ax.text(j, i, f"{share[i, j]:.2f}", ha="center", va="center", fontsize=size - 1, color=shade)
-    ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
-    ax.set_yticks(range(len(labels)), labels, fontsize=size)
+    if len(labels) <= NAMED:
+        ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
+        ax.set_yticks(range(len(labels)), labels, fontsize=size)
     ax.set(xlabel="true", ylabel="predicted")
     return image
 
@@ -149,13 +151,17 @@ def plot_labels(labels: Sequence[Annotations], names: Sequence[str], out: Path) 
     """Boxes per class, where their centres lie, and how large they are."""
     boxes = np.concatenate([np.zeros((0, 5), np.float32), *(x.boxes for x in labels)])
     figure, (count, centre, size) = new_figure(13, 4.2, 1, 3)
-    count.bar(range(len(names)), np.bincount(boxes[:, 0].astype(int), minlength=len(names)))
+    per_class = np.bincount(boxes[:, 0].astype(int), minlength=len(names))
     if len(names) <= 2 * FEW:
+        count.bar(range(len(names)), per_class)
         count.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    else:
+        count.stairs(per_class, np.arange(len(names) + 1) - 0.5, fill=True)
     count.set(title="boxes per class", ylabel="boxes")
     bins = [np.linspace(0, 1, 51)] * 2
-    centre.hist2d(boxes[:, 1], 1 - boxes[:, 2], bins=bins, cmap="Blues")
-    centre.set(title="box centres", xlabel="x, share of the image", ylabel="y, from the bottom")
+    centre.hist2d(boxes[:, 1], boxes[:, 2], bins=bins, cmap="Blues")
+    centre.invert_yaxis()  # as in an image
+    centre.set(title="box centres", xlabel="x, share of the image", ylabel="y, share of the image")
     size.hist2d(boxes[:, 3], boxes[:, 4], bins=bins, cmap="Blues")
     size.set(title="box sizes", xlabel="width, share of the image", ylabel="height")
     figure.savefig(out, dpi=100)

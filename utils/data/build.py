@@ -152,7 +152,7 @@ def check_objects(spec: DataSpec, split: str, scan: Scan, *, needed: bool) -> No
 
 
 def say_small(scan: Scan, split: str, img_size: int) -> None:
-    """Boxes that shrink below 2 px at the training size: augmentation drops them."""
+    """Boxes that shrink below 2 px at the training size: augmentation drops them. Errors: UserError where all do."""
     sides = [
         (labels.boxes[:, 3:5] * size[::-1] * (img_size / size.max())).min(1)
         for labels, size in zip(scan.labels, scan.sizes, strict=True)
@@ -161,6 +161,8 @@ def say_small(scan: Scan, split: str, img_size: int) -> None:
     small, boxes = int((np.concatenate(sides) < SMALL).sum()), sum(map(len, sides))
     if small:
         said = f"{split}: {small} of {boxes} boxes are under {SMALL} px on a side at --img-size {img_size}"
+        if small == boxes:
+            raise UserError(f"{said}: nothing can be learned. Is the size too small, or are they in another unit?")
         print(note("small boxes", f"{said}; augmented pictures lose them", count=small))
 
 

@@ -138,6 +138,10 @@ def test_small_boxes_are_counted_at_the_training_size(tmp_path: Path, capsys: py
     (tmp_path / "labels/train/00.txt").write_text("0 .5 .5 .9 .02\n0 .5 .5 .5 .5\n")  # 60 x 80: 1 px high at 64
     make_dataset(read_data(source), "train", OPTIONS, AugmentParams())
     assert "train: 1 of 13 boxes are under 2 px on a side at --img-size 64" in capsys.readouterr().out
+    for file in (tmp_path / "labels/train").iterdir():
+        file.write_text("0 .5 .5 .001 .001\n")
+    with pytest.raises(UserError, match="12 of 12 boxes are under 2 px on a side at --img-size 64: nothing can be"):
+        make_dataset(read_data(source), "train", OPTIONS, AugmentParams())
 
 
 def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -194,3 +194,10 @@ def test_other_channels_and_depths(tmp_path: Path, channels: int, bits: int) -> 
 def test_bits_of_another_number(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bits: expected 8 or 16, found 12"):
         ensure(tmp_path / "s", SMALL | {"bits": 12})
+
+
+@pytest.mark.parametrize("images", [{1: 2}, {"../out": 2}, {"train": True}, {"train": 0}, ["train"]])
+def test_splits_that_are_none_are_refused(images: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="images: expected"):
+        ensure(tmp_path / "a", SMALL | {"images": images})
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ that names the hue of the background, which no box depends on; a tenth of the im
 import colorsys
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from utils.config.tools import SHAPES
 from utils.images.pixels import Image
 from utils.images.tiff import encode_tiff
-from utils.system.errors import UserError
+from utils.system.errors import UserError, brief
 from utils.system.rng import rng
 
 VERSION = 2  # raise it when a pixel or a label changes: existing folders are rendered anew
@@ -43,6 +44,7 @@ CLS_NAMES = ("warm", "green", "cold", "violet")  # of whole images
 HUES = (0, 0, 1, 2, 2, 3)  # the class of red, yellow, green, cyan, blue and magenta backgrounds
 UNKNOWN_SHARE = 0.1  # of the images
 MARK = "generator.json"
+MOST_IMAGES = 10_000  # of a split
 SETTINGS: dict[str, Any] = {"images": {"train": 320, "val": 80}, "seed": 0}
 KEYS = (*SETTINGS, "channels", "bits")  # what a data YAML may say; 3 channels and 8 bits where it does not
 # what other channels than RGB show: red, green, blue, the mean of two of them, and of all
@@ -291,8 +293,12 @@ def ensure(folder: Path, settings: dict[str, object], write: Callable[[Path, dic
     """
     settings = {**SETTINGS, **settings}
     images = settings["images"]
-    if not isinstance(images, dict) or not all(isinstance(n, int) and 0 < n <= 10000 for n in images.values()):
-        raise UserError(f"generator shapes: images: expected {{split: number of images up to 10000}}, found {images!r}")
+    if not isinstance(images, dict) or not all(
+        isinstance(split, str) and re.fullmatch(r"[\w-]+", split) and type(n) is int and 0 < n <= MOST_IMAGES
+        for split, n in images.items()
+    ):
+        wanted = f"{{split: number of images up to {MOST_IMAGES}}}, a split named by letters and digits"
+        raise UserError(f"generator shapes: images: expected {wanted}, found {brief(images)}")
     if not isinstance(settings["seed"], int) or settings["seed"] < 0:
         raise UserError(f"generator shapes: seed: expected a whole number of at least 0, found {settings['seed']!r}")
     if settings.get("bits", 8) not in (8, 16):

@@ -88,12 +88,14 @@ class Graph(nn.Module):
                 if size > MOST_PARAMETERS:
                     raise ValueError(f"the model has {size:,} parameters up to here; {MOST_PARAMETERS:,} are the most")
                 module = build_row(*row)
+                if not isinstance(made := module.out_channels, int):
+                    raise ValueError("it takes the output of one row, but `from` is a list")
             except ODD as error:
                 raise GraphError(f"row {i} ({kind} {cut(args)}): {first_line(error)}") from None
             if default_act is not None:
                 replace_activation(module, default_act)
             modules.append(module)
-            outputs.append(int(cast(int, module.out_channels)))
+            outputs.append(made)
             self.sources.append(absolute)
             if isinstance(source, list):
                 self.joins.add(i)

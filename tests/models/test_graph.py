@@ -235,6 +235,7 @@ CONV, DETECT = [-1, 1, "Conv", [8, 3, 2]], [[0], 1, "Detect", ["nc", "anchors"]]
         ({"backbone": [[-1, "x", "Conv", [8]]]}, "backbone row 0: .*number must be 1 or more"),
         ({"backbone": [[-1, 0, "Conv", [8]]]}, "backbone row 0: .*number must be 1 or more"),
         ({"backbone": [[3, 1, "Conv", [8]]]}, r"row 0 \(Conv\): from 3 points outside"),
+        ({"backbone": [[[-1], 1, "SP", [3]]]}, r"row 0 \(SP \[3\]\): it takes the output of one row, but `from` is"),
         ({"backbone": [[-2, 1, "Conv", [8]]]}, r"row 0 \(Conv\): from -2 points outside"),
         ({"backbone": [[-1, 1, "Conv", []]]}, r"row 0 \(Conv \[\]\): .*output channels"),
         ({"backbone": [[-1, 1, "Conv", ["wide", 3]]]}, r"row 0 .*output channels"),

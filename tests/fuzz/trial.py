@@ -22,7 +22,7 @@ from pathlib import Path
 from utils.system.errors import UserError
 
 SECONDS = 60.0  # of waiting: machines may be busy
-MEMORY = 2 << 30  # bytes more than before, of the child and its own children
+MEMORY = 4 << 30  # bytes more than before, of the child and its own children; an odd but honest model has that many
 CEILING = 12 << 30  # of addresses: no try may take the machine down
 LONGEST = 6000  # characters of a message
 

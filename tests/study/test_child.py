@@ -80,6 +80,14 @@ def test_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert not free.children
 
 
+def test_a_run_that_says_nothing_more_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(child, "ROOT", tmp_path)
+    monkeypatch.setattr(child, "SILENCE", 3)
+    done = child.train(tmp_path / "run", [], child.Stops(), child.Log())
+    assert done.how == "failed" and done.why.startswith("it said nothing for 0.05 minutes and was ended")
+
+
 def test_a_folder_with_nothing_but_a_log_is_free(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / lock.LOG).touch()

@@ -34,6 +34,7 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])"""
 OF_A_STOP = {s for n in ASKING for s in (-n, 128 + n)} | {0}  # exit codes of a run that did not come to its end
 PATIENCE = 120  # seconds for the run of a process that was killed to save and to end
+SILENCE = 3600  # seconds without a word after which a run counts as hung
 LISTEN = 0.2  # seconds between two looks at what it wrote
 
 Hear = Callable[[bytes], object]
@@ -146,9 +147,12 @@ def train(folder: Path, words: Sequence[str], stops: Stops, log: Log, ranks: int
         try:
             stops.pass_on(child)  # it may have come just now
             tail = listen(child, read.read, log.hear)
+            hung = child.returncode is None
         finally:
             stops.children.discard(child)
             end(child)
+    if hung and not stops.first:
+        return Ended("failed", f"it said nothing for {SILENCE / 60:g} minutes and was ended, see {file}")
     return outcome(folder, child.returncode, stops, tail)
 
 
@@ -170,16 +174,16 @@ def start(words: Sequence[str], out: int, ranks: int) -> "subprocess.Popen[bytes
 
 
 def listen(child: "subprocess.Popen[bytes]", read: Callable[[], bytes], hear: Hear) -> bytes:
-    """Until the child's end; the last of what it wrote."""
-    tail = b""
+    """Until the child's end, or until it hangs; the last of what it wrote."""
+    tail, heard = b"", time.monotonic()
     while True:
         with suppress(subprocess.TimeoutExpired):
             child.wait(LISTEN)
         done = child.returncode is not None
         if new := read():
             hear(new)
-            tail = (tail + new)[-4000:]
-        if done:
+            tail, heard = (tail + new)[-4000:], time.monotonic()
+        if done or time.monotonic() - heard > SILENCE:
             return tail
 
 

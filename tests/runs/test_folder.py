@@ -47,3 +47,8 @@ def test_damage_is_named_once_and_the_rest_is_read(tmp_path: Path, name: str, co
     assert len(named) == 1 and says in named[0], run.gaps
     assert run.damage is run.gaps and run.damage.count(named[0]) == 1
     assert run.planned == 0 and isinstance(run.frozen, str) and isinstance(run.likeness, str)
+
+
+def test_a_name_that_no_folder_can_have_is_a_gap() -> None:
+    run = Facts(Path("a" * 300))
+    assert not run.rows and "results.csv cannot be read: " in run.gaps[0] and "File name too long" in run.gaps[0]

@@ -125,11 +125,10 @@ class Facts:
     def tried(self, name: str, read: Callable[[], T], otherwise: T) -> T:
         """What `read` makes of a file; `otherwise` where that is not there, or damaged, which is named."""
         file = self.folder / name
-        if not file.exists():
-            return otherwise
         try:
             with parsing(f"{file} cannot be read"):
-                return read()
+                if file.exists():
+                    return read()
         except UserError as error:
             self.gaps.append(str(error))
         return otherwise

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, too: what the programs do with it is tested
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]

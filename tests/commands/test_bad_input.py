@@ -107,7 +107,6 @@ def edit(path: Path, **changes: object) -> None:
         (["--img", "7"], ["--img-size", "32"]),
         (["--heads", "4"], ["--head-config"]),
         (["--heads", "3", "--head-config", str(HEADS)], ["--heads", "3", "4"]),
-        (["--heads", "4", "--head-config", str(HEADS)], ["MultiHeadDetect"]),
         (["--cfg", "cfg/training/demo-1b4h.yaml"], ["row 77", "MultiHeadDetect", "--heads"]),
         (
             [
@@ -316,7 +315,6 @@ def test_a_taken_name_is_no_matter_of_resume_where_there_is_none(tmp_path: Path)
         (["--freeze", "99"], "the model has 78 modules"),
         (["--freeze", "backbne"], "unknown name"),
         (["--unfreeze", "0:99"], "no such modules"),
-        (["--heads", "4", "--head-config", str(HEADS)], "no MultiHeadDetect row"),
         (["--weights", "nowhere.pt"], "no checkpoint 'nowhere.pt'"),
         (["--teacher", "nowhere.pt"], "no checkpoint 'nowhere.pt'"),
         (["--mtl", "uncertainty", "--mtl-tasks", "box", "nothing"], "no such loss term"),

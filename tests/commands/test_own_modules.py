@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 
@@ -79,7 +81,8 @@ def test_no_file_is_imported_that_is_not_named(program: Any, folder: Path, tmp_p
     if program is not export:
         words += ["--device", "cpu", "--project", str(tmp_path)]
     if program is detect:
-        words += ["--source", "data"]
+        cv2.imwrite(str(tmp_path / "0.png"), np.zeros((64, 64, 3), np.uint8))
+        words += ["--source", str(tmp_path / "0.png")]
     with pytest.raises(UserError, match=r"has blocks of (blocks|head)\.py.*add --modules"):
         program.main(words)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import pytest
 import torch
 import yaml
@@ -136,7 +137,7 @@ def test_detect_py_shows_the_class(runs: dict[str, Run], classed: Path, tmp_path
         shares = [float(v) for v in (tmp_path / f"exp/labels/{i:04d}.txt").read_text().splitlines()[-1].split()]
         assert sum(shares) == pytest.approx(1, abs=1e-5) and len(shares) == 3
         assert line.endswith(f"; image {NAMES[shares.index(max(shares))]} {max(shares):.2f}")
-    drawn = detect.cv2.imread(str(tmp_path / "exp/0000.png"))
+    drawn = cv2.imread(str(tmp_path / "exp/0000.png"))
     assert (drawn[:8, :20] == 255).all(2).mean() > 0.3, "a white bar at the upper left"
 
 

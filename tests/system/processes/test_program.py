@@ -80,7 +80,7 @@ def ignore():
     time.sleep(60)
 child = multiprocessing.get_context("fork").Process(target=ignore, daemon=True)
 child.start()
-print(child.pid, flush=True)
+threading.Timer(1, lambda: print(child.pid, flush=True)).start()  # when it waits
 system, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 for _ in range(2): system.pthread_mutex_lock(mutex)
 """

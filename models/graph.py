@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.catalog import FREE, LAYERS, advice
 from models.catalog import Build as Build
@@ -39,6 +40,16 @@ DEEP = ("m", "l", "x")  # sizes of YOLO11 all of whose C3k2 have C3k inside, wha
 
 # what torch makes of odd numbers
 ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
+class NormsKeepShapes(TorchFunctionMode):
+    """Batch norms hand on what they get. Without arithmetic torch takes them to pieces in Python, which takes most of
+    a dry run's time."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is nn.functional.batch_norm else func(*args, **(kwargs or {}))
 
 
 class Row(NamedTuple):
@@ -286,7 +297,8 @@ class Detector(Graph):
         state = {k: v.to("meta") for k, v in [*self.named_parameters(), *self.named_buffers()]}
         image = torch.zeros(1, self.image_channels, height, width, device="meta")
         try:
-            torch.func.functional_call(self.eval(), state, image)
+            with NormsKeepShapes():
+                torch.func.functional_call(self.eval(), state, image)
         finally:
             for module, mode in modes:
                 module.training = mode  # not train(): frozen norms stay in eval

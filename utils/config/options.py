@@ -14,6 +14,7 @@ import textwrap
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from utils.config import foreign_flags
@@ -68,6 +69,12 @@ def hyper(default: float, help: str, topic: str, low: float = 0.0, high: float =
 def again(schema: type, name: str, default: object, **meta: object) -> Any:
     """The option of another dataclass with another default."""
     return field(default=default, metadata={**schema.__dataclass_fields__[name].metadata, **meta})  # type: ignore[attr-defined]
+
+
+@cache
+def hints_of(schema: type) -> Mapping[str, Any]:
+    """{field: its type}. Kept, as Python works them out anew each time, which takes longer than all else here."""
+    return get_type_hints(schema)
 
 
 def flag(name: str) -> str:
@@ -144,7 +151,7 @@ class Program(Generic[T]):
         """(option, its type) of all dataclasses."""
         found = []
         for schema in (self.options, *self.schemas.values()):
-            hints = get_type_hints(schema)
+            hints = hints_of(schema)
             found += [(f, hints[f.name]) for f in dataclasses.fields(schema) if not f.metadata.get("hidden")]  # type: ignore[arg-type]
         return found
 
@@ -376,7 +383,7 @@ def say(text: str) -> None:
 def restored(schema: type[T], values: object, where: str) -> T:
     """A dataclass of options from the plain values of a YAML file. Unknown keys and values of another type or out of
     range are errors that name `where` and the key."""
-    hints = get_type_hints(schema)
+    hints = hints_of(schema)  # type: ignore[arg-type]  # mypy: a type is hashable
     if not isinstance(values, dict) or (unknown := values.keys() - hints.keys()):
         raise UserError(
             f"{where}: "

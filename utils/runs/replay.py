@@ -204,7 +204,7 @@ def final_tensors(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file, parts in (("last.pt", ("model", "ema", "patches", "optimizer")), ("best.pt", ("ema",))):
         if (path := folder / "weights" / file).is_file():
-            content = read_checkpoint(path)
+            content = read_checkpoint(path, trusted=True)
             tensors = {part: fingerprint.tensors_in(content.get(part)) for part in parts}
             found |= {f"{file} {part}": fingerprint.of_tensors(t) for part, t in tensors.items() if t}
     return found

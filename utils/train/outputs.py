@@ -163,7 +163,7 @@ def close_folder(run: Run) -> None:
     best = run.dir / "weights" / "best.pt"
     dist.barrier()  # rank 0 may still be writing it
     if best.is_file():  # --nosave writes it only where the last epoch is the best one
-        run.ema.model.load_state_dict(checkpoint.read_checkpoint(best)["ema"])
+        run.ema.model.load_state_dict(checkpoint.read_checkpoint(best, trusted=True)["ema"])
     names = run.meta["names"]
     with naming(run.dir):
         result = validate(run, lambda batch, found: plots.plot_found(batch, found, names, run.dir))

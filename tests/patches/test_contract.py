@@ -75,6 +75,15 @@ ROWS = {  # by the patch's name; a second row of one patch has a word behind it
 }
 every_row = pytest.mark.parametrize("name", ROWS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
+ASKING = ("multihead", "transfer", "distill")  # patches that ask the head for more than its loss: always on both kinds
+every_pair = pytest.mark.parametrize(
+    "name, family",
+    [
+        pytest.param(name, family, marks=[pytest.mark.slow] * (family == "free" and name not in ASKING))
+        for family in FAMILIES
+        for name in ROWS
+    ],
+)
 
 
 class Runs:
@@ -107,8 +116,7 @@ def test_every_patch_has_a_row() -> None:
     assert all(bool(row.off) != bool(row.never_off) for row in ROWS.values())
 
 
-@every_family
-@every_row
+@every_pair
 def test_switched_off_it_is_plain_training_to_the_bit(name: str, family: str, runs: Runs) -> None:
     """Every number of the plain run, in tensors and tables, and the acting run has others: the rows do prove it."""
     row = ROWS[name]
@@ -126,8 +134,7 @@ def test_switched_off_it_is_plain_training_to_the_bit(name: str, family: str, ru
         assert [(c, one[c]) for c in columns] == [(c, other.get(c)) for c in columns]
 
 
-@every_family
-@every_row
+@every_pair
 def test_resumed_within_an_epoch_it_is_the_unbroken_run(name: str, family: str, runs: Runs, tmp_path: Path) -> None:
     words = [*runs.words(family, ROWS[name].on), "--audit"]
     stopped = cut(runs.data, tmp_path, "cut", *words, epochs=EPOCHS, step=STEPS + 1)
@@ -136,8 +143,7 @@ def test_resumed_within_an_epoch_it_is_the_unbroken_run(name: str, family: str, 
     same(runs.trained(family, ROWS[name].on), stopped)
 
 
-@every_family
-@every_row
+@every_pair
 def test_its_checkpoint_is_enough(name: str, family: str, runs: Runs, tmp_path: Path) -> None:
     """The patch, the network and the evaluation are those of the run; detect.py works."""
     run = runs.trained(family, ROWS[name].on)

@@ -1,4 +1,4 @@
-"""An ablation over freeze points through the command line, stopped by a failure, gone on with, and compared."""
+"""An ablation over freeze points through the command line, gone on with, and compared."""
 
 import csv
 import re
@@ -19,16 +19,16 @@ def test_runs_are_named_skipped_resumed_and_compared(
     project = tmp_path / "ablate"
     words = ["-m", "utils", "ablate", "--freeze-list", "0,999,50", "--project", str(project), "--"]
     words += common(small_shapes)
+    never = command_line(*words)
+    assert never.returncode == 2 and "arm freeze_999: --freeze 999: the model has 78 modules" in never.stderr
+    words[words.index("0,999,50")] = "0,50"
     done = command_line(*words)
-    assert done.returncode == 1, done.stderr
-    assert f"failed: {project / 'freeze_999_seed0'}" in done.stderr
-    assert "--freeze 999: the model has 78 modules" in done.stderr
+    assert done.returncode == 0, done.stderr
     with open(project / "comparison/comparison.csv", newline="") as f:
         table = {row["run"]: row for row in csv.DictReader(f)}
-    assert list(table) == ["no_freeze_seed0", "freeze_999_seed0", "freeze_50_seed0"]
+    assert list(table) == ["no_freeze_seed0", "freeze_50_seed0"]
     trainable = [table[f"{arm}_seed0"]["trainable parameters"] for arm in ("no_freeze", "freeze_50")]
     assert int(trainable[0]) > int(trainable[1]) > 0
-    assert table["freeze_999_seed0"]["epochs"] == ""
     assert float(table["no_freeze_seed0"]["AP@0.5:0.95 of small objects"]) >= 0
     assert (
         "no_freeze_seed0 (baseline)" in done.stdout
@@ -42,10 +42,9 @@ def test_runs_are_named_skipped_resumed_and_compared(
     before = (project / "freeze_50_seed0/weights/last.pt").stat().st_mtime_ns
     shutil.rmtree(project / "no_freeze_seed0/weights")  # as if it had died before its first checkpoint
     (project / "no_freeze_seed0/result.yaml").unlink()
-    words[words.index("0,999,50")] = "0,50"
     again = command_line(*words)
     assert again.returncode == 0, again.stderr
-    assert f"{project / 'freeze_50_seed0'}: finished before" in again.stdout
+    assert "freeze_50_seed0: finished before" in again.stdout
     assert (project / "freeze_50_seed0/weights/last.pt").stat().st_mtime_ns == before
     assert (project / "no_freeze_seed0/weights/last.pt").is_file()
 

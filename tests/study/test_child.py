@@ -41,7 +41,7 @@ def test_a_stopped_or_killed_study_leaves_nobody_and_goes_on(small_shapes: Path,
     study.send_signal(signal.SIGTERM)
     out, err = study.communicate(timeout=120)
     assert study.returncode == 128 + signal.SIGTERM and f"stopped in {run}; the same command goes on" in err
-    assert lock.holder(run) == "" and "SIGTERM: finishing the step" in out
+    assert lock.holder(run) == "" and "run 1 of 1, a_seed0: starts" in out
     assert log.read_text().count("SIGTERM: finishing the step") == 1
     steps = read_checkpoint(last)["meta"]["step"]
 

@@ -48,6 +48,7 @@ LONG = 40  # options, from which on a program's help is a list of topics
 SHORT = 10  # up to so many stand in one list, without topics
 FLAG = re.compile(r"--[A-Za-z][\w-]*")
 T = TypeVar("T")
+hints_of = cache(get_type_hints)  # working them out takes longer than all else here
 TYPES: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}  # as in YAML
 KINDS = {int: "a whole number", float: "a number"}
 
@@ -69,12 +70,6 @@ def hyper(default: float, help: str, topic: str, low: float = 0.0, high: float =
 def again(schema: type, name: str, default: object, **meta: object) -> Any:
     """The option of another dataclass with another default."""
     return field(default=default, metadata={**schema.__dataclass_fields__[name].metadata, **meta})  # type: ignore[attr-defined]
-
-
-@cache
-def hints_of(schema: type) -> Mapping[str, Any]:
-    """{field: its type}. Kept, as Python works them out anew each time, which takes longer than all else here."""
-    return get_type_hints(schema)
 
 
 def flag(name: str) -> str:

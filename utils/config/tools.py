@@ -79,6 +79,10 @@ class Arms:
         "evaluation",
         metavar="NAME",
     )
+    jobs: int = opt(0, "runs trained at the same time (default: one for each of --devices, or one)", low=0, high=1024)
+    devices: str = opt("", "devices of the runs trained at the same time", metavar="0,1,2,3")
+    ranks_per_run: int = opt(1, "processes of one run, each with a device of its own", low=1, high=1024)
+    report_only: bool = opt(False, "train nothing: the tables of what is there", "evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)

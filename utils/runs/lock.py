@@ -19,7 +19,8 @@ from utils.system.notes import note
 
 NAME = "run.lock"
 LOG = "log.txt"  # what the run says, where another program started it (utils/study/child.py)
-LEFT = {NAME, LOG}  # in a folder where nothing was begun
+STUDY = "study.lock"  # held by the study that trains the run (utils/study/jobs.py)
+LEFT = {NAME, LOG, STUDY}  # in a folder where nothing was begun
 BEGUN = {*LEFT, "run.yaml", "data.csv", "notes.csv", "labels.png", "train_batch0.jpg", "weights"} | {
     "start.csv",
     "start_per_class.csv",
@@ -28,13 +29,21 @@ HELD = (errno.EACCES, errno.EAGAIN)
 PATIENCE = 5  # tries, a tenth of a second apart
 
 
+class Held(UserError):
+    """Another process has the right."""
+
+    def __init__(self, text: str, holder: str) -> None:
+        super().__init__(text)
+        self.holder = holder
+
+
 class Lock:
     """The right to write into `folder`, until the end of the process or of a `with`. A folder that was made for it and
-    into which nothing was written goes with it: a start that is refused leaves no trace."""
+    into which nothing was written goes with it: a start that is refused leaves no trace. name: of the file."""
 
-    def __init__(self, folder: Path, made: bool = False) -> None:
+    def __init__(self, folder: Path, made: bool = False, name: str = NAME) -> None:
         self.folder, self.made = folder, made
-        self.path = folder / NAME
+        self.path = folder / name
         try:
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  held, not used up
         except OSError as error:
@@ -49,9 +58,10 @@ class Lock:
                     print(note("no locks", f"{said}: see to it that no other run writes into {folder}"))
                     return
                 if not attempt:
-                    raise UserError(
+                    raise Held(
                         f"run folder {folder} is being written by {self.holder()}: wait for its end, stop it, or "
-                        "choose another --name"
+                        "choose another --name",
+                        self.holder(),
                     ) from None
                 time.sleep(0.1)  # somebody may only be looking whether the folder is in use
         if not self.path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
@@ -70,7 +80,7 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # where the folder was removed or renamed meanwhile
-            if self.made and os.listdir(self.folder) == [NAME]:
+            if self.made and set(os.listdir(self.folder)) == {self.path.name}:
                 self.path.unlink()
                 self.folder.rmdir()
         self._file.close()

@@ -23,7 +23,8 @@ def main(argv: list[str]) -> None:
     listed = numbers(args.freeze_list, "--freeze-list")
     arms = {f"freeze_{n}" if n else ALL_OPEN: ("--freeze", str(n)) for n in listed}
     args = replace(args, baseline=args.baseline or (ALL_OPEN if 0 in listed else f"freeze_{listed[0]}"))
-    jobs, failed = study(arms, common, Path(args.project), args)
-    first = next(job.folder.name for job in jobs if job.arm == args.baseline)
-    compare([job.folder for job in jobs], Path(args.project) / "comparison", baseline=first)
-    conclude(failed)
+    done = study(arms, common, Path(args.project), args)
+    first = next(job.folder.name for job in done.jobs if job.arm == args.baseline)
+    if not done.stops.first:
+        compare([job.folder for job in done.jobs], Path(args.project) / "comparison", baseline=first)
+    conclude(done)

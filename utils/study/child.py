@@ -43,8 +43,8 @@ Hear = Callable[[bytes], object]
 class Log:
     """What is said, on the screen and in a file. A screen that is gone (a closed terminal, `| head`) ends nothing."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self.file = file
+    def __init__(self, file: Path | None = None, screen: bool = True) -> None:
+        self.file, self.screen = file, screen
         self.line = b""  # of a run, not whole yet
 
     def say(self, text: str, error: bool = False) -> None:
@@ -61,6 +61,8 @@ class Log:
         self.line = self.line[-4000:]
 
     def show(self, text: str, error: bool = False) -> None:
+        if not self.screen:
+            return
         stream = sys.stderr if error else sys.stdout
         try:
             stream.write(text)
@@ -99,8 +101,12 @@ class Stops:
             return  # a terminal that closes, and a scheduler, may say it twice
         self.hurry += bool(self.first)
         self.first = self.first or number
-        for child in self.children:
+        for child in list(self.children):
             self.pass_on(child)
+
+    def end_all(self) -> None:
+        """As if a scheduler asked for it: the runs under way save and end."""
+        self.note(signal.SIGTERM, None)
 
     def pass_on(self, child: "subprocess.Popen[bytes]") -> None:
         if self.first:
@@ -127,9 +133,12 @@ def resumable(folder: Path) -> bool:
     return any((folder / "weights" / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def train(folder: Path, words: Sequence[str], stops: Stops, log: Log, ranks: int = 1) -> Ended:
-    """The run in `folder`, started with train.py's words or resumed. ranks: processes of it, by torchrun. Errors:
-    UserError where another process works there, or the folder cannot be written."""
+def train(
+    folder: Path, words: Sequence[str], stops: Stops, log: Log, ranks: int = 1, place: Sequence[str] = ()
+) -> Ended:
+    """The run in `folder`, started with train.py's words or resumed. ranks: processes of it, by torchrun. place: flags
+    that a resume takes as well, as --device. Errors: UserError where another process works there, or the folder cannot
+    be written."""
     wait_for_others(folder, log)
     file = folder / lock.LOG
     with naming(file):
@@ -139,6 +148,7 @@ def train(folder: Path, words: Sequence[str], stops: Stops, log: Log, ranks: int
             words = ["--resume", str(folder)]
         elif set(begun) - lock.LEFT:  # killed before anything was saved
             words = [*words, "--exist-ok"]
+        words = [*words, *place]
         out = open(file, "ab")  # noqa: SIM115  closed below
     with out, open(file, "rb") as read:
         read.seek(0, os.SEEK_END)
@@ -203,7 +213,7 @@ def outcome(folder: Path, code: int, stops: Stops, tail: bytes) -> Ended:
         return Ended("stopped")
     said = [line for line in tail.decode(errors="replace").splitlines() if line.startswith("error: ")]
     if said:
-        return Ended("failed", said[-1].removeprefix("error: "))
+        return Ended("failed", said[-1].removeprefix("error: ").rstrip(":"))
     if code == -signal.SIGKILL:
         return Ended("failed", "it was killed (SIGKILL); the system does that where memory runs out")
     return Ended("failed", f"exit code {code}, see {folder / lock.LOG}")

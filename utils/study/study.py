@@ -6,7 +6,10 @@
 An arm is `NAME: FLAGS`, FLAGS as on a command line; they come after the common ones and win over them. Its runs are
 PROJECT/NAME_seedS, blanks in the name as _, commas dropped. The command goes on where it was stopped: finished runs
 are skipped, started ones resumed, a run that fails is named at the end and leaves the others alone (exit code 1). A
-folder that was made with other flags is an error, never a figure.
+folder that was made with other flags, data, weights or code is an error, never a figure.
+
+--jobs N trains N runs at a time, --devices 0,1,2,3 each on a device of its own; the same command started elsewhere on
+the same folder takes its share (utils/study/jobs.py). What a run says goes into its log.txt.
 
 --test: at the end best.pt of each run, chosen by validation, is evaluated on the split `test` of its data YAML, once
 (test.csv in the run's folder).
@@ -21,7 +24,7 @@ itself; in study.md also what an arm costs. study.png: the columns over the epoc
 is the study of how much of a network should learn: arms no_freeze, the baseline, freeze_3, ..., in which the first N
 modules do not learn, and after it the comparison of all runs (`python -m utils compare`).
 
-In Python: `carry_out([Job(...), ...])` trains, `report(jobs, folder, columns)` writes the tables.
+In Python: `Queue([Job(...), ...], Log()).carry_out([""])` trains, `report(jobs, folder, columns)` writes the tables.
 """
 
 import csv
@@ -30,23 +33,20 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from utils.config.options import Given
 from utils.config.tools import STUDY, Arms
 from utils.data.spec import read_data
-from utils.runs.folder import Facts
 from utils.runs.plots import new_figure
 from utils.study import child
 from utils.study.compared import spread, with_spread
+from utils.study.jobs import Job, Queue, check
 from utils.study.measure import measure
 from utils.system.errors import UserError
 from utils.system.files import write_text
 from utils.system.table import markdown
-from utils.system.yaml_file import read_yaml
 
 OWN = {"--seed", "--project", "--name", "--resume", "--replay", "--exist-ok"}
 KINDS = ("start", "lowest", "final", "best")
@@ -54,67 +54,13 @@ ABOVE = ("above start", "above baseline")  # best minus start, and minus the bas
 MISSING = "missing"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: train.py's flags but for OWN."""
-
-    arm: str
-    seed: int
-    folder: Path
-    words: tuple[str, ...]
-
-    @cached_property
-    def run(self) -> Facts:
-        """What its folder says; for when it is trained."""
-        return Facts(self.folder)
-
-    @property
-    def command(self) -> list[str]:
-        """What follows `python`, without --exist-ok."""
-        own = ["--seed", str(self.seed), "--project", str(self.folder.parent), "--name", self.folder.name]
-        return ["train.py", *self.words, *own]
-
-
-def carry_out(jobs: Sequence[Job]) -> list[Path]:
-    """Train what is not finished; the folders of the runs that failed. Errors: UserError where a folder holds another
-    run; SystemExit where it is stopped."""
-    for job in jobs:
-        check_same(job)
-    failed, log = [], child.Log()
-    with child.Stops().listening() as stops:
-        for job in jobs:
-            if child.ended(job.folder):
-                log.say(f"=== {job.folder}: finished before")
-                continue
-            log.say(f"=== {job.folder}")
-            done = child.train(job.folder, job.command[1:], stops, log)
-            if done.how == "stopped":
-                log.say(f"stopped in {job.folder}; the same command goes on", error=True)
-                raise SystemExit(stops.code)
-            if done.how == "failed":
-                failed.append(job.folder)
-                log.say(f"=== {job.folder} FAILED ({done.why}), going on with the others", error=True)
-    return failed
-
-
-def conclude(failed: Sequence[Path]) -> None:
-    """The end of a study: exit code 1 where runs failed."""
-    if failed:
-        print(f"failed: {', '.join(map(str, failed))}; the same command tries them again", file=sys.stderr)
-        raise SystemExit(1)
-
-
-def check_same(job: Job) -> None:
-    """UserError where the folder holds a run with other flags."""
-    file = job.folder / "run.yaml"
-    if not file.is_file():
-        return
-    words = shlex.split(str(read_yaml(file, "run.yaml").get("command", "")))
-    if [w for w in words if w != "--exist-ok"] != job.command:
-        raise UserError(
-            f"{job.folder} was made with other flags ({shlex.join(words)}) than this study asks for "
-            f"({shlex.join(job.command)}): remove it, or choose another --project"
-        )
+def conclude(done: Queue) -> None:
+    """The end of a study: exit code 1 where runs failed, 128 + N where signal N ended it."""
+    for how, runs, cure in (("failed", done.failed, "tries them again"), ("stopped", done.stopped, "goes on")):
+        if runs:
+            print(f"{how}: {', '.join(map(str, runs))}; the same command {cure}", file=sys.stderr)
+    if done.failed or done.stopped or done.stops.first:
+        raise SystemExit(done.stops.code)
 
 
 def figures(job: Job, column: str) -> dict[str, float]:
@@ -276,13 +222,11 @@ def main(argv: list[str]) -> None:
     arms = dict(map(read_arm, args.arm))
     if len({folder_name(name) for name in arms}) != len(args.arm):
         raise UserError("--arm: two arms have the same name")
-    conclude(study(arms, common, Path(args.project), args)[1])
+    conclude(study(arms, common, Path(args.project), args))
 
 
-def study(
-    arms: Mapping[str, Sequence[str]], common: Sequence[str], project: Path, args: Arms
-) -> tuple[list[Job], list[Path]]:
-    """Train and compare; the runs, and the folders of those that failed."""
+def study(arms: Mapping[str, Sequence[str]], common: Sequence[str], project: Path, args: Arms) -> Queue:
+    """Train and compare; the runs, and how they ended."""
     if args.baseline and args.baseline not in arms:
         raise UserError(f"--baseline {args.baseline}: no such arm; there are: {', '.join(arms)}")
     jobs = [
@@ -293,9 +237,23 @@ def study(
     if args.test:
         for name in {j.words[i + 1] for j in jobs for i, word in enumerate(j.words[:-1]) if word == "--data"}:
             read_data(name).images("test")  # missing: said now, not when everything is trained
-    failed = carry_out(jobs)
+    queue = Queue(jobs, child.Log(), args.ranks_per_run)
+    if not args.report_only:
+        check(jobs)
+        queue.carry_out(devices(args))
     columns = args.columns.split(",")
-    if args.test:
+    if args.test and not queue.stops.first:
         evaluate_test(jobs, columns)
     report(jobs, project, columns, args.baseline)
-    return jobs, failed
+    return queue
+
+
+def devices(args: Arms) -> list[str]:
+    """Of each run that is trained at the same time; empty: the one that train.py chooses."""
+    given = [d for d in args.devices.split(",") if d]
+    count, ranks = args.jobs or max(len(given) // args.ranks_per_run, 1), args.ranks_per_run
+    if given and len(given) != count * ranks:
+        raise UserError(
+            f"--devices {args.devices}: {count} runs at a time of {ranks} processes need {count * ranks} devices"
+        )
+    return [",".join(given[i * ranks : (i + 1) * ranks]) for i in range(count)]

@@ -5,7 +5,8 @@ Of a file with `scales` the size is the letter in the name that was asked for: `
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,16 @@ def sized(spec: dict[str, Any], letter: str, where: str) -> dict[str, Any]:
     return {**spec, "scale": scale}
 
 
-def shipped() -> Iterator[tuple[str, dict[str, Any]]]:
+@cache
+def shipped() -> Sequence[tuple[str, dict[str, Any]]]:
     """Name of every model file of the program, each size of one with several by itself, and what it says."""
+    found = []
     for file in sorted((ROOT / FOLDER).glob("*.yaml")):
         spec = read_yaml(file)
         for letter in spec.get("scales", [""]):
             name = f"{file.stem[:-1]}{letter}u" if letter and file.stem.endswith("u") else f"{file.stem}{letter}"
-            yield f"{FOLDER}/{name}.yaml", {**spec, "scale": letter} if letter else spec
+            found.append((f"{FOLDER}/{name}.yaml", {**spec, "scale": letter} if letter else spec))
+    return found
 
 
 def detector_part(spec: dict[str, Any] | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:

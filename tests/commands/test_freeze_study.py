@@ -16,6 +16,7 @@ from utils.weights.checkpoint import read_checkpoint
 FREE = ["--cfg", "cfg/training/demo-free.yaml", "--hyp", "data/hyp.demo.free.yaml"]
 
 
+@pytest.mark.slow
 def test_arms_have_equal_budgets_and_meet_on_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     data, text = tmp_path / "deep.yaml", (ROOT / "data/shapes.yaml").read_text()

@@ -117,6 +117,7 @@ def test_killed_around_it(unbroken: Path, small_shapes: Path, tmp_path: Path) ->
     assert (unbroken / "guard.csv").read_bytes() == (run / "guard.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_on_two_ranks(small_shapes: Path, tmp_path: Path) -> None:
     """Both go back: the audit compares the ranks before every checkpoint."""
     out = life(flags(small_shapes, tmp_path), WORTH, *TORCHRUN)

@@ -55,6 +55,7 @@ def test_gradnorm_in_one_network(joint_shapes: Path, tmp_path: Path) -> None:
     assert (folder / "history.png").is_file()
 
 
+@pytest.mark.slow
 def test_two_networks(joint_shapes: Path, tmp_path: Path) -> None:
     """With --mtl the history is written, without norms: the tasks meet nowhere."""
     folder, content = recipe("dual_backbone_50", joint_shapes, tmp_path, "--epochs", "1", "--mtl", "fixed")

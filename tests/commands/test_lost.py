@@ -131,6 +131,7 @@ def test_a_project_where_nobody_may_write(data: Path, command_line: CommandLine)
     assert "--project /proc/here: cannot make" in out.stderr, out.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint(unbroken: Path, killed: Path, command_line: CommandLine) -> None:
     """The one before it goes on, says so, and ends as the unbroken run; as --weights it is refused."""
     path = killed / "weights/last.pt"

@@ -104,6 +104,7 @@ def thawing_run(words: list[str], rank: int) -> Any:
     }
 
 
+@pytest.mark.slow
 def test_freezing_and_thawing_on_two_ranks(small_shapes: Path, tmp_path: Path) -> None:
     """The audit, which compares the ranks before every checkpoint (every second step), finds nothing; nor do we."""
     words = [*flags(small_shapes, tmp_path, "a"), "--freeze", "0"]

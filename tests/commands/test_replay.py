@@ -103,6 +103,7 @@ def test_operations_without_a_deterministic_form_raise(device: str, flag: bool, 
         torch.random.set_rng_state(state)
 
 
+@pytest.mark.slow
 def test_a_replay_that_was_stopped_and_resumed_is_identical(made: Made) -> None:
     """SIGTERM within an epoch, then --resume: compared at its end. Changed hyp and head files are named, and the
     recorded values used."""
@@ -157,6 +158,7 @@ def test_changed_inputs_are_named_and_the_first_difference_told(made: Made, tmp_
     assert (tmp_path / "mine/result.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_another_seed_ends_in_a_difference(made: Made, tmp_path: Path) -> None:
     """run.yaml edited by hand."""
     shutil.copytree(made.base, tmp_path / "base")

@@ -86,6 +86,7 @@ def kill_and_resume(data: Path, project: Path, moments: Sequence[str], epochs: i
     return hits
 
 
+@pytest.mark.slow
 def test_killed_at_the_tenderest_moments(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
     """In the middle of a file, between two names, between two rows: at another time of each life."""
     moments = ["write", "rename", "rows"]

@@ -235,6 +235,7 @@ def test_help_lists_patches_and_modules(command_line: CommandLine) -> None:
     assert "--freeze" in out.stdout and "--transfer-heads" in out.stdout and "SPPF" in out.stdout
 
 
+@pytest.mark.slow
 def test_gradual_chain_stops_and_can_be_told_to_go_on(
     command_line: CommandLine, base_run: Path, small_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from tests.fuzz.trial import attempt
 from utils.system.errors import UserError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tries are forks with limits, as Linux has them")
-TRIES = 4
+TRIES = 2
 
 
 @pytest.fixture(scope="module")

@@ -124,8 +124,11 @@ def real_batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize(
     ("one", "weights"),
-    [("yolov7-tiny", "fresh"), ("yolov5n", "fresh"), ("yolov5n", "data/weights/yolov5n.pt")],
-    ids=["tiny fresh", "yolov5n fresh", "yolov5n published"],
+    [
+        pytest.param("yolov7-tiny", "fresh", marks=pytest.mark.slow, id="tiny fresh"),
+        pytest.param("yolov5n", "fresh", id="yolov5n fresh"),
+        pytest.param("yolov5n", "data/weights/yolov5n.pt", id="yolov5n published"),
+    ],
 )
 def test_gradient_in_the_trunk_is_on_the_scale_of_one_head(one: str, weights: str, grouping: str, ota: bool) -> None:
     """Within 1.5x of 1B1H, term by term, right after a sliced transfer, on the same batch; a plain sum of heads is far

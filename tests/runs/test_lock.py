@@ -27,19 +27,19 @@ def first_line(process: "subprocess.Popen[str]") -> str:
 
 
 def test_default_names_count_up_without_a_collision(tmp_path: Path) -> None:
-    """Twelve starts wait for one moment, then take a name at once."""
+    """Six starts wait for one moment, then take a name at once."""
     go = tmp_path / "go"
     code = (
         "import os, time\nwhile not os.path.exists(sys.argv[2]): time.sleep(0.001)\n"
         "held = lock.new_run(sys.argv[1], 'exp', named=False, exist_ok=False); print(held.folder, flush=True); input()"
     )
-    processes = [python(code, str(tmp_path / "runs"), str(go)) for _ in range(12)]
+    processes = [python(code, str(tmp_path / "runs"), str(go)) for _ in range(6)]
     time.sleep(1.0)
     go.write_text("")
     names = sorted(Path(first_line(p)).name for p in processes)
     for process in processes:
         process.communicate("\n", timeout=60)
-    assert names == sorted(["exp", *(f"exp{i}" for i in range(2, 13))])
+    assert names == sorted(["exp", *(f"exp{i}" for i in range(2, 7))])
 
 
 def test_a_held_folder_is_refused_until_the_holder_is_killed(tmp_path: Path) -> None:

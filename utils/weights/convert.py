@@ -41,7 +41,9 @@ def report(path: Path, found: ForeignCheckpoint, guess: Guess | None) -> str:
         lines.append(f"  anchors       {text}")
     total = sum(not k.endswith(".anchor_grid") for k in keys)
     if guess is None:
-        lines.append("  architecture  none of cfg/training fits; give the model YAML with --cfg where the file is used")
+        lines.append(
+            "  architecture  none of the shipped model files fits; give the model YAML with --cfg where it is used"
+        )
     elif guess.fitting == total and not guess.missing:
         lines.append(f"  architecture  {guess.where}: all {total} tensors fit")
     else:

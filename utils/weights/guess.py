@@ -34,21 +34,21 @@ def fit(spec: dict[str, object], where: str, state: Mapping[str, Tensor], nc: in
 
 
 def guess_model(found: ForeignCheckpoint) -> Guess | None:
-    """The model description that fits best: the file's own first, then those of cfg/training, of as many rows where
-    there are such, since building all of them takes many seconds."""
+    """The model description that fits best: the file's own first, then the program's files of as many rows:
+    building all of them takes many seconds."""
     state = {k: t for k, t in found.state.items() if not k.endswith(".anchor_grid")}
     guesses = [fit(found.yaml, "its own model description", state, found.nc or 80)] if found.yaml else []
     if not any(g and not g.missing for g in guesses):
         last = max((int(n.group(1)) for key in state if (n := re.match(r"model\.(\d+)\.", key))), default=-1)
         like = [(where, spec) for where, spec in shipped() if len(spec["backbone"]) + len(spec["head"]) == last + 1]
-        guesses += [fit(spec, where, state, found.nc or spec["nc"]) for where, spec in like or shipped()]
+        guesses += [fit(spec, where, state, found.nc or spec["nc"]) for where, spec in like]
     known = [g for g in guesses if g and g.fitting]
     pixels = found.anchors.flatten(1).tolist() if found.anchors is not None else None
     return max(known, key=lambda g: (g.fitting - g.missing, g.spec.get("anchors") == pixels), default=None)
 
 
 def guess_exactly(state: Mapping[str, Tensor]) -> Guess | None:
-    """The one of cfg/training that has every tensor of the state, and no other."""
+    """The one of the program's files that has every tensor of the state, and no other."""
     about = describe(state, None)
     about.pop("notes")
     guess = guess_model(ForeignCheckpoint(dict(state), "", **about))

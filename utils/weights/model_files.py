@@ -1,4 +1,4 @@
-"""Model YAMLs by name: the user's, and those of cfg/training, one file of which may describe a model in several sizes.
+"""Model YAMLs by name: the user's, and those of cfg/training and cfg/hub, some of which describe several sizes.
 
 Of a file with `scales` the size is the letter in the name that was asked for: `yolo11s.yaml` is that file itself, else
 `yolo11.yaml` in size s; `yolov5su.yaml` is `yolov5u.yaml` in size s.
@@ -16,7 +16,7 @@ from utils.system.files import ROOT
 from utils.system.notes import note
 from utils.system.yaml_file import located, read_yaml
 
-FOLDER = "cfg/training"
+FOLDERS = ["cfg/training", "cfg/hub"]  # deploy and baseline have names of theirs again
 DETECTORS = {"Segment": ("cv4.", "proto."), "Pose": ("cv4.",)}  # heads that are a detector and more, by the parts of it
 SIZED = re.compile(r"(.*\d)([a-z])(u?)(\W.*)?")  # name, letter of the size, kind of head, what a user put behind
 
@@ -28,9 +28,9 @@ def read_model(cfg: str) -> dict[str, Any]:
     if parts := SIZED.fullmatch(path.stem):
         letter = parts[2]
         several = path.with_name(f"{parts[1]}{parts[3]}{path.suffix}")
-        if not located(path, [FOLDER]).is_file() and located(several, [FOLDER]).is_file():
+        if not located(path, FOLDERS).is_file() and located(several, FOLDERS).is_file():
             path = several
-    spec = read_yaml(path, "--cfg", [FOLDER])
+    spec = read_yaml(path, "--cfg", FOLDERS)
     if "scales" in spec:
         spec = sized(spec, letter, cfg)
     if unknown := sorted(str(key) for key in spec if key not in SETTINGS | OTHER_NETWORK.keys()):
@@ -54,11 +54,11 @@ def sized(spec: dict[str, Any], letter: str, where: str) -> dict[str, Any]:
 def shipped() -> Sequence[tuple[str, dict[str, Any]]]:
     """Name of every model file of the program, each size of one with several by itself, and what it says."""
     found = []
-    for file in sorted((ROOT / FOLDER).glob("*.yaml")):
+    for file in (file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.yaml"))):
         spec = read_yaml(file)
         for letter in spec.get("scales", [""]):
             name = f"{file.stem[:-1]}{letter}u" if letter and file.stem.endswith("u") else f"{file.stem}{letter}"
-            found.append((f"{FOLDER}/{name}.yaml", {**spec, "scale": letter} if letter else spec))
+            found.append((str(file.relative_to(ROOT).with_stem(name)), {**spec, "scale": letter} if letter else spec))
     return found
 
 

@@ -115,6 +115,7 @@ def test_the_detector_alone(runtime: Any, joint: Path, command_line: CommandLine
     assert again.returncode == 2 and "moved.onnx exists" in again.stderr and "--exist-ok" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(
     runtime: Any, joint: Path, command_line: CommandLine
 ) -> None:

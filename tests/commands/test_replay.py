@@ -188,6 +188,7 @@ def test_a_chain_replays_from_its_first_stage(made: Made) -> None:
     assert record["start"]["weights"] == str(made.folder / "again/1_base/weights/best.pt")
 
 
+@pytest.mark.slow
 def test_a_chain_stops_at_the_first_difference(made: Made, tmp_path: Path) -> None:
     """Another figure in the first stage's results.csv: its replay differs, the second is not begun."""
     file = made.base / "results.csv"

@@ -74,7 +74,6 @@ ROWS = {  # by the patch's name; a second row of one patch has a word behind it
     "align": Row("--align --align-weight 0.1 --align-bank 16", off="--align --align-weight 0"),
 }
 every_row = pytest.mark.parametrize("name", ROWS)
-every_family = pytest.mark.parametrize("family", FAMILIES)
 ASKING = ("multihead", "transfer", "distill")  # patches that ask the head for more than its loss: always on both kinds
 every_pair = pytest.mark.parametrize(
     "name, family",
@@ -178,7 +177,7 @@ def states(data: Path, folder: Path, cases: dict[str, list[str]], ports: list[in
     return found
 
 
-@every_family
+@pytest.mark.parametrize("family", ["demo", pytest.param("free", marks=pytest.mark.slow)])
 def test_two_ranks_end_in_one_state(family: str, runs: Runs, tmp_path: Path) -> None:
     """All rows in one pair of processes; --audit compares the ranks before every checkpoint, too."""
     cases = {name: runs.words(family, row.on) for name, row in ROWS.items()}

@@ -47,6 +47,7 @@ def test_a_path_that_leads_to_no_file_is_an_error(path: str) -> None:
     with pytest.raises(UserError, match="--cfg: ") as error:
         read_yaml(path, "--cfg")
     assert len(str(error.value)) < 500
+    assert located("~nosuchuser/x.yaml") == Path("~nosuchuser/x.yaml")
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def read_source(yaml: Path, content: Mapping[str, object], root: Path) -> ClassS
         return ClassSource(texts, None, folder or "")
     if not isinstance(table, str):
         raise UserError(f"{yaml}: cls_csv: expected a path, found {table!r}")
-    places = [base / Path(table).expanduser() for base in (root, yaml.parent, Path())]
+    places = [base / os.path.expanduser(table) for base in (root, yaml.parent, Path())]
     if not (found := next((p for p in places if p.is_file()), None)):
         raise UserError(f"{yaml}: cls_csv: {places[0]} does not exist")
     return ClassSource(texts, found)

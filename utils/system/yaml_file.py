@@ -5,6 +5,7 @@ found from any folder. Read is plain YAML without tags of Python; a key that sta
 one would win silently.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ MOST_DEPTH = 100
 def located(path: str | Path, folders: Sequence[str] = ()) -> Path:
     """The file as given, else the one of that name beside the program or in one of these folders there; where there is
     none, the path as given."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))  # which leaves the name of an unknown user as it is
     places = [given, *((ROOT / folder / given) for folder in ("", *folders))]
     return next((place for place in places if place.is_file()), given)
 

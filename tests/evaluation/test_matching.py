@@ -134,6 +134,19 @@ def test_confusion_by_hand() -> None:
     assert confusion_matrix(*flat([det[:0]], [gt[:0]]), 3).sum() == 0
 
 
+def test_of_thousands_of_classes_those_that_occur_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.zeros((5, 5), np.int64)
+    counts[1, 1], counts[3, 1], counts[4, 3], counts[0, 4] = 5, 2, 2, 1  # classes 1 and 3 are true, 0 a false find
+    names = ["a", "b", "c", "d"]
+    assert matching.occurring(counts, names) == (counts, [*names, "background"])
+    monkeypatch.setattr(matching, "SHOWN", 3)
+    shown, labels = matching.occurring(counts, names)
+    assert labels == ["a", "b", "d", "background"]
+    assert shown.tolist() == [[0, 0, 0, 1], [0, 5, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]]
+    monkeypatch.setattr(matching, "SHOWN", 2)
+    assert matching.occurring(counts, names)[1] == ["b", "d", "background"], "the most frequent"
+
+
 def test_confusion_is_one_to_one() -> None:
     """Each object and each sure detection is counted once, whatever overlaps."""
     dets, gts = scene(5)

@@ -15,7 +15,7 @@ has crowd regions and boxes of its own precision that YOLO labels do not have, a
 scores; `utils.coco_eval` evaluates such files themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,6 +156,7 @@ def coco_counted(image: Ints, cls: Ints) -> Bools:
 
 
 CONF, IOU = 0.25, 0.45
+SHOWN = 1000  # classes of a matrix that is drawn or written; all of 20,000 would be 400 million cells
 
 
 def confusion_matrix(
@@ -188,6 +189,18 @@ def confusion_matrix(
     alone[d] = False
     matrix[:, nc] += np.bincount(det_cls[alone], minlength=nc + 1)
     return matrix
+
+
+def occurring(counts: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+    """A confusion matrix [nc+1,nc+1] and its nc names as they are shown: all of them, of over SHOWN classes those that
+    occur, the SHOWN most frequent at most. The last row and column, the background, is named and stays."""
+    labels = [*names, "background"]
+    if len(names) <= SHOWN:
+        return counts, labels
+    often = counts[:-1].sum(1) + counts[:, :-1].sum(0)
+    kept = np.sort(np.argsort(-often, kind="stable")[: min(int((often > 0).sum()), SHOWN)])
+    kept = np.append(kept, len(names))
+    return counts[np.ix_(kept, kept)], [labels[i] for i in kept]
 
 
 def _highest(value: NDArray[np.floating], of: Ints, other: Ints) -> Ints:

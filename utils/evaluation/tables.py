@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from utils.evaluation.evaluate import Result
+from utils.evaluation.matching import occurring
 from utils.evaluation.outputs import Outputs
 from utils.system.files import write_text
 from utils.system.table import aligned
@@ -113,7 +114,7 @@ def write_figures(result: Result, outputs: Outputs, how: Mapping[str, object]) -
     write_classes(outputs.path("per_class.csv"), result)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["predicted \\ true", *result.names, "background"])
-    rows = zip([*result.names, "background"], result.confusion.tolist(), strict=True)
-    writer.writerows([name, *counts] for name, counts in rows)
+    counts, names = occurring(result.confusion, result.names)
+    writer.writerow(["predicted \\ true", *names])
+    writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
     outputs.text("confusion.csv", text.getvalue())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from utils.evaluation.ap import GRID
 from utils.evaluation.evaluate import Result
+from utils.evaluation.matching import occurring
 from utils.images.pixels import viewable
 from utils.runs.folder import Facts, Series
 from utils.seams import Annotations, Collated
@@ -120,7 +121,7 @@ def plot_curve(out: Path, values: npt.NDArray[np.float64], x: str, y: str, resul
 def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], out: Path) -> None:
     """counts [nc+1,nc+1] predicted x true, last = background."""
     title = "confusion matrix (confidence 0.25, IoU 0.45), columns normalised"
-    plot_matrix(counts, [*names, "background"], out, title)
+    plot_matrix(*occurring(counts, names), out, title)
 
 
 def plot_matrix(counts: npt.NDArray[np.int64], labels: Sequence[str], out: Path, title: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.evaluation.ap import GRID
+from utils.evaluation.matching import occurring
 from utils.images.pixels import viewable
 from utils.images.read import read_any
 from utils.runs.folder import Series
@@ -112,7 +113,7 @@ def confusions(entries: Sequence[Entry], out: Path) -> Path:
     for ax, entry in zip(axes, entries, strict=False):
         assert entry.measured
         found = entry.measured.result
-        image = draw_matrix(ax, found.confusion, [*found.names, "background"], 7 if most < 41 else 4)
+        image = draw_matrix(ax, *occurring(found.confusion, found.names), 7 if most < 41 else 4)
         ax.set_title(entry.name)
     figure.colorbar(image, ax=axes, shrink=0.5, label="share of the true class")
     figure.savefig(out, dpi=100)

@@ -17,6 +17,7 @@ def test_frames_of_a_video_meet_no_picture() -> None:
     assert stems.of("w.mp4", True) == "w_2" and stems.of("x.avi", True) == "x" and stems.of("x.MP4", True) == "x_2"
     assert stems.of("x.png") == "x_picture"
     assert stems.of("0", True) == "camera0" and "/" not in stems.of("rtsp://host/one", True)
+    assert stems.of("rtsp://me:secret@host/two", True) == "rtsp_host_two"
 
 
 def test_only_files_of_an_earlier_run_are_removed(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class Stems:
     def of(self, source: str, moving: bool = False) -> str:
         """The stem of a source, always the same one."""
         if source not in self.given:
-            plain = re.sub(r"[^\w.-]+", "_", source) if "://" in source else Path(source).stem
+            public = re.sub(r"://[^/@]*@", "://", source)  # a name and a password in an address are not for file names
+            plain = re.sub(r"[^\w.-]+", "_", public) if "://" in source else Path(source).stem
             plain = f"camera{plain}" if source.isdigit() else plain
             plain += "_picture" * (plain in self.moving and not moving)  # its numbers are those of the video's frames
             stem, number, taken = plain, 2, set(self.given.values())

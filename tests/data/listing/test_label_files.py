@@ -38,6 +38,9 @@ def made(*files: Path) -> None:
         ("train/a.jpg", "labels/train/a.txt", "with its name"),
         ("M3FD/Vis/a.jpg", "M3FD/labels/a.txt", "beside the images' folder"),
         ("d/a.jpg", "d/labels/a.txt", "in the images' folder"),
+        ("images/train/a.jpg", "labels/a.txt", "beside `images`, without folders in it"),
+        ("images/a.jpg", "labels/a.jpg.txt", "named `a.png.txt` for `a.png`"),
+        ("Images/train/a.jpg", "labels/a.jpg.txt", "without folders in it; named `a.png.txt` for `a.png`"),
     ],
 )
 def test_places_of_labels(tmp_path: Path, image: str, label: str, why: str) -> None:

@@ -6,7 +6,7 @@ first `images` folder) over other spellings of the two names to folders beside a
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,36 +73,46 @@ def alternatives(folder: str, word: str) -> Iterator[tuple[str, str]]:
         yield os.path.join(above, labels, name), f"`{labels}` beside the images' folder, with its name"
         yield os.path.join(folder, labels), f"`{labels}` in the images' folder"
     yield folder, "beside the images"
+    for at in (at for at in reversed(range(len(parts) - 1)) if parts[at].lower() in IMAGES):
+        for labels in LABELS:
+            yield os.sep.join([*parts[:at], labels]), f"`{labels}` beside `{parts[at]}`, without folders in it"
 
 
 def find_labels(images: Sequence[str], word: str = "") -> LabelFiles:
     """The label files of `images`, folder by folder. word: see `alternatives`."""
     inside: dict[str, list[str]] = {}
     for image in images:
-        inside.setdefault(os.path.dirname(image), []).append(os.path.splitext(os.path.basename(image))[0])
+        inside.setdefault(os.path.dirname(image), []).append(os.path.basename(image))
     namers: dict[str, Callable[[str], str]] = {}
     said, tried = [], list[str]()
-    for folder, stems in inside.items():
+    for folder, pictures in inside.items():
         places = {usual(folder): ""}
         for place, why in alternatives(folder, word):
             places.setdefault(place, why)
-        tried = tried or [os.path.join(place, stems[0] + ".txt") for place in places]
+        tried = tried or [os.path.join(place, stem(pictures[0]) + ".txt") for place in places]
         for place, why in places.items():
             names = label_names(place)
-            if (names is None and not why) or any(stem in (names or {}) for stem in stems):
-                namers[folder] = namer(place, names)
+            known = names or {}
+            if whole := not any(stem(picture) in known for picture in pictures):
+                whole = any(picture in known for picture in pictures)
+                why = "; ".join([why] * bool(why) + ["named `a.png.txt` for `a.png`"] * whole)
+            if (names is None and not why) or whole or any(stem(picture) in known for picture in pictures):
+                namers[folder] = namer(place, known)
                 if why:
                     said.append(f"labels of {folder} are read from {place} ({why})")
                 break
         else:
             namers[folder] = namer(usual(folder), {})
-    return LabelFiles(
-        [namers[os.path.dirname(i)](os.path.splitext(os.path.basename(i))[0]) for i in images], said, tried
-    )
+    return LabelFiles([namers[os.path.dirname(i)](os.path.basename(i)) for i in images], said, tried)
 
 
-def namer(place: str, names: dict[str, str] | None) -> Callable[[str], str]:
-    return lambda stem: os.path.join(place, (names or {}).get(stem, f"{stem}.txt"))
+def stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def namer(place: str, names: Mapping[str, str]) -> Callable[[str], str]:
+    """Of a picture's name, which some tools keep whole in that of its label."""
+    return lambda picture: os.path.join(place, names.get(stem(picture)) or names.get(picture) or f"{stem(picture)}.txt")
 
 
 def label_names(folder: str) -> dict[str, str] | None:

@@ -128,6 +128,7 @@ def test_images_below_a_named_folder(tmp_path: Path) -> None:
         ),
         (ONE, [*IMAGES, {"id": 5, "file_name": "5.png", "width": 80, "height": 40}], {}, "the image does not exist"),
         (ONE, None, {"names": ["cat", "dgo"]}, "has no category 'dgo', but objects of 'dog'"),
+        ([{**ONE[0], "bbox": [0.1, 0.2, 0.5, 0.25]}], None, {}, "shares of the picture; COCO's are pixels"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, annotations: Any, images: Any, content: Any, words: str) -> None:

@@ -56,6 +56,10 @@ def read_coco(file: Path) -> dict[str, list[dict[str, Any]]]:
         if not isinstance(rows, list) or not all(isinstance(r, dict) and all(n in r for n in fields) for r in rows):
             entries = f"entries with {' and '.join(fields)}" if fields else "COCO annotations"
             raise UserError(f"{file}: `{key}` must be a list of {entries}; this is no COCO annotation file of boxes")
+    boxes = [row["bbox"] for row in content["annotations"] if isinstance(row, dict) and row.get("bbox")]
+    numbers = [v for box in boxes if isinstance(box, list) for v in box if isinstance(v, (int, float))]
+    if numbers and max(numbers) <= 1:
+        raise UserError(f"{file}: no `bbox` has a number above 1: these are shares of the picture; COCO's are pixels")
     return content  # type: ignore[no-any-return]
 
 

@@ -22,7 +22,6 @@ from utils import seams
 from utils.weights.checkpoint import read_checkpoint
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-FOREVER = ["--save-steps", "1", "--epochs", "1000"]
 
 
 def launch(*words: str) -> "subprocess.Popen[str]":
@@ -115,13 +114,17 @@ def test_freezing_and_thawing_on_two_ranks(small_shapes: Path, tmp_path: Path) -
     assert first["digest"].tolist() == second["digest"].tolist()
 
 
-def test_a_dying_rank_ends_the_job(small_shapes: Path, tmp_path: Path) -> None:
-    process = launch(*flags(small_shapes, tmp_path, "a"), *FOREVER)
+def test_a_killed_rank_ends_the_job_and_a_resume_is_the_unbroken_run(
+    unbroken: Path, small_shapes: Path, tmp_path: Path
+) -> None:
+    process = launch(*flags(small_shapes, tmp_path, "a"), "--sync-bn")
     wait_for(tmp_path / "a/weights/last.pt", process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     said = finished(process, 1)
     assert "rank 0 lost another rank" in said or "SIGKILL" in said, said
-    assert read_checkpoint(tmp_path / "a/weights/last.pt")["meta"]["step"] > 0
+    assert 0 < read_checkpoint(tmp_path / "a/weights/last.pt")["meta"]["step"] < 18
+    finished(launch("--resume", str(tmp_path / "a")))
+    same(unbroken, tmp_path / "a")
 
 
 def test_the_same_evaluation_on_one_rank_and_on_two(

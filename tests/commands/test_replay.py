@@ -246,3 +246,19 @@ def test_other_flags_are_refused(made: Made) -> None:
             start.begin(["--replay", str(made.stage), *words])
     with pytest.raises(UserError, match="from scratch"):
         start.begin(["--replay", str(made.base), "--weights", str(made.base / "weights/best.pt")])
+
+
+def test_data_that_moved_are_given_and_compared(made: Made) -> None:
+    """The same files elsewhere, under another YAML: the replay is identical. Others: said, and not that run."""
+    moved = made.folder / "moved"
+    shutil.copytree(made.folder / "shapes", moved / "shapes")
+    spec = yaml.safe_load((made.folder / "data.yaml").read_text())
+    kept = {k: v for k, v in spec.items() if k not in ("generator", "images", "seed")}
+    (moved / "d.yaml").write_text(yaml.safe_dump(kept))
+    words = ["--replay", str(made.base), "--data", str(moved / "d.yaml"), "--project", str(made.folder / "moved_runs")]
+    done = train(*words, "--name", "same")
+    assert done.returncode == 0 and "identical" in done.stdout, done.stderr
+    label = sorted(moved.rglob("labels/train/*.txt"))[0]
+    label.write_text(label.read_text().replace("0.", "0.0", 1))
+    other = train(*words, "--name", "other")
+    assert other.returncode != 0 and "data" in other.stdout + other.stderr and "identical" not in other.stdout

@@ -110,6 +110,7 @@ def fit(run: Run) -> None:
         run.audit.epoch_end(run.step)
         outputs.write_rows(run, losses, result, extra, time.perf_counter() - start)
         saving.save(run, result, saving.judge(run, result, losses))
+        outputs.draw_progress(run)
         run.epoch, run.batch = run.epoch + 1, 0
         if run.interrupt.stopping and not (last or run.guard.ended):
             raise Stopped
@@ -186,6 +187,7 @@ def main(argv: list[str]) -> Run | None:
                 fit(run)
                 outputs.close_folder(run)
             except Stopped:
+                outputs.draw_progress(run, now=True)
                 return saving.stopped(run)
         repeated = replay.finish(run.dir, run.cfg.replay, run.guard.ended)
     dist.leave()

@@ -74,7 +74,8 @@ def test_stopped_and_saved(
     _, err = process.communicate(timeout=120)
     assert process.returncode == code and "Traceback" not in err, err
     assert said in err and (not said or f"stopped and saved; go on with: python train.py --resume {tmp_path}/a" in err)
-    assert len(read_rows(tmp_path / "a/results.csv")) < 6
+    rows = read_rows(tmp_path / "a/results.csv")
+    assert len(rows) < 6 and (tmp_path / "a/results.png").is_file() == (code == 0 and bool(rows))
     subprocess.run([sys.executable, "train.py", "--resume", str(tmp_path / "a")], cwd=ROOT, check=True)
     same(unbroken, tmp_path / "a")
 

@@ -10,6 +10,7 @@ import test as evaluation
 from tests.toy import FOUR_HEADS, contents, cut, equal, resumed, same, trained
 from utils.runs.folder import Facts
 from utils.runs.record import read_rows
+from utils.train.outputs import draw_progress
 
 FILES = ("start.csv", "start_per_class.csv")
 
@@ -71,3 +72,14 @@ def test_where_nothing_is_measured_nothing_is_said(base: Path, rich: Path, tmp_p
     trained(rich, tmp_path, "run", *words, "--no-measure-start")
     assert not [name for name in FILES if (run / name).exists()] and Facts(run).start_row == {}
     assert Facts(trained(rich, tmp_path, "scratch").dir).began == {}
+
+
+def test_progress_is_drawn_now_and_then_and_on_demand(rich: Path, tmp_path: Path) -> None:
+    run = trained(rich, tmp_path, "run")
+    picture = run.dir / "results.png"
+    for due, now, drawn in ((1e12, False, False), (1e12, True, True), (0.0, False, True)):
+        picture.unlink(missing_ok=True)
+        run.draw_at = due
+        draw_progress(run, now)
+        assert picture.is_file() == drawn
+    assert run.draw_at > 0, "and not again at once"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)  # of what learns, as last printed
     class_ap: list[float] | None = None  # AP per class of the last evaluation, for --image-weights
     found: dict[str, Any] = field(default_factory=dict)  # map50, map and their rule, of the last epoch's evaluation
+    draw_at: float = field(default_factory=lambda: time.monotonic() + 60)  # when results.png is due again
 
     @property
     def at(self) -> seams.Progress:

@@ -39,6 +39,7 @@ def check(name: str, rows: list[dict[str, Any]]) -> None:
             assert 0 <= value["min"] <= value["median"] <= value["max"] < math.inf
 
 
+@pytest.mark.slow
 def test_every_section_has_its_rows_and_parts(quick: Path) -> None:
     found = json.loads(quick.read_text())["sections"]
     for name, rows in found.items():

@@ -99,6 +99,7 @@ def test_a_head_without_anchors_has_no_objectness(
     assert told["objectness"] is False and [v.shape for v in session.get_outputs()] == [[1, 8**2 + 4**2 + 2**2, 4 + 12]]
 
 
+@pytest.mark.slow
 def test_the_detector_alone(runtime: Any, joint: Path, command_line: CommandLine) -> None:
     content, moved = torch.load(joint, weights_only=True), joint.with_name("moved.pt")  # to where its data are not
     torch.save({**content, "meta": content["meta"].replace("small.yaml", "gone.yaml")}, moved)

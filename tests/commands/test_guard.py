@@ -99,6 +99,7 @@ def test_stopped_where_it_was_before(unbroken: Path, small_shapes: Path, tmp_pat
     assert last["meta"]["next_epoch"] == 4 and last["meta"]["step"] == 12 and last["meta"]["ema_updates"] == 6
 
 
+@pytest.mark.slow
 def test_killed_around_it(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
     """While its first epoch runs; when the decision stands in guard.csv and nothing is done yet; when last.pt has just
     been written with the state before; in the first epoch after that."""

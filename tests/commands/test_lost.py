@@ -82,6 +82,7 @@ def ends(process: "subprocess.Popen[str]") -> str:
     return said.rpartition("error: ")[2]
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving(unbroken: Path, data: Path, tmp_path: Path) -> None:
     process = begun(data, tmp_path)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
@@ -158,6 +159,7 @@ def test_two_runs_with_one_name(
     assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*") if p.name != "run.lock") == before
 
 
+@pytest.mark.slow
 def test_data_that_changed_since(killed: Path, data: Path, command_line: CommandLine) -> None:
     label = sorted((data.parent / "shapes/labels/train").glob("*.txt"))[2]
     image = sorted((data.parent / "shapes/images/train").glob("*.png"))[4]

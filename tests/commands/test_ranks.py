@@ -64,6 +64,7 @@ def test_one_run_with_one_set_of_files(unbroken: Path) -> None:
     assert read_checkpoint(unbroken / "weights/last.pt")["meta"]["step"] == 18
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_on_two_ranks(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
     """One rank alone is asked: both finish their step; the resumed run is the unbroken one, to the bit."""
     process = launch(*flags(small_shapes, tmp_path, "a"), "--sync-bn")

@@ -13,6 +13,7 @@ from utils.study import ablate
 from utils.system.errors import UserError
 
 
+@pytest.mark.slow
 def test_runs_are_named_skipped_resumed_and_compared(
     small_shapes: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:

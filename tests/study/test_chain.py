@@ -133,6 +133,7 @@ def test_a_run_that_was_made_otherwise_is_never_taken(
     assert here == ["c_s1_f50", "c_s2_f20"]
 
 
+@pytest.mark.slow
 def test_what_is_said_after_a_failed_check_works(
     recipe: Path,
     small_shapes: Path,

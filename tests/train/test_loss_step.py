@@ -101,7 +101,8 @@ def test_the_model_compiles_as_one_graph(name: str, frozen: int) -> None:
     assert all(torch.allclose(a, b, atol=1e-5) and a.requires_grad for a, b in zip(det, plain, strict=True))
 
 
-@pytest.mark.parametrize("ota_on", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("ota_on", [False, True])
 def test_model_and_loss_compile_as_one_graph_on_cuda(ota_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tables that CUDA gets; on a CPU the loss looks at its values, which a graph cannot."""
     for module in (assign, ota):

@@ -55,6 +55,7 @@ def read(runtime: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     return session, {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
 
 
+@pytest.mark.slow
 def test_heads_and_branches_for_any_batch(
     runtime: Any, joint: Path, small_shapes: Path, command_line: CommandLine
 ) -> None:

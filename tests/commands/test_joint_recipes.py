@@ -43,6 +43,7 @@ def recipe(script: str, data: Path, project: Path, *flags: str) -> tuple[Path, d
     return project / "run", content
 
 
+@pytest.mark.slow
 def test_gradnorm_in_one_network(joint_shapes: Path, tmp_path: Path) -> None:
     folder, content = recipe("gradnorm_50", joint_shapes, tmp_path, "--epochs", "2", "--nominal-batch", "4")
     assert content["patches"]["weighting"]["gradnorm_alpha"] == 1.5 and content["patches"]["joint"]["classify"] is True

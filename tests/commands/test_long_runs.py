@@ -62,7 +62,7 @@ def worker_dies(process: "subprocess.Popen[str]") -> None:
         pytest.param(to_all(signal.SIGTERM), 0, "", id="term"),
         pytest.param(to_all(signal.SIGUSR1), 0, "", id="usr1", marks=pytest.mark.slow),
         pytest.param(to_all(signal.SIGHUP), 0, "", id="hup", marks=pytest.mark.slow),
-        pytest.param(worker_dies, 2, "a loader worker has died: it was killed", id="worker"),
+        pytest.param(worker_dies, 2, "a loader worker has died: it was killed", id="worker", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_saved(
@@ -80,6 +80,7 @@ def test_stopped_and_saved(
     same(unbroken, tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_nobody_reads_the_output(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
     reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert reader.stdin
@@ -94,6 +95,7 @@ def test_nobody_reads_the_output(unbroken: Path, small_shapes: Path, tmp_path: P
     same(unbroken, tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_the_run_folder_goes_elsewhere(unbroken: Path, small_shapes: Path, tmp_path: Path) -> None:
     process = begun(small_shapes, tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")

@@ -128,6 +128,7 @@ def test_a_killed_rank_ends_the_job_and_a_resume_is_the_unbroken_run(
     same(unbroken, tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_on_one_rank_and_on_two(
     unbroken: Path, small_shapes: Path, command_line: CommandLine
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_replay_that_was_stopped_and_resumed_is_identical(made: Made) -> None:
     assert "identical: 3 epochs of results.csv, and the tensors of last.pt model" in resumed.stdout
 
 
+@pytest.mark.slow
 def test_changed_inputs_are_named_and_the_first_difference_told(made: Made, tmp_path: Path) -> None:
     """A label, an image and the weights: before the start; at the end the epoch and the quantity, exit code 1."""
     data = made.folder / "shapes"
@@ -248,6 +249,7 @@ def test_other_flags_are_refused(made: Made) -> None:
         start.begin(["--replay", str(made.base), "--weights", str(made.base / "weights/best.pt")])
 
 
+@pytest.mark.slow
 def test_data_that_moved_are_given_and_compared(made: Made) -> None:
     """The same files elsewhere, under another YAML: the replay is identical. Others: said, and not that run."""
     moved = made.folder / "moved"

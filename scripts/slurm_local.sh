@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A Slurm of one node on this machine, to try what a cluster would do. Needs root and Debian's packages slurm-wlm and
-# munge. Its files lie in FOLDER.
+# munge. Its files lie in FOLDER, munge's in /run/munge.
 #   bash scripts/slurm_local.sh start FOLDER    then: export SLURM_CONF=FOLDER/slurm.conf
 #   bash scripts/slurm_local.sh stop FOLDER
 set -euo pipefail
-action=${1:?start or stop} folder=$(realpath -m "${2:?a folder}")
+action=${1:?start or stop} folder=$(realpath -m "${2:?a folder}") munge=/run/munge
 
 daemon() { # name -> its process id, where it lives
     local file="$folder/$1.pid"
@@ -16,14 +16,13 @@ start)
     for program in munged slurmctld slurmd; do
         command -v "$program" >/dev/null || { echo "$program is missing: apt-get install slurm-wlm munge" >&2; exit 1; }
     done
-    mkdir -p "$folder"/{state,spool,munge}
-    [ -s "$folder/munge/key" ] || head -c 1024 /dev/urandom >"$folder/munge/key"
-    chmod 700 "$folder/munge" && chmod 400 "$folder/munge/key"
-    # munge wants every folder above its socket closed to others' writing: not so of /tmp
-    mkdir -p /run/munge && chown -R munge: /run/munge "$folder/munge" && chmod 755 /run/munge
-    setpriv --reuid munge --regid munge --clear-groups munged --force --key-file "$folder/munge/key" \
-        --pid-file "$folder/munge/munged.pid" --log-file "$folder/munge/munged.log" --seed-file "$folder/munge/seed"
-    cp "$folder/munge/munged.pid" "$folder/munged.pid"
+    mkdir -p "$folder"/{state,spool} "$munge"
+    # munged runs as a user of its own, who may not be let into FOLDER
+    [ -s "$munge/key" ] || head -c 1024 /dev/urandom >"$munge/key"
+    chown -R munge: "$munge" && chmod 755 "$munge" && chmod 400 "$munge/key"
+    setpriv --reuid munge --regid munge --clear-groups munged --force --key-file "$munge/key" \
+        --pid-file "$munge/munged.pid" --log-file "$munge/munged.log" --seed-file "$munge/seed"
+    cp "$munge/munged.pid" "$folder/munged.pid"
     cat >"$folder/slurm.conf" <<CONF
 ClusterName=local
 SlurmctldHost=localhost

@@ -22,3 +22,6 @@ TABLE = {
 
 # Files that add flags to test.py as well.
 IN_TEST = ("modality",)
+
+# Tools of `python -m utils` that stand in a patch; their options in utils/config.
+TOOLS = {"group": "multihead.group"}

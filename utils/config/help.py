@@ -26,6 +26,12 @@ def patch_table() -> dict[str, str]:
     return dict(importlib.import_module("patches").TABLE)
 
 
+def patch_tools() -> dict[str, str]:
+    """{tool that a patch brings: its module}. Empty where patches/ is absent."""
+    tools = importlib.import_module("patches").TOOLS if patch_table() else {}
+    return {name: f"patches.{place}" for name, place in tools.items()}
+
+
 def record_name(place: str) -> str:
     """What run.yaml and checkpoints call a patch: the last part of its place, `image_class.joint` -> `joint`."""
     return place.rpartition(".")[2]

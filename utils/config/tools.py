@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from utils.config.group import GROUP
+from utils.config.help import patch_tools
 from utils.config.options import Program, again, opt
 from utils.config.shared import Device, OwnModules
 from utils.system.errors import UserError
@@ -351,6 +353,7 @@ are drawn. For figures of use let nothing else run, and set OMP_NUM_THREADS to t
     rest="TRAIN.PY'S FLAGS, FOR EVERY ROW",
 )
 
+OF_PATCHES: Mapping[str, Program[Any]] = {"group": GROUP}
 TOOLS: Mapping[str, tuple[str, Program[Any] | Commands]] = {  # name: (module with main(argv), its command line)
     "report": ("utils.report.report", REPORT),
     "compare": ("utils.study.compare", COMPARE),
@@ -364,4 +367,5 @@ TOOLS: Mapping[str, tuple[str, Program[Any] | Commands]] = {  # name: (module wi
     "split": ("utils.data.prepare.split", SPLIT),
     "voc2yolo": ("utils.data.prepare.voc2yolo", VOC2YOLO),
     "shapes": ("utils.data.shapes.scenes", SHAPES),
+    **{name: (place, OF_PATCHES[name]) for name, place in patch_tools().items()},
 }
